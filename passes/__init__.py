@@ -1,0 +1,50 @@
+"""The pipeline: from a captured bottom-up network to its top-down counterpart, one step a file.
+
+`PIPELINE` is all of it, in order. SPEC's rules and where they are kept:
+
+| rule | pass |
+| --- | --- |
+| 1.2 units between cut points, 1.3 downsampling | `find_units` |
+| 1.4 stem, 1.5 head, stages | `find_stages` |
+| 2.3 order, 2.7 stem downsampling | `reverse_stages` |
+| 2.6 filters and kernel sizes | `arrange_filters` |
+| 2.4 projections of transition blocks | `match_shortcuts` |
+| 2.4 strides and poolings, 2.8 sizes, 2.9 upsampling | `replace_downsampling` |
+| 2.4 plain transitions | `insert_transitions` |
+| 2.1 pyramid, 2.2 entries | `insert_entries` |
+| 2.5 merges | `insert_merges` |
+| 2.6 widths through every operator | `set_widths` |
+| initial weights | `build_layers` |
+| 2.10 the network and its report | `assemble` |
+"""
+
+from td_compiler.conversion import Pass
+from td_compiler.passes.arrange_filters import ArrangeFilters
+from td_compiler.passes.assemble import Assemble
+from td_compiler.passes.build_layers import BuildLayers
+from td_compiler.passes.find_stages import FindStages
+from td_compiler.passes.find_units import FindUnits
+from td_compiler.passes.insert_entries import InsertEntries
+from td_compiler.passes.insert_merges import InsertMerges
+from td_compiler.passes.insert_transitions import InsertTransitions
+from td_compiler.passes.match_shortcuts import MatchShortcuts
+from td_compiler.passes.replace_downsampling import ReplaceDownsampling
+from td_compiler.passes.reverse_stages import ReverseStages
+from td_compiler.passes.set_widths import SetWidths
+
+__all__ = ["PIPELINE"]
+
+PIPELINE: tuple[Pass, ...] = (
+    FindUnits(),
+    FindStages(),
+    ReverseStages(),
+    ArrangeFilters(),
+    MatchShortcuts(),
+    ReplaceDownsampling(),
+    InsertTransitions(),
+    InsertEntries(),
+    InsertMerges(),
+    SetWidths(),
+    BuildLayers(),
+    Assemble(),
+)

@@ -1,0 +1,99 @@
+"""Say how many filters every convolution is to have, and give kernels the size of their scale (SPEC 2.6)."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from td_compiler.conversion import Conversion, Pass
+from td_compiler.operators import Kind, Width, lookup
+from td_compiler.stages import Stage, TopDownStage, Unit
+
+__all__ = ["ArrangeFilters"]
+
+
+class ArrangeFilters(Pass):
+    """Sets `wanted` on the nodes that choose their width, and `stage.width`, the width of merge and entry.
+
+    `mirror` and `reversed` keep every unit's bottom-up widths. `uniform` gives all units the low median of the stages'
+    widths; what is inside a block scales along. `head_width` does the same for the last unit alone.
+    """
+
+    def requires(self, conversion: Conversion) -> None:
+        assert conversion.stages, "ReverseStages has not run"
+
+    def apply(self, conversion: Conversion) -> None:
+        common = _low_median(conversion) if conversion.options.filters == "uniform" else None
+        for stage in conversion.stages:
+            for unit in stage.units:
+                _want(conversion, stage, unit, common or unit.width)
+        for i, stage in enumerate(conversion.stages):
+            stage.width = common or _stage_width(conversion, i)
+        _widen_last(conversion)
+        if conversion.options.filters == "reversed":
+            for stage in conversion.stages:
+                _fit_kernels(conversion, stage)
+
+    def ensures(self, conversion: Conversion) -> None:
+        assert all(stage.width > 0 for stage in conversion.stages)
+
+
+def _low_median(conversion: Conversion) -> int:
+    widths = sorted(stage.width for stage in conversion.found.stages if stage.units)
+    return widths[(len(widths) - 1) // 2]
+
+
+def _want(conversion: Conversion, stage: TopDownStage, unit: Unit, width: int) -> None:
+    """Scale the widths that the unit's convolutions choose so that the unit's output has `width` channels."""
+    for node in stage.spans[unit]:
+        source: fx.Node = node.meta["source"]
+        module = conversion.captured.module(source)
+        row = lookup(source, module)
+        if row is not None and row.width is Width.FREE:
+            own = source.meta["value"].shape[1]
+            groups = getattr(module, "groups", 1)
+            node.meta["wanted"] = max(1, round(own * width / unit.width / groups)) * groups
+
+
+def _stage_width(conversion: Conversion, index: int) -> int:
+    """C of SPEC 2.5: the body's first unit's width; of a stage without body the stem's or, first of all, the next body's."""
+    stages = conversion.stages
+    if stages[index].units:
+        return stages[index].units[0].width
+    if conversion.found.stem and any(stage.units for stage in stages[:index]):
+        return conversion.found.stem[-1].width
+    return next(stage.units[0].width for stage in stages[index:] if stage.units)
+
+
+def _widen_last(conversion: Conversion) -> None:
+    wanted = conversion.options.head_width
+    stage = conversion.stages[-1]
+    if wanted is None:
+        return
+    if not stage.units:
+        stage.width = max(stage.width, wanted)
+        return
+    last = stage.units[-1]
+    width = conversion.stages[-1].width if conversion.options.filters == "uniform" else last.width
+    _want(conversion, stage, last, max(width, wanted))
+    if len(stage.units) == 1:
+        stage.width = max(stage.width, wanted)
+
+
+def _fit_kernels(conversion: Conversion, stage: TopDownStage) -> None:
+    """Give the body's spatial convolutions, in order, the kernel sizes of the scale's own body."""
+    native = _spatial(conversion, stage.native)
+    if not native or not stage.units:
+        return
+    convolutions = [node for unit in stage.units for node in stage.spans[unit] if _is_spatial(conversion, node.meta["source"])]
+    for i, node in enumerate(convolutions):
+        conversion.layers[str(node.target)].changes["kernel_size"] = native[min(i, len(native) - 1)]
+
+
+def _spatial(conversion: Conversion, stage: Stage) -> list[tuple[int, ...]]:
+    nodes = [node for unit in stage.units for node in unit.nodes if _is_spatial(conversion, node)]
+    return [conversion.captured.module(node).kernel_size for node in nodes]  # type: ignore[union-attr, misc]
+
+
+def _is_spatial(conversion: Conversion, node: fx.Node) -> bool:
+    module = conversion.captured.module(node)
+    return conversion.kind(node) is Kind.CONV and isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1

@@ -1,0 +1,145 @@
+"""Put graphs and layers together: the top-down network, with a report of what it is (SPEC 2.10)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import fx, nn
+
+from td_compiler.capture import evaluate, skeleton
+from td_compiler.conversion import Conversion, Pass
+from td_compiler.network import Segment, TopDownNet
+from td_compiler.operators import Kind, Pair, lookup
+from td_compiler.pyramid import Pyramid
+from td_compiler.report import Cost, Report, StageReport
+
+__all__ = ["Assemble"]
+
+_RESERVED = {"entry", "merge", "projection", "pyramid", "report", "scales", "segments", "transition", "upsample"}
+
+
+class Assemble(Pass):
+    """Sets `conversion.result`. Runs it once on the meta device, which checks every shape and counts every cost."""
+
+    def requires(self, conversion: Conversion) -> None:
+        assert conversion.modules, "BuildLayers has not run"
+
+    def apply(self, conversion: Conversion) -> None:
+        _rename_reserved(conversion)
+        names = [f"stage{stage.key}" for stage in conversion.stages] + ["head"]
+        scales = [stage.scale for stage in conversion.stages] + [(1, 1)]
+        segments = [Segment(*parts) for parts in zip(names, map(_plain, scales), conversion.graphs(), strict=True)]
+        pyramid = Pyramid([_plain(s.scale) for s in reversed(conversion.stages)], conversion.options.downsample)
+        network = TopDownNet(conversion.modules, segments, pyramid, _EMPTY)
+        made = set(conversion.modules.values())
+        for module in network.modules():
+            if module not in made:
+                module.training = conversion.model.training
+        network.report = _report(conversion, network)
+        for graph in conversion.graphs():
+            for node in graph.nodes:
+                node.meta = {key: node.meta.get(key, "") for key in ("unit", "class_name")}
+        conversion.result = network
+
+    def ensures(self, conversion: Conversion) -> None:
+        assert conversion.result is not None
+        assert conversion.result.scales[0] == 1
+
+
+_EMPTY = Report("", (1, 1, 1), (), ())
+
+
+def _plain(scale: Pair) -> int | Pair:
+    return scale[0] if scale[0] == scale[1] else scale
+
+
+def _rename_reserved(conversion: Conversion) -> None:
+    """A source's layer under a name that the network itself uses gets an underscore: `merge.conv` -> `merge_.conv`."""
+    for graph in conversion.graphs():
+        for node in graph.nodes:
+            path = str(node.target)
+            first, dot, rest = path.partition(".")
+            if node.op == "call_module" and first in _RESERVED and conversion.layers[path].source == path:
+                node.target = f"{first}_{dot}{rest}"
+                if path in conversion.modules:
+                    conversion.modules[node.target] = conversion.modules.pop(path)
+                conversion.layers[node.target] = conversion.layers[path]
+
+
+def _report(conversion: Conversion, network: TopDownNet) -> Report:
+    values = _run_on_meta(conversion, network)
+    rows = []
+    for stage in reversed(conversion.stages):
+        native = next((s for s in conversion.found.stages if s.scale == stage.scale), None)
+        rows.append(
+            StageReport(
+                f"stage{stage.key}",
+                _plain(stage.scale),
+                _bottom_up_cost(conversion, stage.scale, len(native.units)) if native else None,
+                _top_down_cost(conversion, values, stage.graph, stage.scale, len(stage.units)),
+            )
+        )
+    head = conversion.found.head
+    bottom_up = _cost(conversion.captured.module, lambda n: n.meta["value"], head, (1, 1), 0)
+    assert conversion.head_graph is not None
+    rows.append(StageReport("head", 1, bottom_up, _top_down_cost(conversion, values, conversion.head_graph, (1, 1), 0)))
+    source = type(conversion.model).__name__
+    return Report(source, conversion.input_size, network.scales, tuple(rows), tuple(conversion.notes))
+
+
+def _run_on_meta(conversion: Conversion, network: TopDownNet) -> dict[fx.Node, torch.Tensor]:
+    """Every node's value for two images, without computing one."""
+    bones = skeleton(network)
+    dtype = conversion.captured.image.meta["value"].dtype
+    height, width = conversion.input_size[1:]
+    values: dict[fx.Node, torch.Tensor] = {}
+    carried = None
+    for segment in network.segments:
+        down, across = segment.scale if isinstance(segment.scale, tuple) else (segment.scale, segment.scale)
+        size = (-(-height // down), -(-width // across))
+        for node in segment.graph.nodes:
+            if node.op == "placeholder":
+                image = torch.empty(2, conversion.input_size[0], *size, device="meta", dtype=dtype)
+                values[node] = image if node.target == "image" else carried
+            else:
+                values[node] = evaluate(node, bones, values.__getitem__)
+        carried = values[segment.graph.output_node()]
+    expected = conversion.captured.output.meta["value"].shape
+    assert carried is not None and carried.shape == expected, f"output {carried} where the source gives {expected}"
+    return values
+
+
+def _bottom_up_cost(conversion: Conversion, scale: Pair, units: int) -> Cost | None:
+    head = set(conversion.found.head)
+    nodes = [n for n in conversion.captured.graph.nodes if n.meta.get("scale") == scale and n not in head]
+    nodes = [n for n in nodes if n.op != "placeholder"]
+    return _cost(conversion.captured.module, lambda n: n.meta["value"], nodes, scale, units) if nodes else None
+
+
+def _top_down_cost(
+    conversion: Conversion, values: dict[fx.Node, torch.Tensor], graph: fx.Graph, scale: Pair, units: int
+) -> Cost:
+    nodes = [n for n in graph.nodes if n.op.startswith("call_")]
+    return _cost(lambda n: conversion.modules.get(str(n.target)), values.__getitem__, nodes, scale, units)
+
+
+def _cost(module_of, value_of, nodes: Iterable[fx.Node], scale: Pair, units: int) -> Cost:  # type: ignore[no-untyped-def]
+    modules: set[nn.Module] = set()
+    macs = activations = 0
+    last = None
+    for node in nodes:
+        module, value = module_of(node), value_of(node)
+        if not isinstance(value, torch.Tensor):
+            continue
+        last = value
+        activations += value[0].numel() * value.element_size()
+        if module is not None:
+            modules.add(module)
+            row = lookup(node, module)
+            if row is not None and row.kind in {Kind.CONV, Kind.LINEAR}:
+                macs += value[0].numel() * module.weight[0].numel()
+    assert last is not None
+    size = tuple(last.shape[-2:]) if last.dim() == 4 else (1, 1)
+    parameters = sum(p.numel() for module in modules for p in module.parameters())
+    return Cost(_plain(scale), size, last.shape[1], units, parameters, macs, activations)  # type: ignore[arg-type]

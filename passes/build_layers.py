@@ -1,0 +1,172 @@
+"""Make the layers, now that every width is known, on the source's device and with its weights where they fit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import fx, nn
+
+from td_compiler.conversion import Conversion, Pass, layer_of
+from td_compiler.errors import ConversionError
+from td_compiler.initialise import initialise_he
+from td_compiler.operators import LAYERS, Operator
+from td_compiler.stages import Layer
+from td_compiler.upsample import TransposedUpsample
+from td_compiler.passes.set_widths import is_depthwise
+
+__all__ = ["BuildLayers"]
+
+
+class BuildLayers(Pass):
+    """Sets `conversion.modules`: path -> module, for every layer that the graphs still call.
+
+    A layer of the source keeps its class, its settings and its training mode. Under `init="keep"` parameters and
+    buffers of unchanged shape keep their values; everything else is drawn anew by the source's own `initialise`
+    method where it has one, else He-normal. On the meta device nothing is read or drawn.
+    """
+
+    def requires(self, conversion: Conversion) -> None:
+        assert all("width" in n.meta for n in conversion.graphs()[0].nodes if n.op != "output"), "SetWidths has not run"
+
+    def apply(self, conversion: Conversion) -> None:
+        initialise = getattr(conversion.model, "initialise", initialise_he)
+        for graph in conversion.graphs():
+            for node in graph.nodes:
+                layer = layer_of(conversion, node)
+                if layer is not None and str(node.target) not in conversion.modules:
+                    conversion.modules[str(node.target)] = _build(conversion, node, layer, initialise)
+
+    def ensures(self, conversion: Conversion) -> None:
+        called = {str(n.target) for g in conversion.graphs() for n in g.nodes if n.op == "call_module"}
+        assert called == set(conversion.modules)
+
+
+def _build(conversion: Conversion, node: fx.Node, layer: Layer, initialise: Callable[[nn.Module], None]) -> nn.Module:
+    inputs = [n.meta["width"] for n in node.all_input_nodes if "width" in n.meta]
+    if isinstance(layer.prototype, TransposedUpsample):
+        module: nn.Module = TransposedUpsample(node.meta["width"], layer.prototype.conv.kernel_size)  # type: ignore[arg-type]
+        module = module.to(device=_device(conversion.model), dtype=_dtype(conversion.model))
+        initialise(module.conv)  # type: ignore[arg-type]
+        return module.train(conversion.model.training)
+    original = conversion.model.get_submodule(layer.source) if _in_model(conversion, layer.source) else None
+    module = _clone(layer.prototype)
+    module.training = original.training if original is not None else conversion.model.training
+    for name, value in layer.changes.items():
+        setattr(module, name, value)
+    if isinstance(module, nn.Conv2d):
+        # nn.Conv2d derives this from its padding when it is made; `F.pad` reads it for any mode but zeros
+        module._reversed_padding_repeated_twice = _reversed_padding(module)
+    _resize(conversion, node, module, layer, inputs[0], node.meta["width"])
+    _fill(conversion, module, original, initialise)
+    return module
+
+
+def _in_model(conversion: Conversion, path: str) -> bool:
+    """Whether a path names a layer of the source itself (a functional dropout became one of the skeleton only)."""
+    try:
+        conversion.model.get_submodule(path)
+    except AttributeError:
+        return False
+    return bool(path)
+
+
+def _clone(module: nn.Module) -> nn.Module:
+    """A copy with registries of its own, hooks left behind."""
+    clone = copy.deepcopy(module)
+    for name in [n for n in vars(clone) if n.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))]:
+        getattr(clone, name).clear() if hasattr(getattr(clone, name), "clear") else None
+    return clone
+
+
+def _row(module: nn.Module) -> Operator | None:
+    return next((LAYERS[base] for base in type(module).__mro__ if base in LAYERS), None)
+
+
+def _resize(
+    conversion: Conversion, node: fx.Node, module: nn.Module, layer: Layer, width_in: int, width_out: int
+) -> None:
+    """Give a module's parameters, buffers and size attributes their new widths, still on the meta device."""
+    row = _row(layer.prototype)
+    if row is None or not row.axes:
+        return
+    if is_depthwise(layer.prototype):
+        module.groups = width_in  # type: ignore[assignment]
+    groups = int(getattr(module, "groups", 1))
+    if width_in % groups or width_out % groups:
+        raise ConversionError(
+            f"{node.target}: {width_in} input and {width_out} output channels do not divide into {groups} groups;"
+            " choose other filters= or head_width=."
+        )
+    if isinstance(module, nn.PReLU) and module.num_parameters == 1:
+        return
+    sizes = {"in": width_in, "out": width_out, "in/groups": width_in // groups}
+    for attribute, which in row.sizes.items():
+        setattr(module, attribute, sizes[which])
+    kernel = tuple(getattr(module, "kernel_size", ()))
+    for name, axes in row.axes.items():
+        tensor = getattr(module, name, None)
+        if tensor is None:
+            continue
+        rest = kernel if kernel and len(axes) > 1 else tuple(tensor.shape[len(axes) :])
+        shape = (*(sizes[axis] for axis in axes), *rest)
+        fresh = torch.empty(shape, device="meta", dtype=tensor.dtype)
+        if isinstance(tensor, nn.Parameter):
+            module._parameters[name] = nn.Parameter(fresh, tensor.requires_grad)
+        else:
+            module._buffers[name] = fresh
+
+
+def _fill(
+    conversion: Conversion, module: nn.Module, original: nn.Module | None, initialise: Callable[[nn.Module], None]
+) -> None:
+    """Move a module to the source's device and give it values."""
+    tensors = [*module.parameters(), *module.buffers()]
+    device = next((t.device for t in (*original.parameters(), *original.buffers())), None) if original else None
+    device = device or _device(conversion.model)
+    if not tensors or device.type == "meta":
+        return
+    module.to_empty(device=device)
+    kept = dict(_kept_values(module, original)) if original is not None and conversion.options.init == "keep" else {}
+    values = module.state_dict(keep_vars=True)
+    if set(kept) != set(values):
+        with torch.no_grad():
+            _restore_constants(module, original)
+            for part in module.modules():
+                initialise(part)
+    with torch.no_grad():
+        for name, value in kept.items():
+            values[name].copy_(value)
+
+
+def _kept_values(module: nn.Module, original: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    source = original.state_dict(keep_vars=True)
+    return [
+        (name, source[name].detach())
+        for name, value in module.state_dict(keep_vars=True).items()
+        if name in source and source[name].shape == value.shape
+    ]
+
+
+def _restore_constants(module: nn.Module, original: nn.Module | None) -> None:
+    """Give every tensor a value even if `initialise` knows nothing of the layer: the mean of the source's, else 0."""
+    source = original.state_dict(keep_vars=True) if original is not None else {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        mean = source[name].float().mean() if name in source and source[name].numel() else torch.zeros(())
+        value.fill_(mean.to(value.dtype).item())
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+
+
+def _reversed_padding(conv: nn.Conv2d) -> list[int]:
+    if conv.padding == "same":
+        total = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        return [side for t in reversed(total) for side in (t // 2, t - t // 2)]
+    return [int(p) for p in reversed(conv.padding) for _ in (0, 1)]

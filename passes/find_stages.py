@@ -1,0 +1,105 @@
+"""Group the units into stem, stages and head (SPEC 1.3 to 1.5)."""
+
+from __future__ import annotations
+
+import math
+
+from td_compiler.conversion import Conversion, Pass
+from td_compiler.errors import ConversionError
+from td_compiler.operators import Kind, Pair
+from td_compiler.stages import Boundary, Stage, StageGraph, Unit, UnitKind
+
+__all__ = ["FindStages"]
+
+
+class FindStages(Pass):
+    """Sets `conversion.bottom_up` from `conversion.units`; units that already classify move to the head."""
+
+    def requires(self, conversion: Conversion) -> None:
+        assert conversion.head, "FindUnits has not run"
+
+    def apply(self, conversion: Conversion) -> None:
+        _check_convolutions(conversion)
+        body = list(conversion.units)
+        head: list[Unit] = []
+        while len(body) > 1 and _classifies(conversion, body, head):
+            head.insert(0, body.pop())
+        head_nodes = [node for unit in head for node in unit.nodes] + conversion.head
+        stem = body[: _stem_length(body)]
+        stages, boundaries = _stages(body, stem)
+        if len(stages) == 1:
+            raise ConversionError(
+                "the network has one resolution: it has no strided convolution or pooling before its head,"
+                " so there is no top-down counterpart."
+            )
+        if not any(stage.units for stage in stages):
+            raise ConversionError("no stage has a convolution of its own: everything stands before the first resolution.")
+        conversion.bottom_up = StageGraph(
+            stem=[unit for unit in stem if unit.kind is not UnitKind.POOL],
+            stem_boundaries=sum(unit.stride != (1, 1) for unit in stem),
+            stages=stages,
+            boundaries=boundaries,
+            head=head_nodes,
+        )
+
+    def ensures(self, conversion: Conversion) -> None:
+        found = conversion.found
+        assert len(found.boundaries) == len(found.stages) - 1
+        for stage, boundary, following in zip(found.stages, found.boundaries, found.stages[1:], strict=False):
+            assert _times(stage.scale, boundary.factor) == following.scale
+
+
+def _check_convolutions(conversion: Conversion) -> None:
+    kinds = {conversion.kind(node) for unit in conversion.units for node in unit.nodes}
+    if Kind.CONV not in kinds:
+        raise ConversionError("the network has no 2D convolution before its head: only CNNs have a top-down counterpart.")
+
+
+def _classifies(conversion: Conversion, body: list[Unit], head: list[Unit]) -> bool:
+    """Whether the last unit of the body belongs to the head (SPEC 1.5)."""
+    unit = body[-1]
+    if unit.stride != (1, 1) or unit.kind is UnitKind.BLOCK:
+        return False
+    if unit.kind is UnitKind.OTHER:
+        return True
+    convolutions = [conversion.captured.module(n) for n in unit.nodes if conversion.kind(n) is Kind.CONV]
+    if any(getattr(conv, "kernel_size", None) != (1, 1) for conv in convolutions):
+        return False
+    classes = conversion.captured.output.meta["value"].shape[1]
+    expands = unit.width > unit.input.meta["value"].shape[1]
+    before_pooling = all(later.kind is UnitKind.OTHER for later in head)
+    return unit.width == classes or (expands and before_pooling)
+
+
+def _stem_length(body: list[Unit]) -> int:
+    """How many of the first units are the stem.
+
+    With blocks: all before the first block. Without: none, unless the image's own scale has nothing but a strided
+    convolution to leave it, which then is the stem, with the pooling that follows it directly.
+    """
+    blocks = [i for i, unit in enumerate(body) if unit.kind is UnitKind.BLOCK]
+    if blocks:
+        return blocks[0]
+    if body[0].kind is UnitKind.CONV and body[0].stride != (1, 1) and len(body) > 1:
+        return 2 if body[1].kind is UnitKind.POOL and len(body) > 2 else 1
+    return 0
+
+
+def _stages(body: list[Unit], stem: list[Unit]) -> tuple[list[Stage], list[Boundary]]:
+    stages = [Stage((1, 1))]
+    boundaries: list[Boundary] = []
+    for unit in body:
+        if unit.stride != (1, 1):
+            boundaries.append(Boundary(unit.stride, strided=unit.kind is not UnitKind.POOL and unit not in stem))
+            stages.append(Stage(_times(stages[-1].scale, unit.stride)))
+        if unit in stem or unit.kind is UnitKind.POOL:
+            continue
+        if unit.kind is UnitKind.OTHER and not stages[-1].units and boundaries:
+            boundaries[-1].between.append(unit)
+        else:
+            stages[-1].units.append(unit)
+    return stages, boundaries
+
+
+def _times(scale: Pair, factor: Pair) -> Pair:
+    return math.prod((scale[0], factor[0])), math.prod((scale[1], factor[1]))

@@ -1,0 +1,238 @@
+"""Cut the bottom-up graph into units, at the nodes through which every path runs (SPEC 1.2, 1.3)."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import fx, nn
+
+from td_compiler.conversion import Conversion, Pass
+from td_compiler.errors import ConversionError
+from td_compiler.operators import Kind, Pair, Width, lookup
+from td_compiler.stages import Unit, UnitKind
+
+__all__ = ["FindUnits"]
+
+_FOLLOWERS = {Kind.NORM, Kind.ACTIVATION, Kind.DROPOUT, Kind.IDENTITY}
+
+
+class FindUnits(Pass):
+    """Sets `conversion.units` (up to the head) and `conversion.head`.
+
+    A unit is a convolution with its norm and activation, or a block of parallel paths that join. A class of modules one
+    of whose instances is such a block is a block class, and every instance of it is one unit, with a shortcut or
+    without (the first block of a MobileNetV2 stage). A depthwise convolution sets no width and is one unit with the
+    pointwise convolution behind it.
+    """
+
+    def requires(self, conversion: Conversion) -> None:
+        assert "value" in conversion.captured.output.meta, "the graph carries no values"
+
+    def apply(self, conversion: Conversion) -> None:
+        order = _main_nodes(conversion)
+        pieces = _pieces(order)
+        head_at = next(i for i, piece in enumerate([*pieces, []]) if not piece or _starts_head(conversion, piece))
+        _set_scales(conversion, [node for piece in pieces[:head_at] for node in piece])
+        conversion.units = _Parser(conversion, _merge_blocks(conversion, pieces[:head_at])).units
+        conversion.head = [node for piece in pieces[head_at:] for node in piece]
+
+    def ensures(self, conversion: Conversion) -> None:
+        units = conversion.units
+        for before, after in zip(units, units[1:], strict=False):
+            assert after.input is before.output, f"unit at {after.nodes[0]} does not follow {before.output}"
+
+
+def _main_nodes(conversion: Conversion) -> list[fx.Node]:
+    """The tensor nodes on paths from the image to the class scores, the image left out, in order."""
+    captured = conversion.captured
+    after = {captured.image}
+    for node in captured.graph.nodes:
+        if isinstance(node.meta.get("value"), torch.Tensor) and any(n in after for n in node.all_input_nodes):
+            after.add(node)
+    needed = {captured.output}
+    for node in reversed(captured.graph.nodes):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+    return [n for n in captured.graph.nodes if n in after and n in needed and n is not captured.image]
+
+
+def _pieces(order: list[fx.Node]) -> list[list[fx.Node]]:
+    """Split at cut points: nodes that no edge between other nodes passes over."""
+    position = {node: i for i, node in enumerate(order)}
+    pieces: list[list[fx.Node]] = [[]]
+    reach = -1  # the furthest user of any node so far; the image's users count from the start
+    image_users = [position[n] for n in order if any(i not in position for i in n.all_input_nodes if _is_tensor(i))]
+    reach = max((i for i in image_users), default=-1)
+    for i, node in enumerate(order):
+        pieces[-1].append(node)
+        if reach <= i:
+            pieces.append([])
+        reach = max([reach, *(position[user] for user in node.users if user in position)])
+    return [piece for piece in pieces if piece]
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("value"), torch.Tensor) and node.op != "get_attr"
+
+
+def _starts_head(conversion: Conversion, piece: list[fx.Node]) -> bool:
+    """Whether the map loses its height and width here, on the only path there is."""
+    node = piece[-1]
+    value, kind = node.meta["value"], conversion.kind(node)
+    if value.dim() != 4:
+        return True
+    if len(piece) > 1:
+        return False
+    source = next(n.meta["value"] for n in node.all_input_nodes if _is_tensor(n))
+    shrinks_to_one = value.shape[-2:] == (1, 1) and source.shape[-2:] != (1, 1)
+    return kind is Kind.GLOBAL_POOL or (kind is Kind.POOL and shrinks_to_one)
+
+
+def _set_scales(conversion: Conversion, nodes: list[fx.Node]) -> None:
+    """Note on every node how much smaller than the image its map is, by the strides of the operator table."""
+    conversion.captured.image.meta["scale"] = (1, 1)
+    for node in nodes:
+        size = node.meta["value"].shape[-2:]
+        inputs = [n for n in node.all_input_nodes if "scale" in n.meta]
+        like = [n for n in inputs if n.meta["value"].shape[-2:] == size] or inputs
+        height, width = like[0].meta["scale"]
+        row = lookup(node, conversion.captured.module(node))
+        down, across = row.stride(node, conversion.captured.module(node)) if row else (1, 1)
+        node.meta["stride"] = (down, across)
+        node.meta["scale"] = (height * down, width * across)
+
+
+def _module_path(node: fx.Node) -> list[tuple[str, type]]:
+    """The modules that a node runs in, outermost first; the root and the called layer itself are left out."""
+    stack = [(path, kind) for path, kind in node.meta.get("nn_module_stack", {}).values() if path]
+    return stack[:-1] if node.op == "call_module" and stack and stack[-1][0] == node.target else stack
+
+
+def _common_module(nodes: list[fx.Node]) -> tuple[str, type] | None:
+    """The innermost module that all the nodes run in."""
+    stacks = [_module_path(node) for node in nodes]
+    common = None
+    for level in zip(*stacks, strict=False):
+        if len({path for path, _ in level}) > 1:
+            break
+        common = level[0]
+    return common
+
+
+def _joins_paths(conversion: Conversion, piece: list[fx.Node]) -> bool:
+    """Whether a piece adds or concatenates maps of one size (a gate multiplies by a vector, and is none)."""
+    for node in piece:
+        row = lookup(node, conversion.captured.module(node))
+        if row is not None and row.kind is Kind.JOIN:
+            size = node.meta["value"].shape[-2:]
+            maps = [n for n in node.all_input_nodes if _is_tensor(n) and n.meta["value"].shape[-2:] == size]
+            if len(maps) > 1 or row.width is Width.SUM:
+                return True
+    return False
+
+
+def _merge_blocks(conversion: Conversion, pieces: list[list[fx.Node]]) -> list[tuple[list[fx.Node], bool]]:
+    """Join the pieces that lie in one instance of a block class; the flag says whether a piece is a block."""
+    joins = [len(piece) > 1 and _joins_paths(conversion, piece) for piece in pieces]
+    homes = [_common_module(piece) for piece, joined in zip(pieces, joins, strict=True) if joined]
+    classes = {home[1] for home in homes if home}
+    merged: list[tuple[list[fx.Node], bool]] = []
+    last_home: str | None = None
+    for piece, joined in zip(pieces, joins, strict=True):
+        home = next((path for path, kind in _shared_modules(piece) if kind in classes), None)
+        if home is not None and home == last_home:
+            merged[-1][0].extend(piece)
+        else:
+            merged.append((list(piece), joined or home is not None))
+        last_home = home
+    return merged
+
+
+def _shared_modules(piece: list[fx.Node]) -> list[tuple[str, type]]:
+    """The modules that all nodes of a piece run in, outermost first."""
+    shared = _common_module(piece)
+    if shared is None:
+        return []
+    stack = _module_path(piece[0])
+    return stack[: [path for path, _ in stack].index(shared[0]) + 1]
+
+
+class _Parser:
+    """Groups pieces into units: blocks, convolutions with what precedes and follows them, poolings."""
+
+    def __init__(self, conversion: Conversion, pieces: list[tuple[list[fx.Node], bool]]) -> None:
+        self.conversion = conversion
+        self.units: list[Unit] = []
+        self._previous = conversion.captured.image
+        self._pending: list[fx.Node] = []  # norm, activation or padding that waits for its convolution
+        order = [node for piece, _ in pieces for node in piece]
+        self._population = Counter(path for node in order for path, _ in _module_path(node))
+        for nodes, is_block in pieces:
+            self._read(nodes, is_block)
+        self._flush()
+
+    def _read(self, nodes: list[fx.Node], is_block: bool) -> None:
+        kind = self.conversion.kind(nodes[-1])
+        current = self.units[-1] if self.units and not self._pending else None
+        if is_block:
+            self._flush()
+            self._add(nodes, UnitKind.BLOCK)
+        elif len(nodes) == 1 and kind is Kind.CONV:
+            if current is not None and current.kind is UnitKind.CONV and self._is_depthwise(current):
+                self._extend(current, nodes)
+            else:
+                self._add([*self._take_pending(), *nodes], UnitKind.CONV)
+        elif len(nodes) == 1 and kind is Kind.POOL and nodes[0].meta["stride"] != (1, 1):
+            self._flush()
+            self._add(nodes, UnitKind.POOL)
+        elif len(nodes) == 1 and kind is Kind.PAD:
+            self._pending.extend(nodes)
+        elif current is not None and current.kind is UnitKind.CONV:
+            self._extend(current, nodes)
+        elif current is not None and current.kind is UnitKind.BLOCK and self._closes_block(current, nodes, kind):
+            self._extend(current, nodes)
+        elif len(nodes) == 1 and kind in {Kind.NORM, Kind.ACTIVATION}:
+            self._pending.extend(nodes)
+        else:
+            self._flush()
+            self._add(nodes, UnitKind.OTHER)
+
+    def _closes_block(self, block: Unit, nodes: list[fx.Node], kind: Kind | None) -> bool:
+        """An activation in the module that joined the paths belongs to the block; after a norm it would not."""
+        return kind is Kind.ACTIVATION and not block.path and _module_path(nodes[0]) == _module_path(block.output)
+
+    def _is_depthwise(self, unit: Unit) -> bool:
+        modules = [self.conversion.captured.module(n) for n in unit.nodes if self.conversion.kind(n) is Kind.CONV]
+        return all(getattr(m, "groups", 1) == getattr(m, "in_channels", 0) > 1 for m in modules)
+
+    def _take_pending(self) -> list[fx.Node]:
+        taken, self._pending = self._pending, []
+        return taken
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._add(self._take_pending(), UnitKind.OTHER)
+
+    def _add(self, nodes: list[fx.Node], kind: UnitKind) -> None:
+        unit = Unit(list(nodes), self._previous, kind)
+        self.units.append(unit)
+        self._close(unit)
+
+    def _extend(self, unit: Unit, nodes: list[fx.Node]) -> None:
+        unit.nodes.extend(nodes)
+        self._close(unit)
+
+    def _close(self, unit: Unit) -> None:
+        self._previous = unit.output
+        unit.stride = _ratio(unit.output.meta["scale"], unit.input.meta["scale"])
+        homes = [m for m in _shared_modules(unit.nodes) if self._population[m[0]] == len(unit.nodes)]
+        homes = [m for m in homes if m[1] is not nn.Sequential] or homes[-1:]
+        named = homes and len(unit.nodes) > 1
+        unit.path, unit.class_name = (homes[0][0], homes[0][1].__name__) if named else ("", "")
+
+
+def _ratio(after: Pair, before: Pair) -> Pair:
+    if after[0] % before[0] or after[1] % before[1]:
+        raise ConversionError(f"the map grows from scale {before} to {after} before the head: only CNNs that shrink convert.")
+    return after[0] // before[0], after[1] // before[1]

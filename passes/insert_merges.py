@@ -1,0 +1,50 @@
+"""Merge the grown map with the entry of its scale (SPEC 2.5)."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+
+from td_compiler.conversion import Conversion, Pass
+from td_compiler.stages import TopDownStage
+from td_compiler.style import add_layers, new_meta, style_of
+from td_compiler.passes.reverse_stages import copy_unit
+
+__all__ = ["InsertMerges"]
+
+
+class InsertMerges(Pass):
+    """After every transition: `x + e`, or a 3x3 convolution over `[x, e]` or `[x + e, e]`, then what stood between."""
+
+    def requires(self, conversion: Conversion) -> None:
+        assert all(stage.entry is not None for stage in conversion.stages[1:]), "InsertEntries has not run"
+
+    def apply(self, conversion: Conversion) -> None:
+        for stage in conversion.stages[1:]:
+            _merge(conversion, stage)
+
+    def ensures(self, conversion: Conversion) -> None:
+        for stage in conversion.stages:
+            stage.graph.lint()
+            assert stage.entry is None or stage.entry.users, f"the entry of scale {stage.key} is not used"
+
+
+def _merge(conversion: Conversion, stage: TopDownStage) -> None:
+    x, entry, graph = stage.arrival, stage.entry, stage.graph
+    assert x is not None and entry is not None
+    path, how = f"merge.{stage.key}", conversion.options.merge
+    with graph.inserting_before(entry.next):
+        value, readers = x, []
+        if how in {"add", "combined"}:
+            value = graph.call_function(operator.add, (x, entry))
+            value.meta = new_meta(path)
+            readers.append(value)
+        if how in {"concat", "combined"}:
+            value = graph.call_function(torch.cat, ([value, entry], 1))
+            value.meta = new_meta(path)
+            readers.append(value)
+            value = add_layers(conversion, stage, style_of(conversion, stage), path, value, 3, stage.width)[-1]
+        for unit in stage.between:
+            value = copy_unit(conversion, stage, unit, value)
+    stage.redirect(x, value, keep=readers)

@@ -1,0 +1,187 @@
+"""Give blocks whose shape now changes a projection, in the network's own manner (SPEC 2.4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from td_compiler.conversion import Conversion, Pass, operator_of
+from td_compiler.operators import Kind, Width, lookup
+from td_compiler.stages import Projection, TopDownStage, Unit, UnitKind
+from td_compiler.style import Style, add_layers, add_like, style_of
+
+__all__ = ["MatchShortcuts"]
+
+
+@dataclass(frozen=True)
+class _Shortcut:
+    """The short way through a block, of the bottom-up graph.
+
+    Attributes:
+        join: the addition at its end.
+        side: the join's argument that is the short way.
+        chain: the operations of the short way alone, in order; empty for an identity.
+        projects: whether a convolution is among them.
+    """
+
+    join: fx.Node
+    side: fx.Node
+    chain: tuple[fx.Node, ...]
+    projects: bool
+
+
+class MatchShortcuts(Pass):
+    """Every identity shortcut of a unit that may change shape becomes a projection.
+
+    Those units are the first of every stage (the map arrives with another width and size) and the last of all under
+    `head_width`. A projection is modelled on one that the network has elsewhere, preferably in a block of the same
+    class: same layers, same names, same place to read from. `SetWidths` takes away what turns out not to change shape.
+    """
+
+    def requires(self, conversion: Conversion) -> None:
+        assert all(stage.width for stage in conversion.stages), "ArrangeFilters has not run"
+
+    def apply(self, conversion: Conversion) -> None:
+        last = conversion.stages[-1]
+        for stage in conversion.stages:
+            candidates = stage.units[:1]
+            if stage is last and conversion.options.head_width is not None:
+                candidates = list(dict.fromkeys([*stage.units[:1], *stage.units[-1:]]))
+            for unit in stage.units:
+                shortcut = _find_shortcut(conversion, unit)
+                if shortcut is None:
+                    continue
+                copies = dict(zip(unit.nodes, stage.spans[unit], strict=True)) | {unit.input: stage.inputs[unit]}
+                join = copies[shortcut.join]
+                if not shortcut.projects and unit in candidates:
+                    nodes = _add_projection(conversion, stage, unit, shortcut, copies)
+                    stage.projections.append(Projection(unit, nodes, join))
+                elif shortcut.projects and _changes_shape(unit):
+                    stage.projections.append(Projection(unit, [copies[n] for n in shortcut.chain], join))
+
+    def ensures(self, conversion: Conversion) -> None:
+        for stage in conversion.stages:
+            stage.graph.lint()
+
+
+def _changes_shape(unit: Unit) -> bool:
+    return unit.stride != (1, 1) or unit.width != unit.input.meta["value"].shape[1]
+
+
+def _find_shortcut(conversion: Conversion, unit: Unit) -> _Shortcut | None:
+    """The way through a block with the fewest convolutions, if there is one that adds to a longer one."""
+    if unit.kind is not UnitKind.BLOCK:
+        return None
+    inside = set(unit.nodes)
+    for join in reversed(unit.nodes):
+        row = lookup(join, conversion.captured.module(join))
+        maps = [n for n in join.all_input_nodes if n in inside or n is unit.input]
+        if row is None or row.kind is not Kind.JOIN or row.width is not Width.EQUAL or len(maps) != 2:
+            continue
+        if maps[0].meta["value"].shape[1:] != maps[1].meta["value"].shape[1:] or _multiplies(join):
+            continue
+        ways = [_ancestors(node, inside) for node in maps]
+        counts = [sum(conversion.kind(n) is Kind.CONV for n in way) for way in ways]
+        short = counts.index(min(counts))
+        if counts[short] < counts[1 - short] and counts[short] <= 1:
+            chain = tuple(n for n in unit.nodes if n in ways[short] and n not in ways[1 - short])
+            return _Shortcut(join, maps[short], chain, any(conversion.kind(n) is Kind.CONV for n in chain))
+    return None
+
+
+def _multiplies(node: fx.Node) -> bool:
+    return "mul" in str(getattr(node.target, "__name__", node.target))
+
+
+def _ancestors(node: fx.Node, inside: set[fx.Node]) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        if current in inside and current not in found:
+            found.add(current)
+            stack.extend(current.all_input_nodes)
+    return found
+
+
+def _add_projection(
+    conversion: Conversion,
+    stage: TopDownStage,
+    unit: Unit,
+    shortcut: _Shortcut,
+    copies: dict[fx.Node, fx.Node],
+) -> list[fx.Node]:
+    join, side = copies[shortcut.join], copies[shortcut.side]
+    wanted = next(n.meta["wanted"] for n in reversed(stage.spans[unit]) if "wanted" in n.meta)  # the long way's last
+    with stage.graph.inserting_before(join):
+        model = _model_projection(conversion, unit)
+        if model is not None:
+            nodes = _copy_projection(conversion, stage, unit, copies, *model)
+        else:
+            path = f"{unit.path}.projection" if unit.path else f"projection.{stage.key}.{stage.units.index(unit)}"
+            nodes = add_layers(conversion, stage, _projection_style(conversion, stage), path, side, 1, wanted)
+    for node in nodes:
+        node.meta.update(unit=unit.path, class_name=unit.class_name)
+        if _is_convolution(conversion, node):
+            node.meta["wanted"] = wanted
+    _replace_argument(join, side, nodes[-1])
+    at = stage.spans[unit].index(join)
+    stage.spans[unit][at:at] = nodes
+    return nodes
+
+
+def _is_convolution(conversion: Conversion, node: fx.Node) -> bool:
+    row = operator_of(conversion, node)
+    return row is not None and row.kind is Kind.CONV
+
+
+def _replace_argument(join: fx.Node, old: fx.Node, new: fx.Node) -> None:
+    """Replace one argument of a join, the one that is the short way."""
+    args = list(join.args)
+    args[max(i for i, arg in enumerate(args) if arg is old)] = new
+    join.args = tuple(args)
+
+
+def _model_projection(conversion: Conversion, unit: Unit) -> tuple[Unit, _Shortcut] | None:
+    """A block of the network that projects, of the same class if possible."""
+    units = [other for stage in conversion.found.stages for other in stage.units]
+    models = [(other, found) for other in units if (found := _find_shortcut(conversion, other)) and found.projects]
+    models.sort(key=lambda model: model[0].class_name != unit.class_name)
+    return models[0] if models else None
+
+
+def _copy_projection(
+    conversion: Conversion,
+    stage: TopDownStage,
+    unit: Unit,
+    copies: dict[fx.Node, fx.Node],
+    model: Unit,
+    shortcut: _Shortcut,
+) -> list[fx.Node]:
+    """Copy a projection's convolution, norm and activation, reading from the same place of this block."""
+    tap = next(n for n in shortcut.chain[0].all_input_nodes if n is model.input or n in model.nodes)
+    value = copies[unit.input]
+    if tap in model.nodes:
+        at = model.nodes.index(tap)
+        if [conversion.kind(n) for n in unit.nodes[: at + 1]] == [conversion.kind(n) for n in model.nodes[: at + 1]]:
+            value = copies[unit.nodes[at]]
+    nodes: list[fx.Node] = []
+    for i, source in enumerate(shortcut.chain):
+        if conversion.kind(source) not in {Kind.CONV, Kind.NORM, Kind.ACTIVATION}:
+            continue
+        name = str(source.target)
+        if unit.path and model.path and name.startswith(model.path + "."):
+            path = unit.path + name[len(model.path) :]
+        else:
+            path = f"projection.{stage.key}.{i}"
+        value = add_like(conversion, stage, source, path, value, unit.path)
+        value.meta["source"] = source
+        nodes.append(value)
+    return nodes
+
+
+def _projection_style(conversion: Conversion, stage: TopDownStage) -> Style:
+    """A bare convolution before a norm to come, convolution and norm in a post-activation network."""
+    style = style_of(conversion, stage)
+    return Style(style.conv, None if style.pre_activation else style.norm, None, pre_activation=False)

@@ -1,0 +1,141 @@
+"""Swap strides and poolings for upsampling; keep the size of the map inside a stage (SPEC 2.4, 2.9)."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from td_compiler.conversion import Conversion, Pass, layer_of, operator_of
+from td_compiler.operators import Kind
+from td_compiler.stages import Layer, TopDownStage
+from td_compiler.upsample import TransposedUpsample, upsample_bilinear, upsample_nearest
+
+__all__ = ["ReplaceDownsampling", "same_size"]
+
+
+class ReplaceDownsampling(Pass):
+    """No operator of a body changes the size of its map any more, but for the upsampling of a transition.
+
+    In a transition block the upsampling stands before its strided operators or, in a block without, before the first
+    operator with spatial extent of every path. What needs no extent (1x1 convolutions, norms) runs before it, at the
+    coarser scale, which is the same and cheaper. A plain transition upsamples before anything else.
+    """
+
+    def requires(self, conversion: Conversion) -> None:
+        assert all(stage.width for stage in conversion.stages), "ArrangeFilters has not run"
+
+    def apply(self, conversion: Conversion) -> None:
+        for stage in conversion.stages:
+            if stage.transition == "block":
+                _grow_block(conversion, stage)
+                stage.arrival = stage.spans[stage.units[0]][-1]
+            elif stage.transition == "plain":
+                assert stage.x is not None
+                assert stage.image is not None
+                with stage.graph.inserting_after(stage.image):
+                    stage.arrival = _add_upsample(conversion, stage, stage.x)
+                stage.redirect(stage.x, stage.arrival, keep={stage.arrival})
+            for unit in stage.units:
+                stage.spans[unit] = [node for node in stage.spans[unit] if not _flatten(conversion, stage, node)]
+
+    def ensures(self, conversion: Conversion) -> None:
+        for stage in conversion.stages:
+            for node in stage.graph.nodes:
+                row, layer = operator_of(conversion, node), layer_of(conversion, node)
+                if row is not None and row.kind is Kind.CONV and layer is not None:
+                    assert set(layer.get("stride")) == {1}, f"{node.target} still strides"
+
+
+def _add_upsample(conversion: Conversion, stage: TopDownStage, node: fx.Node) -> fx.Node:
+    """Insert, at the graph's insertion point, the upsampling of a map to the size of the stage's image."""
+    assert stage.image is not None
+    how = conversion.options.upsample
+    if how == "transposed":
+        count = sum(path.startswith(f"upsample.{stage.key}.") for path in conversion.layers)
+        path = f"upsample.{stage.key}.{count}"
+        conversion.layers[path] = Layer(TransposedUpsample(1, _growth(conversion, stage)).to("meta"))
+        grown = stage.graph.call_module(path, (node, stage.image))
+    else:
+        function = upsample_nearest if how == "nearest" else upsample_bilinear
+        grown = stage.graph.call_function(function, (node, stage.image))
+    grown.meta = {"unit": node.meta["unit"], "class_name": node.meta.get("class_name", ""), "stride": (1, 1)}
+    return grown
+
+
+def _growth(conversion: Conversion, stage: TopDownStage) -> tuple[int, int]:
+    before = conversion.stages[conversion.stages.index(stage) - 1].scale
+    return before[0] // stage.scale[0], before[1] // stage.scale[1]
+
+
+def _grow_block(conversion: Conversion, stage: TopDownStage) -> None:
+    """Insert upsampling into the stage's first unit, as late on every path as its operators allow."""
+    unit = stage.units[0]
+    nodes = stage.spans[unit]
+    strided = {node for node in nodes if node.meta["stride"] != (1, 1)}
+    grown: set[fx.Node] = set()
+    due: set[fx.Node] = {stage.x} if not strided and stage.x is not None else set()  # upsample before any extent
+    span: list[fx.Node] = []
+    for node in nodes:
+        inputs = [n for n in node.all_input_nodes if n in grown or n in due or n is stage.x or n in span]
+        maps = [n for n in inputs if not _is_vector(n, node)]
+        extends = _has_extent(conversion, node)
+        joins = any(n in grown for n in maps)
+        must_grow = joins or (extends and (node in strided or any(n in due for n in maps)))
+        if must_grow:
+            with stage.graph.inserting_before(node):
+                for small in [n for n in maps if n not in grown]:
+                    copy = _add_upsample(conversion, stage, small)
+                    copy.meta["unit"], copy.meta["class_name"] = unit.path, unit.class_name
+                    node.replace_input_with(small, copy)
+                    span.append(copy)
+            grown.add(node)
+        elif node in strided or any(n in due for n in maps):
+            due.add(node)
+        span.append(node)
+    last = span[-1]
+    if last not in grown:
+        users = list(last.users)
+        with stage.graph.inserting_after(last):
+            copy = _add_upsample(conversion, stage, last)
+        for user in users:
+            user.replace_input_with(last, copy)
+        span.append(copy)
+    stage.spans[unit] = span
+
+
+def _is_vector(node: fx.Node, user: fx.Node) -> bool:
+    """Whether a node is a gate, one number per channel, for a map that its user also reads."""
+    source, reader = node.meta.get("source"), user.meta.get("source")
+    if source is None or reader is None:
+        return False
+    return source.meta["value"].shape[-2:] == (1, 1) != reader.meta["value"].shape[-2:]
+
+
+def _has_extent(conversion: Conversion, node: fx.Node) -> bool:
+    row, layer = operator_of(conversion, node), layer_of(conversion, node)
+    if row is None or layer is None or row.kind is not Kind.CONV:
+        return False
+    return max(layer.get("kernel_size")) > 1
+
+
+def _flatten(conversion: Conversion, stage: TopDownStage, node: fx.Node) -> bool:
+    """Make one operator keep the size of its map; True if that removed it."""
+    row, layer = operator_of(conversion, node), layer_of(conversion, node)
+    if row is None or row.kind not in {Kind.CONV, Kind.POOL, Kind.PAD}:
+        return False
+    if row.kind is Kind.PAD or (row.kind is Kind.POOL and node.meta["stride"] != (1, 1)):
+        node.replace_all_uses_with(node.all_input_nodes[0])
+        stage.graph.erase_node(node)
+        return True
+    if row.kind is Kind.CONV and layer is not None:
+        same_size(layer)
+    return False
+
+
+def same_size(layer: Layer) -> None:
+    """Give a convolution stride 1 and the padding that keeps the size of its map."""
+    assert isinstance(layer.prototype, nn.Conv2d)
+    layer.changes["stride"] = (1, 1)
+    if layer.get("padding") == "same":
+        return
+    extents = [d * (k - 1) for d, k in zip(layer.get("dilation"), layer.get("kernel_size"), strict=True)]
+    layer.changes["padding"] = "same" if any(e % 2 for e in extents) else tuple(e // 2 for e in extents)

@@ -1,0 +1,141 @@
+"""Put the stages into top-down order, each with a graph of its own (SPEC 2.3, 2.6, 2.7)."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from td_compiler.conversion import Conversion, Pass
+from td_compiler.operators import Kind, Pair
+from td_compiler.stages import Layer, TopDownStage, Unit
+
+__all__ = ["ReverseStages"]
+
+
+class ReverseStages(Pass):
+    """Sets `conversion.stages` (coarse to fine), their graphs with the bodies copied in, and `conversion.head_graph`.
+
+    Under `mirror` and `uniform` every scale keeps its own body; under `reversed` the bodies run in bottom-up order.
+    Under `stem="trailing"` the scales without a body, left by the stem, come last; under "leading" they come first.
+    """
+
+    def requires(self, conversion: Conversion) -> None:
+        assert conversion.found.stages, "FindStages has not run"
+
+    def apply(self, conversion: Conversion) -> None:
+        conversion.stages = _plan(conversion)
+        for stage in conversion.stages:
+            _copy_body(conversion, stage)
+        conversion.head_graph = _copy_head(conversion)
+
+    def ensures(self, conversion: Conversion) -> None:
+        stages = conversion.stages
+        assert stages[-1].scale == (1, 1), "the last stage must run at the image's resolution"
+        assert len({stage.scale for stage in stages}) == len(stages), "two stages share a scale"
+        assert sum(len(s.units) for s in stages) == sum(len(s.units) for s in conversion.found.stages)
+
+
+def _plan(conversion: Conversion) -> list[TopDownStage]:
+    found = conversion.found
+    stems, body = found.stages[: found.stem_boundaries], found.stages[found.stem_boundaries :]
+    stem_boundaries, boundaries = found.boundaries[: len(stems)], found.boundaries[len(stems) :]
+    if conversion.options.stem == "leading":
+        natives = [*reversed(stems), *reversed(body)]
+        between = [*reversed(stem_boundaries), *reversed(boundaries)]
+    else:
+        natives = [*reversed(body), *reversed(stems)]
+        between = [*reversed(boundaries), *reversed(stem_boundaries)]
+    bodies = [stage.units for stage in natives]
+    if conversion.options.filters == "reversed":
+        filled = iter([stage.units for stage in body if stage.units])
+        bodies = [next(filled) if units else [] for units in bodies]
+    stages: list[TopDownStage] = []
+    scale: Pair = found.stages[-1].scale
+    for i, (native, units) in enumerate(zip(natives, bodies, strict=True)):
+        if i:
+            scale = (scale[0] // between[i - 1].factor[0], scale[1] // between[i - 1].factor[1])
+        started = any(stage.units for stage in stages)
+        strided = i > 0 and between[i - 1].strided and units and started
+        transition = "none" if i == 0 else "block" if strided else "plain"
+        stages.append(TopDownStage(scale, transition, units, native, between[i - 1].between if i else []))  # type: ignore[arg-type]
+    return stages
+
+
+def _copy_body(conversion: Conversion, stage: TopDownStage) -> None:
+    """Fill a stage's graph: the map so far, the units in order, the output."""
+    graph = stage.graph
+    if stage.transition != "none":
+        stage.x = graph.placeholder("x")
+        stage.x.meta.update(unit="")
+    stage.image = graph.placeholder("image")
+    current = stage.x if stage.x is not None else stage.image
+    for unit in stage.units:
+        current = copy_unit(conversion, stage, unit, current)
+    graph.output(current)
+
+
+def copy_unit(conversion: Conversion, stage: TopDownStage, unit: Unit, current: fx.Node) -> fx.Node:
+    """Copy a unit's nodes to the end of a stage's graph, reading `current`; returns the copy of its output."""
+    copies = {unit.input: current}
+    stage.spans[unit] = []
+    stage.inputs[unit] = current
+    for node in unit.nodes:
+        if conversion.kind(node) is Kind.IDENTITY and node.op == "call_module":
+            copies[node] = copies[node.all_input_nodes[0]]
+            continue
+        copy = stage.graph.node_copy(node, lambda n, copies=copies: _copied(stage.graph, copies, n))  # type: ignore[misc]
+        copy.meta = {
+            "source": node, "unit": unit.path, "class_name": unit.class_name, "stride": node.meta["stride"]
+        }  # fmt: skip
+        copies[node] = copy
+        stage.spans[unit].append(copy)
+        _register(conversion, node)
+    return copies[unit.output]
+
+
+def _copied(graph: fx.Graph, copies: dict[fx.Node, fx.Node], node: fx.Node) -> fx.Node:
+    """The copy of a node; what is no map (a size, a parameter) is copied when it is first asked for."""
+    if node not in copies:
+        copy = graph.node_copy(node, lambda n: _copied(graph, copies, n))
+        copy.meta = {"source": node, "unit": "", "class_name": "", "stride": (1, 1)}
+        copies[node] = copy
+    return copies[node]
+
+
+def _register(conversion: Conversion, node: fx.Node) -> None:
+    module = conversion.captured.module(node)
+    if module is not None:
+        conversion.layers.setdefault(str(node.target), Layer(module, source=str(node.target)))
+
+
+def _copy_head(conversion: Conversion) -> fx.Graph:
+    """The head's graph. Reshapes to (N, features) become `flatten`; a pooling to one pixel becomes a global one."""
+    head = conversion.found.head
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    x.meta.update(unit="")
+    first_input = next(n for n in head[0].all_input_nodes if isinstance(n.meta.get("value"), torch.Tensor))
+    copies = {first_input: x}
+    for node in head:
+        kind, value = conversion.kind(node), node.meta["value"]
+        if kind is Kind.FLATTEN and value.dim() == 2:
+            copy = graph.call_function(torch.flatten, (copies[node.all_input_nodes[0]], 1))
+        elif kind is Kind.POOL and value.shape[-2:] == (1, 1):
+            copy = _global_pool(conversion, graph, node, copies)
+        else:
+            copy = graph.node_copy(node, lambda n, copies=copies: _copied(graph, copies, n))  # type: ignore[misc]
+            _register(conversion, node)
+        copy.meta = {"source": node, "unit": "", "class_name": "", "stride": (1, 1)}
+        copies[node] = copy
+    graph.output(copies[head[-1]])
+    return graph
+
+
+def _global_pool(
+    conversion: Conversion, graph: fx.Graph, node: fx.Node, copies: dict[fx.Node, fx.Node]
+) -> fx.Node:
+    """A pooling as large as the bottom-up network's last map pools all of the top-down network's last map."""
+    module = conversion.captured.module(node)
+    name = type(module).__name__ if module is not None else str(getattr(node.target, "__name__", ""))
+    pool = torch.nn.functional.adaptive_max_pool2d if "max" in name.lower() else torch.nn.functional.adaptive_avg_pool2d
+    return graph.call_function(pool, (copies[node.all_input_nodes[0]], 1))

@@ -1,0 +1,44 @@
+"""Turns a convolutional network into its top-down network: coarse to fine, from an image pyramid.
+
+    >>> from td_compiler import reverse
+    >>> td = reverse(model)
+
+Importing this package does not import torch: that happens at the first use of a name that needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from td_compiler.errors import ConversionError
+
+if TYPE_CHECKING:
+    from td_compiler import zoo
+    from td_compiler.capture import leaf
+    from td_compiler.convert import reverse
+    from td_compiler.network import TopDownNet
+
+__all__ = ["ConversionError", "TopDownNet", "__version__", "leaf", "reverse", "zoo"]
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "TopDownNet": "td_compiler.network",
+    "leaf": "td_compiler.capture",
+    "reverse": "td_compiler.convert",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "zoo":
+        return importlib.import_module("td_compiler.zoo")
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,104 @@
+"""What the passes share: the state of one conversion, and the form of a pass."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+from torch import fx, nn
+
+from td_compiler.capture import Capture
+from td_compiler.network import TopDownNet
+from td_compiler.operators import Kind, Operator, lookup
+from td_compiler.options import Options
+from td_compiler.stages import Layer, StageGraph, TopDownStage, Unit
+
+__all__ = ["Conversion", "Pass", "layer_of", "operator_of"]
+
+
+@dataclass(eq=False)
+class Conversion:
+    """The state of one conversion; every pass fills in or changes a part of it.
+
+    Attributes:
+        model: the source network, never changed.
+        options: what was asked for.
+        input_size: (C, H, W) at which the network is read.
+        captured: the bottom-up graph.
+        units: its units in order, up to the head.
+        head: the nodes of the head, found by reading from the first global pooling or flatten on.
+        bottom_up: the stages found.
+        stages: the top-down stages, coarse to fine.
+        head_graph: the top-down network's head, a graph with placeholder `x`.
+        layers: path -> layer of the top-down network.
+        modules: path -> module, once the widths are known.
+        result: the finished network.
+        notes: sentences for the report.
+    """
+
+    model: nn.Module
+    options: Options
+    input_size: tuple[int, int, int]
+    captured: Capture
+    units: list[Unit] = field(default_factory=list)
+    head: list[fx.Node] = field(default_factory=list)
+    bottom_up: StageGraph | None = None
+    stages: list[TopDownStage] = field(default_factory=list)
+    head_graph: fx.Graph | None = None
+    layers: dict[str, Layer] = field(default_factory=dict)
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    result: TopDownNet | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def found(self) -> StageGraph:
+        """The stages found; only after the pass `FindStages`."""
+        assert self.bottom_up is not None, "FindStages has not run"
+        return self.bottom_up
+
+    def graphs(self) -> list[fx.Graph]:
+        """The top-down network's graphs in running order, the head last."""
+        assert self.head_graph is not None, "ReverseStages has not run"
+        return [*(stage.graph for stage in self.stages), self.head_graph]
+
+    def kind(self, node: fx.Node) -> Kind | None:
+        """The kind of a bottom-up node by the operator table, None if the table has no row."""
+        row = lookup(node, self.captured.module(node))
+        return row.kind if row else None
+
+
+def layer_of(conversion: Conversion, node: fx.Node) -> Layer | None:
+    """The layer that a top-down `call_module` node calls."""
+    return conversion.layers[str(node.target)] if node.op == "call_module" else None
+
+
+def operator_of(conversion: Conversion, node: fx.Node) -> Operator | None:
+    """The operator table's row for a top-down node."""
+    layer = layer_of(conversion, node)
+    return lookup(node, layer.prototype if layer else None)
+
+
+class Pass(ABC):
+    """One step of the pipeline: states and checks what it needs, acts, states and checks what it ensures.
+
+    A check that fails is a defect of the compiler, not of the user's network (an `AssertionError`); what a network
+    lacks is said by a `ConversionError` in `apply`.
+    """
+
+    def __call__(self, conversion: Conversion) -> None:
+        """Check, act, check."""
+        self.requires(conversion)
+        self.apply(conversion)
+        self.ensures(conversion)
+
+    @abstractmethod
+    def requires(self, conversion: Conversion) -> None:
+        """Assert what must hold before."""
+
+    @abstractmethod
+    def apply(self, conversion: Conversion) -> None:
+        """Do it."""
+
+    @abstractmethod
+    def ensures(self, conversion: Conversion) -> None:
+        """Assert what holds after."""

@@ -1,0 +1,78 @@
+"""`reverse`: a bottom-up CNN in, its top-down network out."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from td_compiler.capture import Capture, capture
+from td_compiler.conversion import Conversion
+from td_compiler.errors import ConversionError
+from td_compiler.input_size import find_input_size
+from td_compiler.network import TopDownNet
+from td_compiler.options import Downsampler, Filters, Init, Merge, Options, Stem, Upsample
+from td_compiler.passes import PIPELINE
+from td_compiler.pyramid import Downsample
+
+__all__ = ["reverse"]
+
+
+def reverse(
+    model: nn.Module,
+    *,
+    filters: Filters = "mirror",
+    merge: Merge = "combined",
+    upsample: Upsample = "nearest",
+    downsample: Downsample | Downsampler = "gaussian",
+    stem: Stem = "trailing",
+    head_width: int | None = None,
+    init: Init = "keep",
+    input_size: tuple[int, int, int] | None = None,
+) -> TopDownNet:
+    """Turn a bottom-up CNN into its top-down network (Lelekas et al., Top-Down Networks, section 3).
+
+    Args:
+        model: a CNN that takes images (N, C, H, W) and returns class scores (N, K). It is never changed; it may live on
+            any device, the meta device included, in any floating dtype.
+        filters: `mirror` reverses the stages with their widths, `uniform` gives every unit the median width, `reversed`
+            keeps the widths growing with depth (paper section 3.3).
+        merge: how a scale's map and image meet: `combined`, `add` or `concat` (thesis section 3.2).
+        upsample: `nearest`, `bilinear` or `transposed` (paper section 3.1).
+        downsample: how the image is brought to a scale: `gaussian`, `blur`, `blurpool`, `pool`, `none`, `area`,
+            `laplacian`, or a module or callable `(images (N, C, H, W), factor) -> images`.
+        stem: where a stem's own downsampling is undone: `trailing`, at the end, so that the other stages keep their
+            scales, or `leading`, before the first stage, as the authors do for Imagenette, at a far higher cost.
+        head_width: widen the last unit to at least this many filters; the papers' remedy for a gap in accuracy.
+        init: `keep` leaves parameters and buffers whose shape did not change as they are and draws the others by the
+            model's `initialise(module)` if it has one, else He-normal; `fresh` draws all anew from torch's seed.
+        input_size: (C, H, W) at which the network is read. Default: the model's own metadata, else found by trying.
+
+    Returns:
+        A trainable module with the model's parameter names, device, dtype, training mode and `requires_grad`.
+
+    Raises:
+        ConversionError: if an option is unknown, or the model has no top-down counterpart; the message says why.
+    """
+    options = Options(
+        filters=filters,
+        merge=merge,
+        upsample=upsample,
+        downsample=downsample,
+        stem=stem,
+        head_width=head_width,
+        init=init,
+        input_size=input_size,
+    )
+    if not isinstance(model, nn.Module):
+        raise ConversionError(f"model is a {type(model).__name__}, not an nn.Module: pass an instance of the network.")
+    captured, size, note = _capture(model, options)
+    conversion = Conversion(model, options, size, captured, notes=[note] if note else [])
+    for step in PIPELINE:
+        step(conversion)
+    assert conversion.result is not None
+    return conversion.result
+
+
+def _capture(model: nn.Module, options: Options) -> tuple[Capture, tuple[int, int, int], str]:
+    if options.input_size is not None:
+        return capture(model, options.input_size), options.input_size, ""
+    return find_input_size(model)

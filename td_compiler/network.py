@@ -1,0 +1,158 @@
+"""The top-down network: a module tree under the user's names and a short list of graph segments that runs it."""
+
+from __future__ import annotations
+
+import linecache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx, nn
+
+from td_compiler.pyramid import Pyramid
+
+if TYPE_CHECKING:
+    from td_compiler.report import Report
+
+__all__ = ["Segment", "StageMaps", "TopDownNet"]
+
+
+@dataclass
+class Segment:
+    """One step of a top-down network: the layers of one scale, or the head.
+
+    Attributes:
+        name: `stage16` for the stage at scale 16, `head` for the head.
+        scale: the factor by which this stage's maps are smaller than the image; 1 for the head.
+        graph: placeholders `x` (the map so far; absent in the first stage) and `image` (the pyramid's level at this
+            scale; absent in the head), one output. Every `call_module` and `get_attr` target is a path in the network.
+            `node.meta["unit"]` is the path of the unit that a node belongs to (`layer3.0`, `entry.16`, `merge.16`),
+            or "" where a unit has no path of its own.
+    """
+
+    name: str
+    scale: int
+    graph: fx.Graph
+    _function: Callable[..., torch.Tensor] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The graph's placeholders by name: some of `x` and `image`, in this order."""
+        return tuple(str(node.target) for node in self.graph.nodes if node.op == "placeholder")
+
+    def run(self, network: nn.Module, **inputs: torch.Tensor) -> torch.Tensor:
+        """Run this segment with the network's modules on the inputs that it names."""
+        if self._function is None:
+            self._function = _compile(self.graph, self.name)
+        return self._function(network, *(inputs[name] for name in self.inputs))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Functions compiled at run time do not pickle: they are made anew from the graph."""
+        return {**self.__dict__, "_function": None}
+
+
+def _compile(graph: fx.Graph, name: str) -> Callable[..., torch.Tensor]:
+    code = graph.python_code("self")
+    filename = f"<top-down {name} {id(graph):x}>"
+    linecache.cache[filename] = (len(code.src), None, code.src.splitlines(keepends=True), filename)
+    namespace = dict(code.globals)
+    exec(compile(code.src, filename, "exec"), namespace)
+    function: Callable[..., torch.Tensor] = namespace["forward"]
+    return function
+
+
+class StageMaps(nn.ModuleDict):
+    """What `td.features` is: called on images it returns the map after every stage.
+
+    It is a module, not a method, because many networks keep their layers under the name `features`, and they stay there.
+    """
+
+    def __init__(self, network: TopDownNet) -> None:
+        super().__init__()
+        self.__dict__["_network"] = network  # past nn.Module's registration: the network is no part of its own part
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The map after every stage, coarse to fine, each (N, C, H / scale, W / scale), for images (N, C, H, W)."""
+        network: TopDownNet = self.__dict__["_network"]
+        return network.stage_maps(network.pyramid(images))
+
+
+class TopDownNet(nn.Module):
+    """A top-down network (paper section 3): runs coarse to fine over an image pyramid, then classifies.
+
+    Made by :func:`td_compiler.reverse`. It trains, moves, saves and copies like any module; its parameters keep the
+    names that they have in the source network, beside `entry`, `transition`, `merge` and `upsample` for what is new.
+
+    Attributes:
+        pyramid: the module that turns images (N, C, H, W) into the list of scaled images, finest first.
+        features: called on images (N, C, H, W), returns the map after every stage, coarse to fine.
+        segments: the stages, coarse to fine, then the head.
+        report: what was found in the source and done to it, stage by stage.
+    """
+
+    pyramid: Pyramid
+
+    def __init__(
+        self, modules: Mapping[str, nn.Module], segments: Sequence[Segment], pyramid: Pyramid, report: Report
+    ) -> None:
+        super().__init__()
+        self.segments = list(segments)
+        self.report = report
+        self.pyramid = pyramid
+        self.add_module("features", StageMaps(self))
+        _plant(self, modules)
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """The pyramid's scales, finest first, e.g. (1, 2, 4)."""
+        return self.pyramid.scales
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Class scores, of the source network's output shape, for images (N, C, H, W)."""
+        return self.forward_pyramid(self.pyramid(images))
+
+    def forward_pyramid(self, levels: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Class scores from given images, one per scale, finest first.
+
+        Raises:
+            ValueError: if there are not as many levels as scales.
+        """
+        return self.segments[-1].run(self, x=self.stage_maps(levels)[-1])
+
+    def stage_maps(self, levels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The map after every stage, coarse to fine, from given images, one per scale, finest first.
+
+        Raises:
+            ValueError: if there are not as many levels as scales.
+        """
+        if len(levels) != len(self.scales):
+            raise ValueError(f"{len(levels)} images for {len(self.scales)} scales {self.scales}: give one per scale")
+        maps: list[torch.Tensor] = []
+        for segment, image in zip(self.segments[:-1], reversed(levels), strict=True):
+            inputs = {"x": maps[-1]} if maps else {}
+            maps.append(segment.run(self, image=image, **inputs))
+        return maps
+
+
+def _plant(root: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    """Register modules under their dotted paths, making containers on the way.
+
+    A container whose children are numbered 0..n-1 is a `Sequential`, any other a `ModuleDict`, so that both
+    `td.layer4[0]` and `td.merge["16"]` work; parameters outside any module are given as modules of kind ParameterHolder.
+    """
+    children: dict[str, dict[str, nn.Module]] = {}
+    for path, module in modules.items():
+        first, _, rest = path.partition(".")
+        if rest:
+            children.setdefault(first, {})[rest] = module
+        else:
+            root.add_module(first, module)
+    for name, inner in children.items():
+        container = root._modules.get(name)
+        if container is None:
+            names = list(dict.fromkeys(path.partition(".")[0] for path in inner))
+            numbered = names == [str(i) for i in range(len(names))]
+            container = nn.Sequential() if numbered else nn.ModuleDict()
+            root.add_module(name, container)
+        _plant(container, inner)

@@ -1,0 +1,67 @@
+"""The options of a conversion, checked at the door."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+
+from td_compiler.errors import ConversionError
+from td_compiler.pyramid import Downsample
+
+__all__ = ["Downsampler", "Filters", "Init", "Merge", "Options", "Stem", "Upsample"]
+
+Filters = Literal["mirror", "uniform", "reversed"]
+Merge = Literal["combined", "add", "concat"]
+Upsample = Literal["nearest", "bilinear", "transposed"]
+Stem = Literal["trailing", "leading"]
+Init = Literal["keep", "fresh"]
+Downsampler = Callable[[torch.Tensor, int], torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of :func:`td_compiler.reverse`; see there for what each means.
+
+    Raises:
+        ConversionError: if a value is not among the allowed ones.
+    """
+
+    filters: Filters = "mirror"
+    merge: Merge = "combined"
+    upsample: Upsample = "nearest"
+    downsample: Downsample | Downsampler = "gaussian"
+    stem: Stem = "trailing"
+    head_width: int | None = None
+    init: Init = "keep"
+    input_size: tuple[int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        choices = {"filters": Filters, "merge": Merge, "upsample": Upsample, "stem": Stem, "init": Init}
+        for name, allowed in choices.items():
+            _check_choice(name, getattr(self, name), get_args(allowed))
+        if not callable(self.downsample):
+            _check_choice("downsample", self.downsample, get_args(Downsample), or_else="a callable (images, factor)")
+        if self.head_width is not None and not _positive(self.head_width):
+            raise ConversionError(f"head_width={self.head_width!r} must be a positive number of filters or None.")
+        if self.input_size is not None:
+            size = self.input_size
+            if not isinstance(size, (tuple, list)) or len(size) != 3 or not all(map(_positive, size)):
+                raise ConversionError(f"input_size={size!r} must be three positive numbers (C, H, W), e.g. (3, 224, 224).")
+            object.__setattr__(self, "input_size", tuple(size))
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _check_choice(name: str, value: Any, allowed: tuple[str, ...], or_else: str = "") -> None:
+    if isinstance(value, str) and value in allowed:
+        return
+    near = difflib.get_close_matches(str(value), allowed, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    listed = ", ".join(allowed) + (f", or {or_else}" if or_else else "")
+    raise ConversionError(f"{name}={value!r} is not one of {listed}.{hint}")

@@ -1,0 +1,248 @@
+"""How the image is brought to every scale (SPEC 3; paper section 3.1; thesis 3.2.3 for the frequency bands).
+
+The functions use torch alone: emitted source carries these definitions verbatim. The maps between sizes are matrices
+made in the forward from the sizes that the images have, so that any size works, on any device, and under torch.export.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from td_compiler.errors import ConversionError
+
+__all__ = [
+    "DOWNSAMPLERS",
+    "Downsample",
+    "Pyramid",
+    "downsample_area",
+    "downsample_blur",
+    "downsample_blurpool",
+    "downsample_gaussian",
+    "downsample_none",
+    "downsample_pool",
+    "laplacian_bands",
+]
+
+Downsample = Literal["gaussian", "blur", "blurpool", "pool", "none", "area", "laplacian"]
+
+
+def factor_pair(factor: int | tuple[int, int]) -> tuple[int, int]:
+    """A factor as (height factor, width factor)."""
+    return (factor, factor) if isinstance(factor, int) else factor
+
+
+def working_dtype(images: torch.Tensor) -> torch.dtype:
+    """The type in which filters are computed: float64 for float64 images, else float32, half precision included."""
+    return torch.float64 if images.dtype == torch.float64 else torch.float32
+
+
+def gaussian_matrix(size: int, factor: int, images: torch.Tensor) -> torch.Tensor:
+    """The Gaussian resize along one axis as a matrix (ceil(size / factor), size), on the images' device.
+
+    Row i weighs input pixel j by exp(-d^2 / (2 sigma^2)), sigma = factor / 2, where d < 1.5 factor is its distance from
+    the output pixel's centre (i + 0.5) factor - 0.5; every row sums to 1 over the pixels that the image has.
+    """
+    pixels = torch.arange(size, device=images.device, dtype=working_dtype(images))
+    if factor == 1:
+        return torch.eye(size, device=images.device, dtype=pixels.dtype)
+    centres = (pixels[: -(-size // factor)] + 0.5) * factor - 0.5
+    distance = (pixels - centres[:, None]).abs()
+    weights = torch.exp(-2 * (distance / factor) ** 2) * (distance < 1.5 * factor)
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
+    """Anti-aliased Gaussian resize of images (N, C, H, W) to (N, C, ceil(H / factor), ceil(W / factor)) (SPEC 3)."""
+    down, across = factor_pair(factor)
+    rows = gaussian_matrix(images.shape[-2], down, images)
+    columns = gaussian_matrix(images.shape[-1], across, images)
+    return (rows @ images.to(rows.dtype) @ columns.mT).to(images.dtype)
+
+
+def filter_and_subsample(images: torch.Tensor, taps: torch.Tensor, factor: int) -> torch.Tensor:
+    """Filter the last axis with an odd number of taps, reflecting at the borders, and keep every factor-th pixel.
+
+    Reflection repeats where the filter is wider than the image. (..., size) becomes (..., ceil(size / factor)).
+    """
+    size, radius = images.shape[-1], taps.shape[0] // 2
+    period = max(2 * (size - 1), 1)
+    position = torch.arange(-radius, size + radius, device=images.device) % period
+    padded = images.index_select(-1, torch.minimum(position, period - position) % size)
+    start = torch.arange(0, size, factor, device=images.device)
+    tap = torch.arange(size + 2 * radius, device=images.device) - start[:, None]
+    matrix = taps[tap.clamp(0, 2 * radius)] * ((tap >= 0) & (tap <= 2 * radius))
+    return padded.to(taps.dtype) @ matrix.mT
+
+
+def gaussian_taps(factor: int, images: torch.Tensor) -> torch.Tensor:
+    """A Gaussian of sigma = factor / 2 input pixels, cut at ceil(3 sigma), that sums to 1; a single 1 for factor 1."""
+    extent = 0 if factor == 1 else -(-3 * factor // 2)
+    distance = torch.arange(-extent, extent + 1, device=images.device, dtype=working_dtype(images))
+    weights = torch.exp(-2 * (distance / factor) ** 2)
+    return weights / weights.sum()
+
+
+def downsample_blur(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
+    """Gaussian blur (sigma = factor / 2, extent ceil(3 sigma), reflected borders), then subsampling (SPEC 3).
+
+    Images (N, C, H, W) become (N, C, ceil(H / factor), ceil(W / factor)).
+    """
+    down, across = factor_pair(factor)
+    narrow = filter_and_subsample(images, gaussian_taps(across, images), across)
+    return filter_and_subsample(narrow.mT, gaussian_taps(down, images), down).mT.to(images.dtype)
+
+
+def binomial_taps(factor: int, images: torch.Tensor) -> torch.Tensor:
+    """The binomial filter of 2 factor - 1 taps that sums to 1: (1, 2, 1) / 4 for factor 2."""
+    taps = [1.0]
+    for _ in range(2 * factor - 2):
+        taps = [(left + right) / 2 for left, right in zip([0.0, *taps], [*taps, 0.0], strict=True)]
+    return torch.tensor(taps, device=images.device, dtype=working_dtype(images))
+
+
+def downsample_blurpool(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
+    """Max-pooling with stride 1, a binomial blur of 2 factor - 1 taps, then subsampling (Zhang 2019; SPEC 3).
+
+    Images (N, C, H, W) become (N, C, ceil(H / factor), ceil(W / factor)). A maximum is taken over the factor x factor
+    pixels that begin at each pixel and lie inside the image; the blur reflects at the borders.
+    """
+    down, across = factor_pair(factor)
+    room = F.pad(images, (0, across - 1, 0, down - 1), value=float("-inf"))
+    highest = F.max_pool2d(room, (down, across), stride=1)
+    narrow = filter_and_subsample(highest, binomial_taps(across, images), across)
+    return filter_and_subsample(narrow.mT, binomial_taps(down, images), down).mT.to(images.dtype)
+
+
+def downsample_pool(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
+    """Maximum over windows of factor x factor pixels: (N, C, H, W) to (N, C, ceil(H / factor), ceil(W / factor))."""
+    return F.max_pool2d(images, factor, stride=factor, ceil_mode=True)
+
+
+def downsample_area(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
+    """Mean over windows of factor x factor pixels: (N, C, H, W) to (N, C, ceil(H / factor), ceil(W / factor)).
+
+    A window that the border cuts averages the pixels that it has.
+    """
+    return F.avg_pool2d(images, factor, stride=factor, ceil_mode=True)
+
+
+def downsample_none(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
+    """Every factor-th pixel, from the first: (N, C, H, W) to (N, C, ceil(H / factor), ceil(W / factor))."""
+    down, across = factor_pair(factor)
+    return images[..., ::down, ::across]
+
+
+def laplacian_bands(levels: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Non-overlapping frequency bands from nested ones, finest first (thesis 3.2.3; SPEC 3, `laplacian`).
+
+    Each level (N, C, H, W) loses what the next coarser one, bilinearly upsampled, holds; the coarsest stays as it is.
+    Upsampling and adding the bands from the coarsest on gives the levels back.
+    """
+    bands = []
+    for index, level in enumerate(levels[:-1]):
+        coarser = F.interpolate(levels[index + 1], size=level.shape[-2:], mode="bilinear", align_corners=False)
+        bands.append(level - coarser)
+    return [*bands, levels[-1]]
+
+
+DOWNSAMPLERS: dict[str, Callable[[torch.Tensor, int | tuple[int, int]], torch.Tensor]] = {
+    "gaussian": downsample_gaussian,
+    "blur": downsample_blur,
+    "blurpool": downsample_blurpool,
+    "pool": downsample_pool,
+    "area": downsample_area,
+    "none": downsample_none,
+    "laplacian": downsample_gaussian,  # the bands are differences of these
+}
+
+
+class Pyramid(nn.Module):
+    """The image at every scale, each made from the image itself, not from the scale before (SPEC 2.1, 3).
+
+    Args:
+        scales: the factors, finest first; the first is 1 (or (1, 1)). A pair is (height factor, width factor).
+        downsample: the name of a method of SPEC 3, or a callable (images (N, C, H, W), factor) -> images
+            (N, C, ceil(H / factor), ceil(W / factor)). A callable that is a module becomes a submodule.
+
+    Raises:
+        ConversionError: if the scales do not begin with 1, or the method is unknown.
+    """
+
+    scales: tuple[int | tuple[int, int], ...]
+    downsample: Downsample | Callable[..., torch.Tensor]
+
+    def __init__(
+        self, scales: Sequence[int | tuple[int, int]], downsample: Downsample | Callable[..., torch.Tensor] = "gaussian"
+    ) -> None:
+        super().__init__()
+        if not scales or factor_pair(scales[0]) != (1, 1):
+            raise ConversionError(f"scales={tuple(scales)} must begin with 1, the image itself, e.g. (1, 2, 4).")
+        if not callable(downsample) and downsample not in DOWNSAMPLERS:
+            methods = ", ".join(get_args(Downsample))
+            raise ConversionError(f"downsample={downsample!r} is not one of {methods}, or a callable (images, factor).")
+        self.scales = tuple(scales)
+        self.downsample = downsample
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The images (N, C, H, W) at every scale, finest first, each (N, C, ceil(H / scale), ceil(W / scale)).
+
+        The first is the images themselves (their finest band under `laplacian`).
+
+        Raises:
+            ConversionError: if the images are not a floating-point tensor (N, C, H, W), or a callable's result has
+                not the size of its scale.
+        """
+        _check_images(images)
+        levels = [images]
+        for scale in self.scales[1:]:
+            if isinstance(self.downsample, str):
+                levels.append(_resize(images, scale, self.downsample))
+            else:
+                levels.append(self.downsample(images, scale))
+                _check_level(levels[-1], images, scale)
+        return laplacian_bands(levels) if self.downsample == "laplacian" else levels
+
+    def extra_repr(self) -> str:
+        """The scales, and the method unless it is a submodule."""
+        if isinstance(self.downsample, nn.Module):
+            return f"scales={self.scales}"
+        method = self.downsample
+        return f"scales={self.scales}, downsample={method if isinstance(method, str) else _name(method)}"
+
+
+def _name(function: Callable[..., torch.Tensor]) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _resize(images: torch.Tensor, scale: int | tuple[int, int], method: str) -> torch.Tensor:
+    return DOWNSAMPLERS[method](images, scale)
+
+
+def _check_images(images: torch.Tensor) -> None:
+    if not isinstance(images, torch.Tensor):
+        raise ConversionError(f"Images must be a tensor (N, C, H, W), not {type(images).__name__}.")
+    if images.dim() != 4 or not images.is_floating_point():
+        shape = tuple(images.shape)
+        raise ConversionError(f"Images must be floating-point (N, C, H, W), not {images.dtype} of shape {shape}.")
+
+
+def _check_level(level: torch.Tensor, images: torch.Tensor, scale: int | tuple[int, int]) -> None:
+    down, across = factor_pair(scale)
+    expected = (*images.shape[:2], -(-images.shape[2] // down), -(-images.shape[3] // across))
+    found = tuple(level.shape) if isinstance(level, torch.Tensor) else type(level).__name__
+    if found != expected:
+        raise ConversionError(
+            f"The downsampling callable made {found} of images {tuple(images.shape)} at scale {scale}: "
+            f"it must return a tensor {expected}, each side divided by the factor and rounded up."
+        )
+
+
+# Decisions on sizes and types are no part of a trace: torch.fx records these calls whole.
+fx.wrap("_resize")
+fx.wrap("_check_images")
+fx.wrap("_check_level")

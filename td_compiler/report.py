@@ -1,0 +1,63 @@
+"""What a conversion found and did, stage by stage: the data behind `td.report` and `tdc inspect`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Cost", "Report", "StageReport"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The size and cost of one stage (or the head) of one network, for a batch of one image.
+
+    Attributes:
+        scale: the factor by which the maps are smaller than the image.
+        size: height and width of the last map.
+        width: filters (channels) of the last map.
+        units: blocks or convolution units, entries, transitions and merges not counted.
+        parameters: trainable and frozen parameters.
+        macs: multiply-accumulate operations of convolutions and linear layers.
+        activation_bytes: memory of every layer's output.
+    """
+
+    scale: int
+    size: tuple[int, int]
+    width: int
+    units: int
+    parameters: int
+    macs: int
+    activation_bytes: int
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """One row: what the BU network and the TD network do at one scale, or in the head.
+
+    BU costs at a scale include the part of the stem that works there; TD costs include entry, transition and merge.
+    `bottom_up` is None where the BU network computes nothing at that scale (the image itself, before a strided stem).
+    """
+
+    name: str
+    scale: int
+    bottom_up: Cost | None
+    top_down: Cost
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found in the source and done to it.
+
+    Attributes:
+        source: the class name of the source network.
+        input_size: (C, H, W) at which sizes and costs are given.
+        scales: the pyramid's scales, finest first.
+        stages: a row per scale, finest first, then the head.
+        notes: what a user should know: parts dropped, sizes inferred, and the like; one sentence each.
+    """
+
+    source: str
+    input_size: tuple[int, int, int]
+    scales: tuple[int, ...]
+    stages: tuple[StageReport, ...]
+    notes: tuple[str, ...] = ()

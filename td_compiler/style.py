@@ -1,0 +1,127 @@
+"""The network's own way of building a layer: which norm and activation, in which order, with or without bias.
+
+What the compiler adds (entries, transitions, merges, projections) is built in this style (SPEC 2.2, 2.4, 2.5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from torch import fx, nn
+
+from td_compiler.conversion import Conversion
+from td_compiler.operators import Kind
+from td_compiler.stages import Layer, TopDownStage, Unit
+
+__all__ = ["Style", "add_layers", "style_of"]
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a unit builds its layers.
+
+    Attributes:
+        conv: a convolution of the unit.
+        norm: the bottom-up node of its norm, None if it has none.
+        activation: the bottom-up node of its activation, None if it has none.
+        pre_activation: whether norm and activation precede the convolution.
+    """
+
+    conv: nn.Conv2d
+    norm: fx.Node | None
+    activation: fx.Node | None
+    pre_activation: bool
+
+
+def style_of(conversion: Conversion, stage: TopDownStage) -> Style:
+    """The style of a stage's first unit that has a convolution; of a stage without body that of the network's first.
+
+    What that unit lacks (an activation behind a linear bottleneck) is taken from the rest of the network.
+    """
+    found = conversion.found
+    everywhere = [unit for native in found.stages for unit in native.units]
+    styles = [style for unit in [*stage.units, *everywhere] if (style := _read(conversion, [unit])) is not None]
+    whole = _read(conversion, everywhere)
+    first = styles[0]
+    activation = first.activation or (whole.activation if whole else None)
+    norm = first.norm or (whole.norm if whole and first.activation is None else None)
+    return replace(first, norm=norm, activation=activation)
+
+
+def _read(conversion: Conversion, units: Iterable[Unit]) -> Style | None:
+    first: dict[Kind, fx.Node] = {}
+    for unit in units:
+        for node in unit.nodes:
+            kind = conversion.kind(node)
+            if kind in {Kind.CONV, Kind.NORM, Kind.ACTIVATION}:
+                first.setdefault(kind, node)  # type: ignore[arg-type]
+    if Kind.CONV not in first:
+        return None
+    order = list(first)
+    conv = conversion.captured.module(first[Kind.CONV])
+    assert isinstance(conv, nn.Conv2d), f"{first[Kind.CONV]} is no convolution layer"
+    return Style(conv, first.get(Kind.NORM), first.get(Kind.ACTIVATION), order.index(Kind.CONV) > 0)
+
+
+def add_layers(
+    conversion: Conversion,
+    stage: TopDownStage,
+    style: Style,
+    path: str,
+    value: fx.Node,
+    kernel_size: int,
+    wanted: int,
+) -> list[fx.Node]:
+    """Insert convolution, norm and activation, in the style's order, at the graph's insertion point.
+
+    The layers get the paths `path.conv`, `path.norm`, `path.act`; the convolution has stride 1, keeps the size of its
+    map and is to have `wanted` filters. Returns the new nodes in order.
+    """
+    like = style.conv
+    conv = nn.Conv2d(
+        *(1, 1, kernel_size), padding=kernel_size // 2, bias=like.bias is not None, padding_mode=like.padding_mode,
+        device="meta", dtype=like.weight.dtype,
+    )  # fmt: skip
+    steps = [("conv", None), ("norm", style.norm), ("act", style.activation)]
+    if style.pre_activation:
+        steps = [*steps[1:], steps[0]]
+    nodes = []
+    for name, source in steps:
+        if name == "conv":
+            conversion.layers[f"{path}.conv"] = Layer(conv)
+            node = stage.graph.call_module(f"{path}.conv", (value,))
+            node.meta = {"wanted": wanted, **new_meta(path)}
+        elif source is None:
+            continue
+        else:
+            node = add_like(conversion, stage, source, f"{path}.{name}", value, path)
+        nodes.append(node)
+        value = node
+    return nodes
+
+
+def add_like(
+    conversion: Conversion, stage: TopDownStage, source: fx.Node, path: str, value: fx.Node, unit: str
+) -> fx.Node:
+    """Insert a new operation like a bottom-up one that reads `value`; a layer gets the given path."""
+    target = source.target
+    if source.op == "call_module":
+        module = conversion.captured.module(source)
+        assert module is not None
+        conversion.layers[path] = Layer(module)
+        target = path
+    first = source.all_input_nodes[0]
+    node = stage.graph.create_node(
+        source.op,
+        target,
+        fx.node.map_arg(source.args, lambda n: value if n is first else n),
+        fx.node.map_arg(source.kwargs, lambda n: value if n is first else n),
+    )
+    node.meta = new_meta(unit)
+    return node
+
+
+def new_meta(unit: str, class_name: str = "") -> dict[str, object]:
+    """The notes on a node that the source network does not have."""
+    return {"unit": unit, "class_name": class_name, "stride": (1, 1)}
