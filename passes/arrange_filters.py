@@ -55,13 +55,17 @@ def _want(conversion: Conversion, stage: TopDownStage, unit: Unit, width: int) -
 
 
 def _stage_width(conversion: Conversion, index: int) -> int:
-    """C of SPEC 2.5: the body's first unit's width; of a stage without body the stem's or, first of all, the next body's."""
+    """C of SPEC 2.5: the body's first unit's width.
+
+    A stage without body takes the stem's width, or, ahead of all bodies, that of the body it leads to; where there is
+    no stem, that of the body before it.
+    """
     stages = conversion.stages
-    if stages[index].units:
-        return stages[index].units[0].width
-    if conversion.found.stem and any(stage.units for stage in stages[:index]):
-        return conversion.found.stem[-1].width
-    return next(stage.units[0].width for stage in stages[index:] if stage.units)
+    before = [stage.units[0].width for stage in stages[:index] if stage.units]
+    after = [stage.units[0].width for stage in stages[index:] if stage.units]
+    if stages[index].units or not before:
+        return after[0]
+    return conversion.found.stem[-1].width if conversion.found.stem else before[-1]
 
 
 def _widen_last(conversion: Conversion) -> None:

@@ -111,9 +111,10 @@ def _run_on_meta(conversion: Conversion, network: TopDownNet) -> dict[fx.Node, t
 
 
 def _bottom_up_cost(conversion: Conversion, scale: Pair, units: int) -> Cost | None:
+    """A strided unit counts, whole, at the scale that it leads to, as does a pooling."""
     head = set(conversion.found.head)
-    nodes = [n for n in conversion.captured.graph.nodes if n.meta.get("scale") == scale and n not in head]
-    nodes = [n for n in nodes if n.op != "placeholder"]
+    inside = [unit for unit in conversion.units if unit.output.meta["scale"] == scale]
+    nodes = [node for unit in inside for node in unit.nodes if node not in head]
     return _cost(conversion.captured.module, lambda n: n.meta["value"], nodes, scale, units) if nodes else None
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from torch import fx
+
 from td_compiler.conversion import Conversion, Pass
 from td_compiler.errors import ConversionError
 from td_compiler.operators import Kind, Pair
@@ -50,9 +52,19 @@ class FindStages(Pass):
 
 
 def _check_convolutions(conversion: Conversion) -> None:
+    late = next((node for node in conversion.head if conversion.kind(node) is Kind.CONV and _is_spatial(conversion, node)), None)
+    if late is not None:
+        raise ConversionError(
+            f"the network gives up the form (N, C, H, W) at {conversion.head[0].name!r}, before its last convolution"
+            f" {str(late.target)!r}: only CNNs whose head comes last convert."
+        )
     kinds = {conversion.kind(node) for unit in conversion.units for node in unit.nodes}
     if Kind.CONV not in kinds:
         raise ConversionError("the network has no 2D convolution before its head: only CNNs have a top-down counterpart.")
+
+
+def _is_spatial(conversion: Conversion, node: fx.Node) -> bool:
+    return max(getattr(conversion.captured.module(node), "kernel_size", (1,))) > 1
 
 
 def _classifies(conversion: Conversion, body: list[Unit], head: list[Unit]) -> bool:

@@ -31,6 +31,7 @@ class FindUnits(Pass):
 
     def apply(self, conversion: Conversion) -> None:
         order = _main_nodes(conversion)
+        _refuse_attention(conversion)
         pieces = _pieces(order)
         head_at = next(i for i, piece in enumerate([*pieces, []]) if not piece or _starts_head(conversion, piece))
         _set_scales(conversion, [node for piece in pieces[:head_at] for node in piece])
@@ -55,6 +56,16 @@ def _main_nodes(conversion: Conversion) -> list[fx.Node]:
         if node in needed:
             needed.update(node.all_input_nodes)
     return [n for n in captured.graph.nodes if n in after and n in needed and n is not captured.image]
+
+
+def _refuse_attention(conversion: Conversion) -> None:
+    for node in conversion.captured.graph.nodes:
+        name = str(getattr(node.target, "__name__", ""))
+        if conversion.kind(node) is Kind.ATTENTION or "attention" in name:
+            where = (_module_path(node) or [(str(node.target), object)])[-1][0]
+            raise ConversionError(
+                f"the network is a transformer: it attends at {where!r}, which has no top-down counterpart; only CNNs convert."
+            )
 
 
 def _pieces(order: list[fx.Node]) -> list[list[fx.Node]]:

@@ -83,9 +83,10 @@ def copy_unit(conversion: Conversion, stage: TopDownStage, unit: Unit, current: 
         if conversion.kind(node) is Kind.IDENTITY and node.op == "call_module":
             copies[node] = copies[node.all_input_nodes[0]]
             continue
-        copy = stage.graph.node_copy(node, lambda n, copies=copies: _copied(stage.graph, copies, n))  # type: ignore[misc]
+        copy = stage.graph.node_copy(node, lambda n, copies=copies: _copied(conversion, stage.graph, copies, n))  # type: ignore[misc]
         copy.meta = {
-            "source": node, "unit": unit.path, "class_name": unit.class_name, "stride": node.meta["stride"]
+            "source": node, "unit": unit.path, "class_name": unit.class_name, "stride": node.meta["stride"],
+            "opaque": node.meta.get("opaque", False),
         }  # fmt: skip
         copies[node] = copy
         stage.spans[unit].append(copy)
@@ -93,10 +94,11 @@ def copy_unit(conversion: Conversion, stage: TopDownStage, unit: Unit, current: 
     return copies[unit.output]
 
 
-def _copied(graph: fx.Graph, copies: dict[fx.Node, fx.Node], node: fx.Node) -> fx.Node:
+def _copied(conversion: Conversion, graph: fx.Graph, copies: dict[fx.Node, fx.Node], node: fx.Node) -> fx.Node:
     """The copy of a node; what is no map (a size, a parameter) is copied when it is first asked for."""
     if node not in copies:
-        copy = graph.node_copy(node, lambda n: _copied(graph, copies, n))
+        _register(conversion, node)
+        copy = graph.node_copy(node, lambda n: _copied(conversion, graph, copies, n))
         copy.meta = {"source": node, "unit": "", "class_name": "", "stride": (1, 1)}
         copies[node] = copy
     return copies[node]
@@ -123,7 +125,7 @@ def _copy_head(conversion: Conversion) -> fx.Graph:
         elif kind is Kind.POOL and value.shape[-2:] == (1, 1):
             copy = _global_pool(conversion, graph, node, copies)
         else:
-            copy = graph.node_copy(node, lambda n, copies=copies: _copied(graph, copies, n))  # type: ignore[misc]
+            copy = graph.node_copy(node, lambda n, copies=copies: _copied(conversion, graph, copies, n))  # type: ignore[misc]
             _register(conversion, node)
         copy.meta = {"source": node, "unit": "", "class_name": "", "stride": (1, 1)}
         copies[node] = copy

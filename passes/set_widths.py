@@ -153,12 +153,10 @@ class _Solver:
         before = source.all_input_nodes[0].meta["value"]
         if before.dim() != 4 or value.dim() != 2:
             return 1
-        pooled: fx.Node | None = source
-        while pooled is not None and self.conversion.kind(pooled) not in {Kind.GLOBAL_POOL, Kind.POOL}:
-            pooled = pooled.all_input_nodes[0] if pooled in self.conversion.found.head else None
-        if pooled is not None:
-            return math.prod(before.shape[-2:])
-        return math.prod(self.conversion.input_size[1:])
+        head = self.conversion.found.head
+        earlier = head[: head.index(source)]
+        pooled = any(self.conversion.kind(n) in {Kind.GLOBAL_POOL, Kind.POOL} for n in earlier)
+        return math.prod(before.shape[-2:] if pooled else self.conversion.input_size[1:])
 
     def _width(self, node: fx.Node) -> int:
         root = self._find(node)

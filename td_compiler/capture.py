@@ -204,9 +204,16 @@ class _Tracer(fx.Tracer):
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         return attr_val if self._computing else super().getattr(attr, attr_val, parameter_proxy_cache)
 
+    def create_node(self, kind: str, target: Any, *rest: Any, **named: Any) -> fx.Node:
+        node = super().create_node(kind, target, *rest, **named)
+        if kind == "get_attr":
+            node.meta["value"] = self._compute(node)
+        return node
+
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> fx.Proxy:
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
-        proxy.node.meta["value"] = self._compute(proxy.node)
+        if "value" not in proxy.node.meta:
+            proxy.node.meta["value"] = self._compute(proxy.node)
         return proxy
 
     def _compute(self, node: fx.Node) -> Any:
@@ -218,7 +225,11 @@ class _Tracer(fx.Tracer):
         except (ConversionError, _DataDependent):
             raise
         except Exception as error:
-            if "meta tensor" in str(error) or "data-dependent" in str(error):
+            needs_data = "meta tensor" in str(error) or "data-dependent" in str(error)
+            if needs_data and node.op == "call_module":
+                node.meta["opaque"] = True
+                return evaluate(node, self.root, lambda n: n.meta["value"])
+            if needs_data:
                 self.refuse_data()
             raise _refused(self, node, error) from error
         finally:
@@ -236,8 +247,13 @@ class _Tracer(fx.Tracer):
 
 
 def evaluate(node: fx.Node, root: nn.Module, value_of: Callable[[fx.Node], Any]) -> Any:
-    """What a node computes, given the values of the nodes that it reads; its paths are those of `root`."""
+    """What a node computes, given the values of the nodes that it reads; its paths are those of `root`.
+
+    An opaque layer, one that needs data to run, is taken to keep the shape of its input.
+    """
     args, kwargs = map_aggregate((node.args, node.kwargs), lambda a: value_of(a) if isinstance(a, fx.Node) else a)
+    if node.meta.get("opaque"):
+        return args[0]
     with torch.no_grad():
         if node.op == "get_attr":
             value: Any = root

@@ -32,7 +32,7 @@ class Segment:
     """
 
     name: str
-    scale: int
+    scale: int | tuple[int, int]
     graph: fx.Graph
     _function: Callable[..., torch.Tensor] | None = field(default=None, repr=False, compare=False)
 
@@ -104,7 +104,7 @@ class TopDownNet(nn.Module):
         _plant(self, modules)
 
     @property
-    def scales(self) -> tuple[int, ...]:
+    def scales(self) -> tuple[int | tuple[int, int], ...]:
         """The pyramid's scales, finest first, e.g. (1, 2, 4)."""
         return self.pyramid.scales
 
@@ -139,16 +139,18 @@ def _plant(root: nn.Module, modules: Mapping[str, nn.Module]) -> None:
     """Register modules under their dotted paths, making containers on the way.
 
     A container whose children are numbered 0..n-1 is a `Sequential`, any other a `ModuleDict`, so that both
-    `td.layer4[0]` and `td.merge["16"]` work; parameters outside any module are given as modules of kind ParameterHolder.
+    `td.layer4[0]` and `td.merge["16"]` work.
     """
     children: dict[str, dict[str, nn.Module]] = {}
     for path, module in modules.items():
         first, _, rest = path.partition(".")
-        if rest:
-            children.setdefault(first, {})[rest] = module
-        else:
-            root.add_module(first, module)
+        children.setdefault(first, {})[rest] = module
     for name, inner in children.items():
+        leaf = inner.pop("", None)
+        if leaf is not None:
+            root.add_module(name, leaf)
+        if not inner:
+            continue
         container = root._modules.get(name)
         if container is None:
             names = list(dict.fromkeys(path.partition(".")[0] for path in inner))

@@ -39,6 +39,7 @@ class Kind(Enum):
     UPSAMPLE = auto()
     IDENTITY = auto()
     SIZE = auto()
+    ATTENTION = auto()
 
 
 class Width(Enum):
@@ -122,6 +123,7 @@ _CONCAT = Operator(Kind.JOIN, Width.SUM)
 _FLATTEN = Operator(Kind.FLATTEN, Width.FLAT)
 _SIZE = Operator(Kind.SIZE, Width.NONE)
 _UPSAMPLE = Operator(Kind.UPSAMPLE)
+_ATTENTION = Operator(Kind.ATTENTION)
 
 LAYERS: dict[type[nn.Module], Operator] = {
     nn.Conv2d: _CONV,
@@ -153,6 +155,7 @@ LAYERS: dict[type[nn.Module], Operator] = {
     nn.Flatten: _FLATTEN,
     nn.Identity: Operator(Kind.IDENTITY),
     TransposedUpsample: _UPSAMPLE,
+    nn.MultiheadAttention: _ATTENTION,
 }
 
 FUNCTIONS: dict[Callable[..., Any], Operator] = {
@@ -181,6 +184,7 @@ FUNCTIONS: dict[Callable[..., Any], Operator] = {
     ),
     **dict.fromkeys((torch.cat, torch.concat), _CONCAT),
     torch.flatten: _FLATTEN,
+    **dict.fromkeys((F.scaled_dot_product_attention, F.multi_head_attention_forward), _ATTENTION),
     **dict.fromkeys((upsample_nearest, upsample_bilinear), _UPSAMPLE),
     **dict.fromkeys((getattr, operator.getitem, operator.floordiv, operator.eq), _SIZE),
 }

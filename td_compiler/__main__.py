@@ -1,0 +1,6 @@
+"""`python -m td_compiler` is `tdc`."""
+
+from td_compiler.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+"""The command line: `tdc convert`, `tdc inspect`, `tdc list`.
+
+Exit codes: 0 done, 1 the conversion is refused or fails, 2 the command is wrong (an option's value, an unknown name, a
+missing file, an output that exists), 130 interrupted. An error is one line on standard error. torch is imported only by
+commands that need it, so that `--help` and `--version` answer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from td_compiler import __version__
+from td_compiler.errors import ConversionError
+
+__all__ = ["app", "main"]
+
+# Click's exceptions; typer carries its own copy of Click in newer releases and uses the installed one in older ones.
+_ClickUsageError: Any = typer.BadParameter.__base__
+_ClickException: Any = _ClickUsageError.__base__
+
+
+class _Commands(TyperGroup):
+    """The commands, with every failure turned into one line and an exit code."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        call = super().main
+        sys.exit(_exit_code(lambda: call(*args, **{**extra, "prog_name": "tdc", "standalone_mode": False})))
+
+
+def _exit_code(run: Callable[[], Any]) -> int:
+    try:
+        returned = run()
+        code = returned if isinstance(returned, int) else 0
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has gone (`tdc list | head`); without this the flush at exit would fail again, and say so.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except ConversionError as error:
+        return _complain(str(error), 2 if getattr(error, "usage", False) else 1)
+    except _ClickException as error:
+        return _complain(error.format_message(), error.exit_code)
+    except OSError as error:
+        return _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+    except Exception as error:
+        return _complain(f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1)
+    return _complain("interrupted", 130) if code == 130 else code
+
+
+def _complain(message: str, code: int) -> int:
+    print("tdc: error:", " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+@contextlib.contextmanager
+def _debugging(debug: bool) -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        if debug:
+            traceback.print_exc()
+        raise
+
+
+def _examples(*lines: str) -> str:
+    return "\n\n".join(["[bold]Examples[/bold]", *(f"  [cyan]{line}[/cyan]" for line in lines)])
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Turns a convolutional network in PyTorch into its top-down network: coarse to fine, from an image pyramid.",
+    epilog=_examples("tdc convert zoo:resnet32", "tdc inspect torchvision:resnet18", "tdc list timm | grep mobilenet"),
+    add_completion=False,
+    invoke_without_command=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_NETWORK = "The top-down network"
+
+Source = Annotated[
+    str,
+    typer.Argument(metavar="SOURCE", help="model.py, model.py:NAME, zoo:NAME, torchvision:NAME or timm:NAME."),
+]
+Arguments = Annotated[
+    list[str] | None,
+    typer.Option("--arg", metavar="KEY=VALUE", help="A keyword argument of the model's class or factory; repeatable."),
+]
+InputSize = Annotated[
+    str | None,
+    typer.Option(
+        "--input-size", metavar="C,H,W", help="The image size; by default the model's own, or found by trying."
+    ),
+]
+Filters = Annotated[
+    str | None,
+    typer.Option(
+        metavar="mirror|uniform|reversed",
+        help="Widths: the stages' own, one for all, or growing with depth. The first is the default, here and below.",
+        rich_help_panel=_NETWORK,
+    ),
+]
+Merge = Annotated[
+    str | None,
+    typer.Option(
+        metavar="combined|add|concat", help="How a map x takes in the image's entry e.", rich_help_panel=_NETWORK
+    ),
+]
+Upsample = Annotated[
+    str | None,
+    typer.Option(metavar="nearest|bilinear|transposed", help="How maps grow.", rich_help_panel=_NETWORK),
+]
+Downsample = Annotated[
+    str | None,
+    typer.Option(
+        metavar="gaussian|blur|blurpool|pool|none|area|laplacian",
+        help="How the image is brought to each scale.",
+        rich_help_panel=_NETWORK,
+    ),
+]
+Stem = Annotated[
+    str | None,
+    typer.Option(metavar="trailing|leading", help="Where the stem's downsampling is undone.", rich_help_panel=_NETWORK),
+]
+HeadWidth = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Widen the last unit to at least N filters.", rich_help_panel=_NETWORK),
+]
+Init = Annotated[
+    str | None,
+    typer.Option(
+        metavar="keep|fresh",
+        help="Keep weights whose shape did not change, or draw all anew.",
+        rich_help_panel=_NETWORK,
+    ),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@app.callback()
+def _tdc(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"tdc {__version__}")
+        raise typer.Exit()
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
+
+
+@app.command(
+    epilog=_examples(
+        "tdc convert zoo:resnet32",
+        "tdc convert model.py:Net --arg num_classes=100 --filters uniform -o nets/ --weights",
+        "tdc convert torchvision:resnet18 --stem leading -o - | less",
+    )
+)
+def convert(
+    source: Source,
+    filters: Filters = None,
+    merge: Merge = None,
+    upsample: Upsample = None,
+    downsample: Downsample = None,
+    stem: Stem = None,
+    head_width: HeadWidth = None,
+    init: Init = None,
+    input_size: InputSize = None,
+    arg: Arguments = None,
+    out: Annotated[
+        str | None,
+        typer.Option("-o", "--out", metavar="OUT", help="A .py file, a folder, or - for standard output."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+    weights: Annotated[bool, typer.Option("--weights", help="Also write the weights, as .safetensors.")] = False,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="torch's seed, for weights drawn anew.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Write a network's top-down network as standalone PyTorch source: NAME_td.py in the current folder, or OUT."""
+    with _debugging(debug):
+        from td_compiler import commands
+
+        request = commands.Request.read(
+            source,
+            arg,
+            seed,
+            filters=filters,
+            merge=merge,
+            upsample=upsample,
+            downsample=downsample,
+            stem=stem,
+            head_width=head_width,
+            init=init,
+            input_size=input_size,
+        )
+        commands.convert(request, out, weights=weights, force=force)
+
+
+@app.command(
+    epilog=_examples(
+        "tdc inspect zoo:resnet32", "tdc inspect timm:efficientnet_b0 --filters uniform --input-size 3,320,320"
+    )
+)
+def inspect(
+    source: Source,
+    filters: Filters = None,
+    merge: Merge = None,
+    upsample: Upsample = None,
+    downsample: Downsample = None,
+    stem: Stem = None,
+    head_width: HeadWidth = None,
+    init: Init = None,
+    input_size: InputSize = None,
+    arg: Arguments = None,
+    debug: Debug = False,
+) -> None:
+    """Show the bottom-up network (BU) beside its top-down network (TD), scale by scale; nothing is written."""
+    with _debugging(debug):
+        from td_compiler import commands
+
+        request = commands.Request.read(
+            source,
+            arg,
+            filters=filters,
+            merge=merge,
+            upsample=upsample,
+            downsample=downsample,
+            stem=stem,
+            head_width=head_width,
+            init=init,
+            input_size=input_size,
+        )
+        commands.inspect(request)
+
+
+@app.command("list", epilog=_examples("tdc list", "tdc list zoo", "tdc list timm | grep mobilenet"))
+def list_models(
+    library: Annotated[
+        str | None, typer.Argument(metavar="zoo|torchvision|timm", help="By default all, with their prefixes.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """List the models that can be named: in columns on a terminal, else one a line."""
+    with _debugging(debug):
+        from td_compiler import commands
+
+        commands.list_models(library)
+
+
+def main() -> None:
+    """Run `tdc` with the words of the command line; exits with its code."""
+    app()

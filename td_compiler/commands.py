@@ -1,0 +1,237 @@
+"""What the commands of `tdc` do once their options are read; `cli` imports it only when a command runs."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from rich.columns import Columns
+from rich.console import Console
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+import td_compiler
+from td_compiler import reverse
+from td_compiler.construction import nearest
+from td_compiler.emission import emit_source
+from td_compiler.errors import ConversionError
+from td_compiler.files import write_together
+from td_compiler.network import TopDownNet
+from td_compiler.options import Options
+from td_compiler.sources import LIBRARIES, LoadedSource, SourceError, load_source, model_names, source_name
+from td_compiler.tables import print_report, total
+
+__all__ = ["Request", "UsageError", "convert", "inspect", "list_models"]
+
+
+class UsageError(ConversionError):
+    """A command that cannot be meant as it stands."""
+
+    usage = True
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to convert and how, read from the words of a command and checked.
+
+    Attributes:
+        source: as :func:`td_compiler.sources.load_source` takes it.
+        options: those options of :func:`td_compiler.reverse` that were given.
+        arguments: keyword arguments of the source's class or factory.
+        seed: torch's seed, None to leave it.
+
+    Raises:
+        UsageError: if a value is not allowed.
+    """
+
+    source: str
+    options: Mapping[str, Any]
+    arguments: Mapping[str, Any]
+    seed: int | None = None
+
+    @classmethod
+    def read(cls, source: str, arguments: Sequence[str] | None, seed: int | None = None, **options: Any) -> Request:
+        """Read a request from words: `input_size` is "C,H,W", an argument "KEY=VALUE", an option not given None."""
+        given = {name: value for name, value in options.items() if value is not None}
+        if "input_size" in given:
+            given["input_size"] = _size(given["input_size"])
+        try:
+            Options(**given)
+        except ConversionError as error:
+            name, equals, rest = str(error).partition("=")
+            raise UsageError(f"--{name.replace('_', '-')}{equals}{rest}") from error
+        return cls(source, given, dict(map(_argument, arguments or ())), seed)
+
+    @property
+    def command(self) -> str:
+        """The command that repeats this conversion."""
+        options = {name: ",".join(map(str, v)) if name == "input_size" else str(v) for name, v in self.options.items()}
+        words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+        words += [word for name, value in self.arguments.items() for word in ("--arg", f"{name}={value}")]
+        words += ["--seed", str(self.seed)] if self.seed is not None else []
+        return shlex.join(["tdc", "convert", self.source, *words])
+
+
+def convert(request: Request, out: str | None, *, weights: bool, force: bool) -> None:
+    """Write a source's top-down network as Python source, and its weights if they are wanted; print a short summary.
+
+    Args:
+        request: what to convert and how.
+        out: a .py file, an existing folder, "-" for standard output, or None for the current folder.
+        weights: write the state_dict beside the source as .safetensors.
+        force: replace files that exist.
+
+    Raises:
+        UsageError: if the output cannot be meant or exists; nothing has been converted then.
+        ConversionError: if the source or its conversion is refused, or the files cannot be written; none has been.
+    """
+    target = _target(out, f"{source_name(request.source)}_td.py", weights=weights, force=force)
+    loaded, td = _reverse(request)
+    name = _class_name(request.source, loaded)
+    text = emit_source(td, class_name=name, origin=request.source, command=request.command)
+    if target is None:
+        sys.stdout.write(text)
+        _summarise(name, td, file=sys.stderr)
+        return
+    writers: dict[Path, Callable[[Path], object]] = {target: lambda path: _write_text(path, text)}
+    if weights:
+        tensors = _tensors(td)
+        metadata = {"format": "pt", "class": name, "origin": request.source, "td-compiler": td_compiler.__version__}
+        writers[target.with_suffix(".safetensors")] = lambda path: save_file(tensors, path, metadata)
+    try:
+        write_together(writers)
+    except (OSError, SafetensorError) as error:
+        raise ConversionError(f"{target} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+    for path in writers:
+        print(f"wrote {path}")
+    _summarise(name, td, file=sys.stdout)
+
+
+def inspect(request: Request) -> None:
+    """Print the bottom-up network beside its top-down network, scale by scale.
+
+    The network is built on the meta device, where that works, so that its size costs neither time nor memory.
+
+    Raises:
+        ConversionError: if the source or its conversion is refused.
+    """
+    _, td = _reverse(request, device="meta")
+    print_report(td.report, Console())
+
+
+def list_models(library: str | None) -> None:
+    """Print the names of a library's models, or of all with their prefixes: in columns on a terminal, else a line each.
+
+    Raises:
+        UsageError: if there is no such library.
+        SourceError: if a library is not installed; the others' names have been printed then.
+    """
+    if library is None:
+        names, missing = [], []
+        for prefix in LIBRARIES:
+            try:
+                names += [f"{prefix}:{name}" for name in model_names(prefix)]
+            except SourceError as error:
+                missing.append(error)
+    elif library in LIBRARIES:
+        names, missing = model_names(library), []
+    else:
+        known = ", ".join(LIBRARIES)
+        raise UsageError(f"{library!r} is no library of models: {known}{nearest(library, LIBRARIES)}")
+    if sys.stdout.isatty():
+        Console().print(Columns(names, column_first=True), highlight=False)
+    else:
+        print("\n".join(names))
+    if missing:
+        raise missing[0]
+
+
+def _size(text: str) -> tuple[int, int, int]:
+    try:
+        channels, height, width = map(int, text.split(","))
+    except ValueError as error:
+        raise UsageError(f"--input-size={text!r} must be three numbers C,H,W, e.g. 3,224,224.") from error
+    return channels, height, width
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise UsageError(f"--arg={text!r} must be KEY=VALUE, e.g. num_classes=10.")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):  # not a literal of Python: the word itself
+        return name, value
+
+
+def _target(out: str | None, name: str, *, weights: bool, force: bool) -> Path | None:
+    """The file to write, None for standard output."""
+    if out == "-":
+        if weights:
+            raise UsageError("--weights needs a file beside it: give -o a file or a folder.")
+        return None
+    target = Path(out) if out is not None else Path(name)
+    if target.is_dir():
+        target /= name
+    elif target.suffix != ".py":
+        raise UsageError(f"-o {out}: OUT is a .py file, a folder that exists, or -.")
+    if not target.parent.is_dir():
+        raise UsageError(f"{target} cannot be written: there is no folder {target.parent}.")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise UsageError(f"{target} cannot be written: the folder {target.parent} is read-only.")
+    for path in (target, target.with_suffix(".safetensors")) if weights else (target,):
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path} cannot be written: it is not a file.")
+        if path.exists() and not force:
+            raise UsageError(f"{path} exists: give --force to replace it, or -o another one.")
+    return target
+
+
+def _reverse(request: Request, device: str | None = None) -> tuple[LoadedSource, TopDownNet]:
+    if request.seed is not None:
+        torch.manual_seed(request.seed)
+    loaded = load_source(request.source, request.arguments, device=device)
+    options = {"input_size": loaded.input_size, **request.options}
+    with contextlib.redirect_stdout(sys.stderr):  # the network's own code runs, and may print
+        return loaded, reverse(loaded.model, **options)
+
+
+def _class_name(source: str, loaded: LoadedSource) -> str:
+    """`ResNet18TD` for `torchvision:resnet18`, `NetTD` for a class `Net` of the user's."""
+    kind, name = type(loaded.model), loaded.name
+    if source.partition(":")[0] not in LIBRARIES and not kind.__module__.startswith("torch."):
+        return f"{kind.__name__}TD"
+    spelt = kind.__name__ if re.match("_?".join(kind.__name__), name, re.IGNORECASE) else ""
+    rest = re.sub("_?".join(spelt), "", name, count=1, flags=re.IGNORECASE) if spelt else name
+    return spelt + "".join(word[:1].upper() + word[1:] for word in rest.split("_")) + "TD"
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _tensors(td: TopDownNet) -> dict[str, torch.Tensor]:
+    """The state_dict as safetensors takes it: contiguous, no two entries in one memory."""
+    state = {name: value for name, value in td.state_dict().items() if isinstance(value, torch.Tensor)}
+    empty = next((name for name, value in state.items() if value.is_meta), None)
+    if empty is not None:
+        raise ConversionError(f"{empty} is on the meta device: there are no weights to write; leave out --weights.")
+    return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+
+
+def _summarise(name: str, td: TopDownNet, file: TextIO) -> None:
+    stages = [f"{row.top_down.width} at 1/{row.scale}" for row in reversed(td.report.stages[:-1])]
+    before, after = total(td.report, "parameters")
+    print(f"{name}: {len(stages)} stages, coarse to fine, of width {', '.join(stages)}", file=file)
+    print(f"parameters: {before:,} bottom-up -> {after:,} top-down", file=file)
+    for note in td.report.notes:
+        print(f"note: {note}", file=file)

@@ -1,0 +1,156 @@
+"""Definitions that emitted source carries over verbatim, with the imports and helpers that they need."""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import builtins
+import inspect
+import sys
+import textwrap
+import types
+from typing import Any
+
+from td_compiler.emission.layout import flat, literal
+from td_compiler.errors import ConversionError
+
+__all__ = ["Carrier"]
+
+
+class Carrier:
+    """Collects the definitions and imports of one emitted file.
+
+    Attributes:
+        definitions: source text by name, what is called before what calls it.
+        foreign: whether a definition came from the user's own code, whose style is the user's.
+    """
+
+    def __init__(self) -> None:
+        self.definitions: dict[str, str] = {}
+        self.foreign = False
+        self.future_annotations = False
+        self._imports: set[tuple[str, str, str]] = set()  # (module, name or "", alias or "")
+        self._objects: dict[str, Any] = {}
+
+    def carry(self, definition: Any, where: str) -> str:
+        """Carry a function or class over, with what it calls; returns its name in the emitted file.
+
+        Raises:
+            ConversionError: if its source is not at hand or refers to something that neither torch nor Python has.
+        """
+        name = getattr(definition, "__name__", type(definition).__name__)
+        if name in self._objects:
+            if self._objects[name] is not definition:
+                raise _refusal(where, definition, f"another definition is called {name} too")
+            return str(name)
+        source, tree, home = _read(definition, where)
+        self._objects[name] = definition
+        ours = home["__name__"].partition(".")[0] == "td_compiler"
+        self.foreign |= not ours
+        self.future_annotations |= not ours and home.get("annotations") is __future__.annotations
+        for needed in _global_names(tree) - {name}:
+            if needed in home:
+                self._need(needed, home[needed], where, definition)
+            elif not hasattr(builtins, needed) and needed in _free_names(definition):
+                raise _refusal(where, definition, f"it uses {needed} of the function around it")
+        self.definitions[name] = source if ours else f"# fmt: off\n{source}\n# fmt: on"
+        return str(name)
+
+    def use(self, text: str) -> None:
+        """Note the imports that emitted text needs by the names `torch`, `F`, `nn` and `math`."""
+        words = _names(text)
+        for word, imported in _COMMON.items():
+            if word in words:
+                self._imports.add(imported)
+
+    def _need(self, name: str, value: Any, where: str, definition: Any) -> None:
+        home = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
+        package = str(home).partition(".")[0]
+        known = package == "torch" or package in sys.stdlib_module_names
+        if isinstance(value, types.ModuleType) and known:
+            parent, _, last = value.__name__.rpartition(".")
+            if name == last and parent:
+                self._imports.add((parent, name, ""))
+            else:
+                self._imports.add((value.__name__, "", "" if name == value.__name__ else name))
+        elif isinstance(value, (bool, int, float, str, tuple)) and not hasattr(value, "_fields"):
+            self.definitions.setdefault(name, f"{name} = {_constant(value, name, where, definition)}")
+        elif known and getattr(sys.modules.get(str(home)), name, None) is value:
+            self._imports.add((str(home), name, ""))
+        elif isinstance(value, (types.FunctionType, type)) and value.__name__ == name:
+            self.carry(value, where)
+        else:
+            raise _refusal(where, definition, f"it refers to {name}, which is neither torch's nor Python's own")
+
+    def import_lines(self) -> list[str]:
+        """The import block: standard library, blank line, torch; sorted as ruff's isort rules want it."""
+        lines = ["from __future__ import annotations"] if self.future_annotations else []
+        stdlib = {entry for entry in self._imports if entry[0].partition(".")[0] != "torch"}
+        for section in (stdlib, self._imports - stdlib):
+            if section:
+                lines += ([""] if lines else []) + _section(section)
+        return lines
+
+
+_COMMON = {
+    "torch": ("torch", "", ""),
+    "F": ("torch.nn.functional", "", "F"),
+    "nn": ("torch", "nn", ""),
+    "math": ("math", "", ""),
+}
+
+
+def _names(text: str) -> set[str]:
+    return {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
+
+
+def _section(entries: set[tuple[str, str, str]]) -> list[str]:
+    plain = sorted((module, alias) for module, name, alias in entries if not name)
+    lines = [f"import {module}" + (f" as {alias}" if alias else "") for module, alias in plain]
+    for module in sorted({module for module, name, _ in entries if name}):
+        names = [name for home, name, _ in entries if home == module and name]
+        names.sort(key=lambda name: (0 if name.isupper() and len(name) > 1 else 1 if name[0].isupper() else 2, name))
+        lines.append(f"from {module} import {', '.join(names)}")
+    return lines
+
+
+def _read(definition: Any, where: str) -> tuple[str, ast.Module, dict[str, Any]]:
+    if not isinstance(definition, (types.FunctionType, type)) or definition.__name__ != definition.__qualname__:
+        raise _refusal(where, definition, "it is not a function or class at the top level of a module")
+    try:
+        source = textwrap.dedent(inspect.getsource(definition)).strip()
+        tree = ast.parse(source)
+    except (OSError, TypeError, SyntaxError) as error:
+        raise _refusal(where, definition, "its source is not at hand") from error
+    if not isinstance(tree.body[0], (ast.FunctionDef, ast.ClassDef)):
+        raise _refusal(where, definition, "it is not defined by def or class")
+    return source, tree, sys.modules[definition.__module__].__dict__
+
+
+def _global_names(tree: ast.Module) -> set[str]:
+    """The names that a definition reads and does not bind itself, as far as its text tells."""
+    nodes = list(ast.walk(tree))
+    bound = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
+    bound |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)} - bound
+
+
+def _free_names(definition: Any) -> tuple[str, ...]:
+    code = getattr(definition, "__code__", None)
+    return code.co_freevars if code else ()
+
+
+def _constant(value: Any, name: str, where: str, definition: Any) -> str:
+    try:
+        return flat(literal(value))
+    except TypeError as error:
+        raise _refusal(where, definition, f"its constant {name} has no literal") from error
+
+
+def _refusal(where: str, definition: Any, reason: str) -> ConversionError:
+    kind = definition if hasattr(definition, "__name__") else type(definition)
+    name = f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', kind)}"
+    return ConversionError(
+        f"{where}: {name} cannot be carried into emitted source: {reason}; define it at the top level of a module "
+        "from torch alone, or keep the network in Python and save its state_dict."
+    )

@@ -1,0 +1,155 @@
+"""The expression that builds a module anew: its class and the arguments in which it differs from the defaults."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from td_compiler.emission.carry import Carrier
+from td_compiler.emission.layout import Doc, call, flat, literal
+from td_compiler.errors import ConversionError
+
+__all__ = ["Constructors", "declare_tensor"]
+
+_MISSING = object()
+_BY_KEYWORD = {"kernel_size"}
+
+# Arguments that are not kept as an attribute of the same name.
+_READERS: dict[tuple[str, str], Callable[[Any], Any]] = {
+    ("TransposedUpsample", "channels"): lambda module: module.conv.in_channels,
+    ("TransposedUpsample", "factor"): lambda module: module.conv.kernel_size,
+    ("TransposedUpsample", "bias"): lambda module: module.conv.bias is not None,
+    ("MultiheadAttention", "bias"): lambda module: module.in_proj_bias is not None,
+    ("PReLU", "init"): lambda module: 0.25,  # a value of the weight, which the state_dict brings
+}
+
+
+class Constructors:
+    """Writes constructor expressions and checks that they build modules of the same settings and shapes."""
+
+    def __init__(self, carrier: Carrier) -> None:
+        self._carrier = carrier
+        self._built: dict[tuple[type[nn.Module], str], tuple[Any, ...] | None] = {}
+
+    def write(self, module: nn.Module, path: str) -> Doc:
+        """The constructor expression of a leaf module.
+
+        Raises:
+            ConversionError: if the class cannot be carried over or its arguments cannot be read off the module.
+        """
+        kind = type(module)
+        of_torch = getattr(nn, kind.__name__, None) is kind
+        name = f"nn.{kind.__name__}" if of_torch else self._carrier.carry(kind, path)
+        wanted = _description(module)
+        for compact in (True, False):
+            arguments = _arguments(module, path, compact=compact and of_torch)
+            positional = [name for name in arguments if _is_positional(kind, name)]
+            docs = {name: literal(value, name) for name, value in arguments.items()}
+            doc = call(name, *(docs.pop(name) for name in positional), **docs)
+            if self._describe(kind, flat(doc), arguments) == wanted:
+                return doc
+        raise ConversionError(
+            f"{path}: {kind.__module__}.{kind.__qualname__} cannot be written as source: {flat(doc)} would not build "
+            "the same module; keep every argument of its __init__ as an attribute of the same name."
+        )
+
+    def _describe(self, kind: type[nn.Module], text: str, arguments: dict[str, Any]) -> tuple[Any, ...] | None:
+        if (kind, text) not in self._built:
+            try:
+                with torch.device("meta"):
+                    self._built[kind, text] = _description(kind(**arguments))
+            except Exception:  # whatever a user's class raises: the expression is none that builds it
+                self._built[kind, text] = None
+        return self._built[kind, text]
+
+
+def _description(module: nn.Module) -> tuple[Any, ...]:
+    return repr(module), [(name, tuple(tensor.shape)) for name, tensor in module.state_dict(keep_vars=True).items()]
+
+
+def _parameters(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
+    """The parameters of a constructor that have a say in what it builds."""
+    parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    skipped = {"device", "dtype"}
+    return {p.name: p for p in parameters if p.kind not in variadic and p.name not in skipped and p.name[0] != "_"}
+
+
+def _is_positional(kind: type[nn.Module], name: str) -> bool:
+    return _parameters(kind)[name].default is inspect.Parameter.empty and name not in _BY_KEYWORD
+
+
+def _arguments(module: nn.Module, path: str, *, compact: bool) -> dict[str, Any]:
+    kind = type(module)
+    arguments: dict[str, Any] = {}
+    for name, parameter in _parameters(kind).items():
+        required = parameter.default is inspect.Parameter.empty
+        value = _read(module, name)
+        if compact:
+            value = _compact(value)
+        if value is _MISSING and required:
+            raise ConversionError(
+                f"{path}: {kind.__module__}.{kind.__qualname__} cannot be written as source: it does not keep its "
+                f"argument {name} as an attribute; set self.{name} = {name} in its __init__."
+            )
+        if value is not _MISSING and (required or not _same(value, parameter.default)):
+            arguments[name] = value
+    if (
+        arguments.get("stride", _MISSING) == arguments.get("kernel_size")
+        and _parameters(kind)["stride"].default is None
+    ):
+        del arguments["stride"]  # a pooling's stride is its window unless said otherwise
+    return arguments
+
+
+def _read(module: nn.Module, name: str) -> Any:
+    reader = _READERS.get((type(module).__name__, name))
+    if reader is not None:
+        return reader(module)
+    value = getattr(module, name, _MISSING)
+    if name == "bias" and (value is None or isinstance(value, torch.Tensor)):
+        return value is not None
+    try:
+        literal(value)
+    except TypeError:
+        return _MISSING
+    return value
+
+
+def _compact(value: Any) -> Any:
+    """An int for a tuple of equal ints, which torch's layers read alike."""
+    if isinstance(value, tuple) and value and all(type(item) is int and item == value[0] for item in value):
+        return value[0]
+    return value
+
+
+def _same(value: Any, default: Any) -> bool:
+    return type(value) is type(default) and bool(value == default)
+
+
+def declare_tensor(tensor: torch.Tensor, path: str, *, persistent: bool = True) -> tuple[str, Doc]:
+    """How a parameter or buffer that belongs to no layer is declared: `parameter` or `buffer`, and its expression.
+
+    The values of persistent tensors come with the state_dict; those of other buffers are written out.
+
+    Raises:
+        ConversionError: if a buffer outside the state_dict is too large to be written out.
+    """
+    dtype = {} if tensor.dtype == torch.float32 else {"dtype": str(tensor.dtype)}
+    if not persistent:
+        if tensor.numel() > 64 or tensor.is_meta:
+            raise ConversionError(
+                f"{path}: a buffer of shape {tuple(tensor.shape)} outside the state_dict cannot be written into "
+                "source; register it with persistent=True."
+            )
+        return "buffer", call("torch.tensor", literal(tensor.tolist()), **dtype)
+    sizes = [literal(size, "channels") for size in tensor.shape]
+    empty = call("torch.empty", *(sizes or ["()"]), **dtype)
+    if not isinstance(tensor, nn.Parameter):
+        return "buffer", empty
+    frozen = {} if tensor.requires_grad else {"requires_grad": "False"}
+    return "parameter", call("nn.Parameter", empty, **frozen)

@@ -1,0 +1,165 @@
+"""Expressions as small trees, and their layout in lines of at most 88 columns, the form that ruff's formatter keeps."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import fx
+
+__all__ = ["WIDTH", "Doc", "Group", "Join", "Number", "Statement", "Value", "call", "flat", "lay_out", "literal"]
+
+WIDTH = 88
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number that may differ between the instances of a class; `role` is the parameter that it is given for."""
+
+    value: int | float
+    role: str = ""
+
+
+@dataclass(frozen=True)
+class Value:
+    """The value of a graph's node, before it has a name."""
+
+    node: fx.Node
+
+
+@dataclass(frozen=True)
+class Join:
+    """Parts written one after the other."""
+
+    parts: tuple[Doc, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Items in brackets, separated by commas: on one line where they fit, else one a line."""
+
+    opening: str
+    items: tuple[Doc, ...]
+    closing: str
+    is_tuple: bool = False
+
+
+Doc: TypeAlias = str | Number | Value | Join | Group
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One statement, `prefix` and expression, `level` levels deeper than its function's body."""
+
+    prefix: str
+    doc: Doc = ""
+    level: int = 0
+
+
+def call(function: Doc, *args: Doc, **kwargs: Doc) -> Doc:
+    """A call with positional and keyword arguments."""
+    keywords = tuple(Join((f"{name}=", value)) for name, value in kwargs.items())
+    return Join((function, Group("(", (*args, *keywords), ")")))
+
+
+def literal(value: Any, role: str = "") -> Doc:
+    """A value of a graph or of a module's attribute as an expression.
+
+    Raises:
+        TypeError: for values that have no literal.
+    """
+    if isinstance(value, fx.Node):
+        return Value(value)
+    if value is Ellipsis:
+        return "..."
+    if value is None or isinstance(value, bool):
+        return repr(value)
+    if isinstance(value, (torch.dtype, torch.layout, torch.memory_format)):
+        return str(value)
+    if isinstance(value, torch.device):
+        return call("torch.device", json.dumps(str(value)))
+    if isinstance(value, str):
+        return json.dumps(value)
+    if isinstance(value, (int, float)):
+        return Number(value, role)
+    if isinstance(value, slice):
+        parts = ["" if part is None else literal(part) for part in (value.start, value.stop)]
+        step = () if value.step is None else (":", literal(value.step))
+        return Join((parts[0], ":", parts[1], *step))
+    if isinstance(value, (tuple, list)):
+        items = tuple(literal(item, role) for item in value)
+        return Group("(", items, ")", is_tuple=True) if isinstance(value, tuple) else Group("[", items, "]")
+    if isinstance(value, dict):
+        return Group("{", tuple(Join((literal(key), ": ", literal(item))) for key, item in value.items()), "}")
+    raise TypeError(f"no literal for a {type(value).__name__}")
+
+
+def _number(value: int | float) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return f'float("{value}")'
+    return re.sub(r"e([+-])0*(\d)", lambda match: f"e{match[1].strip('+')}{match[2]}", repr(value))
+
+
+def flat(doc: Doc) -> str:
+    """The expression on one line; values that have no name yet count as `x`."""
+    match doc:
+        case str():
+            return doc
+        case Number(value):
+            return _number(value)
+        case Value():
+            return "x"
+        case Join(parts):
+            return "".join(map(flat, parts))
+        case Group(opening, items, closing, is_tuple):
+            comma = "," if is_tuple and len(items) == 1 else ""
+            return opening + ", ".join(map(flat, items)) + comma + closing
+
+
+def substitute(doc: Doc, replace: Callable[[Number | Value], Doc]) -> Doc:
+    """The expression with its numbers and values replaced, in reading order."""
+    match doc:
+        case Number() | Value():
+            return replace(doc)
+        case Join(parts):
+            return Join(tuple(substitute(part, replace) for part in parts))
+        case Group(opening, items, closing, is_tuple):
+            return Group(opening, tuple(substitute(item, replace) for item in items), closing, is_tuple)
+        case _:
+            return doc
+
+
+def atoms(doc: Doc) -> Iterator[Number | Value]:
+    """The numbers and values of an expression, in reading order."""
+    match doc:
+        case Number() | Value():
+            yield doc
+        case Join(parts) | Group(_, parts):
+            for part in parts:
+                yield from atoms(part)
+
+
+def lay_out(prefix: str, doc: Doc, indent: int, suffix: str = "") -> list[str]:
+    """The lines of `prefix` and an expression: its outermost brackets are opened as far as 88 columns need it."""
+    margin = " " * indent
+    line = margin + prefix + flat(doc) + suffix
+    if len(line) <= WIDTH:
+        return [line]
+    match doc:
+        case Join(parts):
+            last = max((i for i, part in enumerate(parts) if isinstance(part, Group | Join)), default=-1)
+            if last < 0:
+                return [line]
+            head = "".join(map(flat, parts[:last]))
+            tail = "".join(map(flat, parts[last + 1 :]))
+            return lay_out(prefix + head, parts[last], indent, tail + suffix)
+        case Group(opening, items, closing) if items:
+            inner = [text for item in items for text in lay_out("", item, indent + 4, ",")]
+            return [margin + prefix + opening, *inner, margin + closing + suffix]
+        case _:
+            return [line]

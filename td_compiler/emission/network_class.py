@@ -1,0 +1,123 @@
+"""The class of the whole network: a method for the pyramid, one for every stage, one for the head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import fx, nn
+
+from td_compiler.emission.body import write_body
+from td_compiler.emission.carry import Carrier
+from td_compiler.emission.graph_steps import read_steps
+from td_compiler.emission.layout import Statement, call, flat, literal
+from td_compiler.emission.sharing import Declaration
+from td_compiler.emission.text import TENSOR, docstring, init_lines, method
+from td_compiler.emission.tree import Tree
+from td_compiler.emission.units import Unit, is_image
+from td_compiler.errors import ConversionError
+from td_compiler.pyramid import DOWNSAMPLERS, laplacian_bands
+
+if TYPE_CHECKING:
+    from td_compiler.network import Segment, TopDownNet
+
+__all__ = ["listed", "network_class"]
+
+_LEVELS = f"list[{TENSOR}]"
+
+
+def listed(scales: Sequence[int | tuple[int, int]]) -> str:
+    """Scales as a reader wants them: `1, 2, 4`."""
+    return ", ".join(map(_scale, scales))
+
+
+def _scale(scale: int | tuple[int, int]) -> str:
+    return str(scale) if isinstance(scale, int) else f"{scale[0]}x{scale[1]}"
+
+
+def network_class(
+    td: TopDownNet,
+    class_name: str,
+    tree: Tree,
+    units: Sequence[Unit],
+    declarations: Sequence[Declaration],
+    carrier: Carrier,
+) -> list[str]:
+    """The lines of the network's class.
+
+    Raises:
+        ConversionError: if the pyramid's downsampling is a module or cannot be carried over as source.
+    """
+    taken = {declaration.name for declaration in declarations} | set(dir(nn.Module()))
+    names = [_free_name(segment.name, taken) for segment in td.segments[:-1]]
+    names.append(_free_name("classify", taken))
+    forward = [Statement("return ", call("self.forward_pyramid", call("self.pyramid", "images")))]
+    methods = [
+        method("forward", {"images": TENSOR}, TENSOR, "Class scores from images (N, C, H, W).", forward),
+        _pyramid_method(td, carrier),
+        _run_method(td, names),
+        *(
+            _segment_method(td, segment, name, tree, units, carrier)
+            for segment, name in zip(td.segments, names, strict=True)
+        ),
+    ]
+    return [
+        f"class {class_name}(nn.Module):",
+        *docstring(f"Class scores from images, coarse to fine over the scales {listed(td.scales)}.", indent=4),
+        "",
+        *init_lines({}, (), declarations),
+        *(line for lines in methods for line in ["", *lines]),
+    ]
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    """A method's name that no layer of the network has."""
+    while name in taken:
+        name = f"run_{name}"
+    return name
+
+
+def _pyramid_method(td: TopDownNet, carrier: Carrier) -> list[str]:
+    downsample = td.pyramid.downsample
+    if isinstance(downsample, nn.Module):
+        raise ConversionError(
+            f"pyramid: the downsampling {type(downsample).__name__} is a module, which emitted source "
+            "has no place for; give downsample as a function (images, factor) at the top level of a module."
+        )
+    function = DOWNSAMPLERS[downsample] if isinstance(downsample, str) else downsample
+    statements = [
+        Statement("levels = ", "[images]"),
+        Statement(f"for scale in {flat(literal(td.scales[1:]))}:"),
+        Statement("", call("levels.append", f"{carrier.carry(function, 'pyramid')}(images, scale)"), 1),
+    ]
+    result = f"{carrier.carry(laplacian_bands, 'pyramid')}(levels)" if downsample == "laplacian" else "levels"
+    statements.append(Statement("return ", result))
+    return method("pyramid", {"images": TENSOR}, _LEVELS, "The images at every scale, finest first.", statements)
+
+
+def _run_method(td: TopDownNet, names: Sequence[str]) -> list[str]:
+    images = [f"image{_scale(scale)}" for scale in td.scales]
+    statements = [Statement(f"{', '.join(images)}{',' if len(images) == 1 else ''} = levels")]
+    for segment, name, image in zip(td.segments[:-1], names, reversed(images), strict=False):
+        given = {"x": "x", "image": image}
+        statements.append(Statement("x = ", call(f"self.{name}", *(given[argument] for argument in segment.inputs))))
+    statements.append(Statement("return ", call(f"self.{names[-1]}", "x")))
+    summary = "Class scores from the images at every scale, finest first."
+    return method("forward_pyramid", {"levels": _LEVELS}, TENSOR, summary, statements)
+
+
+def _segment_method(
+    td: TopDownNet, segment: Segment, name: str, tree: Tree, units: Sequence[Unit], carrier: Carrier
+) -> list[str]:
+    nodes = list(segment.graph.nodes)
+    placeholders: dict[fx.Node, str] = {node: str(node.target) for node in nodes if node.op == "placeholder"}
+    result = nodes[-1].args[0]
+    assert isinstance(result, fx.Node)
+    steps = read_steps(nodes, tree, carrier, units=units)
+    statements = write_body(steps, tree, placeholders, result, {node for node in placeholders if is_image(node)})
+    if segment is td.segments[-1]:
+        summary = "The head: class scores from the last map."
+    else:
+        widths = [row.top_down.width for row in td.report.stages if row.name == segment.name]
+        summary = f"Scale {_scale(segment.scale)}" + (f", {widths[0]} filters." if widths else ".")
+    return method(name, dict.fromkeys(placeholders.values(), TENSOR), TENSOR, summary, statements)

@@ -1,0 +1,68 @@
+"""The emitted file: header, imports, carried definitions, the classes of units, and the network's class."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from td_compiler import __version__
+from td_compiler.emission.carry import Carrier
+from td_compiler.emission.declarations import Declarer
+from td_compiler.emission.network_class import listed, network_class
+from td_compiler.emission.text import class_lines, docstring
+from td_compiler.emission.tree import Tree
+from td_compiler.emission.units import find_units, used_modules
+
+if TYPE_CHECKING:
+    from td_compiler.network import TopDownNet
+
+__all__ = ["emit_source"]
+
+
+def emit_source(td: TopDownNet, *, class_name: str, origin: str, command: str = "") -> str:
+    """Standalone PyTorch source of a top-down network, importing torch alone.
+
+    The network's class takes `td.state_dict()` with `strict=True` and then puts out what `td` does in eval mode, bit
+    by bit. The text passes ruff and is formatted as ruff's formatter does at 88 columns.
+
+    Args:
+        td: the network, images (N, C, H, W) to class scores.
+        class_name: what its class is called.
+        origin: where the source network is from, for the header: `torchvision:resnet18`.
+        command: the command or call that made it, for the header.
+
+    Raises:
+        ConversionError: if a layer or function is neither torch's nor can be carried over as source.
+    """
+    carrier = Carrier()
+    tree = Tree(td, used_modules(td.segments), set())
+    units = find_units(td.segments, tree)
+    declarer = Declarer(tree, carrier, {class_name, "F", "nn", "torch", "math"})
+    declarer.add_units(units)
+    empty = set() if any(path.startswith("features.") for path, _ in td.named_modules()) else {"features"}
+    network = network_class(td, class_name, tree, units, declarer.declare("", frozenset({"pyramid"} | empty)), carrier)
+    classes = ["\n".join(lines) for lines in (*map(class_lines, declarer.classes), network)]
+    body = "\n\n\n".join([*carrier.definitions.values(), *classes])
+    carrier.use(body)
+    head = ["# ruff: noqa"] if carrier.foreign else []
+    head += [*_header(td, class_name, origin, command), "", *carrier.import_lines()]
+    return "\n".join(head) + f"\n\n\n{body}\n"
+
+
+def _header(td: TopDownNet, class_name: str, origin: str, command: str) -> list[str]:
+    dtypes = {tensor.dtype for tensor in td.parameters() if tensor.is_floating_point()}
+    cast = f".to({dtypes.pop()})" if len(dtypes) == 1 and torch.float32 not in dtypes else ""
+    made = f"Written by td-compiler {__version__}"
+    return docstring(
+        f"{class_name}: the top-down network of {origin}.",
+        [
+            *([f"{made} with", f"    {command}"] if command else [f"{made}."]),
+            "",
+            f"It reads images (N, {td.report.input_size[0]}, H, W) at the scales {listed(td.scales)}, coarse to fine.",
+            "",
+            f"    model = {class_name}(){cast}",
+            "    model.load_state_dict(state)  # of the converted network",
+            "    scores = model(images)",
+        ],
+    )

@@ -1,0 +1,169 @@
+"""A graph as a list of steps, and the rewritings that make it read well: whole Sequentials, loops, nested calls."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from torch import fx
+
+from td_compiler.emission.functions import Form
+from td_compiler.emission.layout import WIDTH, Doc, Join, Value, atoms, call, flat, substitute
+from td_compiler.emission.tree import Tree, own_children
+
+__all__ = ["Step", "call_sequences", "count_uses", "make_loops", "nest"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation: the node whose value it makes, and its expression.
+
+    Attributes:
+        form: atom, operator or inplace, see `functions.Form`.
+        path: the module that is called on one value and nothing else; "" for anything else.
+        members: a loop over children of one container: their paths, in order.
+        hint: a name for the value where its first argument's cannot be used again.
+        weight: layers with weights in the expression; depth: calls nested in it.
+    """
+
+    node: fx.Node
+    doc: Doc
+    form: Form = "atom"
+    path: str = ""
+    members: tuple[str, ...] = ()
+    hint: str = ""
+    is_unit: bool = False
+    weight: int = 0
+    depth: int = 1
+
+    @property
+    def inputs(self) -> list[fx.Node]:
+        """The nodes whose values the expression reads, in reading order."""
+        return [atom.node for atom in atoms(self.doc) if isinstance(atom, Value)]
+
+
+def count_uses(steps: Iterable[Step], result: fx.Node | None) -> Counter[fx.Node]:
+    """How often each value is read, by steps and by the return statement."""
+    uses = Counter(node for step in steps for node in step.inputs)
+    if result is not None:
+        uses[result] += 1
+    return uses
+
+
+def call_sequences(steps: list[Step], tree: Tree, result: fx.Node) -> list[Step]:
+    """Calls of all children of a Sequential in a row become one call of the Sequential, innermost first."""
+    parents = {_parent(step.path) for step in steps if "." in step.path}
+    ancestors = {path[:end] for path in parents for end in [*_dots(path), len(path)]}
+    sequences = [path for path in ancestors if tree.kind(path) == "sequence"]
+    for path in sorted(sequences, key=lambda path: (-path.count("."), path)):
+        children = [f"{path}.{name}" for name in own_children(tree.root.get_submodule(path))]
+        uses = count_uses(steps, result)
+        start = 0
+        while start + len(children) <= len(steps):
+            run = steps[start : start + len(children)]
+            if [step.path for step in run] == children and _is_chain(run, uses):
+                first, last = run[0], run[-1]
+                whole = replace(first, node=last.node, doc=call(tree.access(path), Value(first.inputs[0])), path=path)
+                whole = replace(whole, is_unit=any(s.is_unit for s in run), weight=sum(s.weight for s in run))
+                steps = [*steps[:start], whole, *steps[start + len(children) :]]
+            start += 1
+    return steps
+
+
+def make_loops(steps: list[Step], tree: Tree, result: fx.Node, fixed: set[fx.Node]) -> list[Step]:
+    """Calls of several children of one container in a row become a loop over them.
+
+    `fixed` are the values whose names no loop may bind anew.
+    """
+    uses = count_uses(steps, result)
+    made: list[Step] = []
+    start = 0
+    while start < len(steps):
+        end = start + 1
+        while (
+            end < len(steps)
+            and _follows(steps[end - 1], steps[end], tree)
+            and _is_chain(steps[end - 1 : end + 1], uses)
+        ):
+            end += 1
+        source = steps[start].inputs[0] if steps[start].path else None
+        if end > start + 1 and (source is None or uses[source] > 1 or source in fixed):
+            made.append(steps[start])
+            start += 1
+            continue
+        run = steps[start:end]
+        if len(run) >= (2 if any(step.is_unit for step in run) else 3):
+            made.append(replace(run[0], node=run[-1].node, members=tuple(step.path for step in run), is_unit=True))
+        else:
+            made += run
+        start = end
+    return made
+
+
+def nest(steps: list[Step], result: fx.Node, room: int = WIDTH - 20, depth: int = 3) -> list[Step]:
+    """A value that only the next step reads is written inside it, a layer with weights a line: `relu(norm(conv(x)))`."""
+    uses = count_uses(steps, result)
+    made: list[Step] = []
+    for step in steps:
+        if made and _can_nest(made[-1], step, uses):
+            inner = made[-1]
+            doc = substitute(step.doc, lambda atom, inner=inner: inner.doc if atom == Value(inner.node) else atom)  # type: ignore[misc]
+            total = inner.depth + step.depth
+            if total <= depth and inner.weight + step.weight <= 1 and len(flat(doc)) <= room:
+                made[-1] = replace(step, doc=doc, weight=inner.weight + step.weight, depth=total, path="")
+                continue
+        made.append(step)
+    return made
+
+
+def _can_nest(inner: Step, outer: Step, uses: Counter[fx.Node]) -> bool:
+    if inner.is_unit or outer.is_unit or inner.form == "inplace" or uses[inner.node] != 1:
+        return False
+    if inner.node not in outer.inputs:
+        return False
+    first_operand = outer.inputs[0] is inner.node
+    if outer.form == "inplace":
+        return not first_operand and inner.form == "atom"
+    if inner.form == "operator":
+        return outer.node.op == "call_module" or (outer.form == "atom" and not _is_receiver(outer, inner.node))
+    return outer.form == "atom" or not _is_power(outer)
+
+
+def _is_receiver(outer: Step, node: fx.Node) -> bool:
+    """Whether a node's value stands before a dot or a bracket, where an operator would need parentheses."""
+    return isinstance(outer.doc, Join) and any(
+        node is a.node for a in atoms(outer.doc.parts[0]) if isinstance(a, Value)
+    )
+
+
+def _is_power(step: Step) -> bool:
+    return isinstance(step.doc, Join) and "**" in step.doc.parts
+
+
+def _is_chain(run: list[Step], uses: Counter[fx.Node]) -> bool:
+    return all(uses[before.node] == 1 and after.inputs == [before.node] for before, after in pairwise(run))
+
+
+def _follows(before: Step, after: Step, tree: Tree) -> bool:
+    """Whether a loop can go from one step to the next: children of one container, in its order if it is numbered."""
+    parent = _parent(before.path)
+    if not before.path or not after.path or parent != _parent(after.path):
+        return False
+    kind = tree.kind(parent)
+    if kind == "sequence":
+        return int(_name(after.path)) == int(_name(before.path)) + 1
+    return kind == "dict"
+
+
+def _parent(path: str) -> str:
+    return path.rpartition(".")[0]
+
+
+def _name(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _dots(path: str) -> list[int]:
+    return [i for i, letter in enumerate(path) if letter == "."]

@@ -1,0 +1,87 @@
+"""The module tree of a network: which modules are layers, which only hold others, and how code reaches each."""
+
+from __future__ import annotations
+
+import keyword
+from collections.abc import Iterable
+
+from torch import nn
+
+__all__ = ["Tree", "is_numbered", "own_children"]
+
+
+def is_numbered(names: Iterable[str]) -> bool:
+    """Whether names are 0, 1, ... n-1 in this order, as in an `nn.Sequential`."""
+    names = list(names)
+    return bool(names) and names == [str(i) for i in range(len(names))]
+
+
+def own_children(module: nn.Module) -> dict[str, nn.Module]:
+    """A module's direct children by name."""
+    return {name: child for name, child in module._modules.items() if child is not None}
+
+
+def holds_tensors(module: nn.Module) -> bool:
+    """Whether parameters or buffers hang directly at a module."""
+    return bool(module._parameters or module._buffers)
+
+
+class Tree:
+    """The module tree below one root: the network's, or a unit's.
+
+    Attributes:
+        root: the module that paths start from.
+        classes: paths of the containers that become instances of an emitted class.
+    """
+
+    def __init__(self, root: nn.Module, called: set[str], classes: set[str]) -> None:
+        self.root = root
+        self._called = called
+        self.classes = classes
+
+    def below(self, path: str) -> Tree:
+        """The tree of the module at a path."""
+        start = f"{path}."
+        called = {name.removeprefix(start) for name in self._called if name.startswith(start)}
+        classes = {name.removeprefix(start) for name in self.classes if name.startswith(start)}
+        return Tree(self.root.get_submodule(path), called, classes)
+
+    def is_container(self, path: str, module: nn.Module) -> bool:
+        """Whether a module only holds others: nothing calls it, and it is a Sequential or has no forward of its own."""
+        if path in self._called:
+            return False
+        without_forward = type(module).forward is nn.Module.forward
+        return without_forward or type(module) is nn.Sequential or isinstance(module, nn.ModuleDict)
+
+    def kind(self, path: str) -> str:
+        """What the emitted module at a path is: `class` (attributes), `sequence` or `dict`."""
+        module = self.root.get_submodule(path)
+        if path == "" or path in self.classes or not self.is_container(path, module) or holds_tensors(module):
+            return "class"
+        return "sequence" if is_numbered(own_children(module)) else "dict"
+
+    def is_layer(self, path: str) -> bool:
+        """Whether a module is called as it stands, neither a container nor an instance of an emitted class."""
+        return path not in self.classes and not self.is_container(path, self.root.get_submodule(path))
+
+    def access(self, path: str) -> str:
+        """The expression that reaches a module or parameter from a method of the root: `self.layer4[0].conv1`."""
+        text, done = "self", ""
+        for name in path.split("."):
+            text += self.step(done, name)
+            done = f"{done}.{name}" if done else name
+        return text
+
+    def step(self, parent: str, name: str) -> str:
+        """How a child is reached from its parent: `.name`, `[0]` or `["name"]`."""
+        kind = self.kind(parent)
+        if kind == "sequence":
+            return f"[{name}]"
+        if kind == "dict":
+            return f'["{name}"]'
+        return f".{name}" if is_attribute(name) else f'.get_submodule("{name}")'
+
+
+def is_attribute(name: str) -> bool:
+    """Whether a child of this name can be set and read with a dot."""
+    return name.isidentifier() and not keyword.iskeyword(name)
