@@ -88,7 +88,9 @@ def _fit_kernels(conversion: Conversion, stage: TopDownStage) -> None:
     native = _spatial(conversion, stage.native)
     if not native or not stage.units:
         return
-    convolutions = [node for unit in stage.units for node in stage.spans[unit] if _is_spatial(conversion, node.meta["source"])]
+    convolutions = [
+        node for unit in stage.units for node in stage.spans[unit] if _is_spatial(conversion, node.meta["source"])
+    ]
     for i, node in enumerate(convolutions):
         conversion.layers[str(node.target)].changes["kernel_size"] = native[min(i, len(native) - 1)]
 

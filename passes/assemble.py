@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from td_compiler.capture import evaluate, skeleton
 from td_compiler.conversion import Conversion, Pass
-from td_compiler.network import Segment, TopDownNet
+from td_compiler.network import Segment, TopDownNet, plant
 from td_compiler.operators import Kind, Pair, lookup
 from td_compiler.pyramid import Pyramid
 from td_compiler.report import Cost, Report, StageReport
@@ -68,7 +68,7 @@ def _rename_reserved(conversion: Conversion) -> None:
 
 
 def _report(conversion: Conversion, network: TopDownNet) -> Report:
-    values = _run_on_meta(conversion, network)
+    values = _run_on_meta(conversion)
     rows = []
     for stage in reversed(conversion.stages):
         native = next((s for s in conversion.found.stages if s.scale == stage.scale), None)
@@ -88,25 +88,24 @@ def _report(conversion: Conversion, network: TopDownNet) -> Report:
     return Report(source, conversion.input_size, network.scales, tuple(rows), tuple(conversion.notes))
 
 
-def _run_on_meta(conversion: Conversion, network: TopDownNet) -> dict[fx.Node, torch.Tensor]:
-    """Every node's value for two images, without computing one."""
-    bones = skeleton(network)
-    dtype = conversion.captured.image.meta["value"].dtype
-    height, width = conversion.input_size[1:]
+def _run_on_meta(conversion: Conversion) -> dict[fx.Node, torch.Tensor]:
+    """Every node's value for as many images as the source was traced with, without computing one."""
+    bones = nn.Module()
+    plant(bones, conversion.modules)
+    bones = skeleton(bones)
+    images = conversion.captured.image.meta["value"]
     values: dict[fx.Node, torch.Tensor] = {}
-    carried = None
-    for segment in network.segments:
-        down, across = segment.scale if isinstance(segment.scale, tuple) else (segment.scale, segment.scale)
-        size = (-(-height // down), -(-width // across))
-        for node in segment.graph.nodes:
+    carried = images
+    for graph, scale in zip(conversion.graphs(), [*(s.scale for s in conversion.stages), (1, 1)], strict=True):
+        size = (-(-images.shape[2] // scale[0]), -(-images.shape[3] // scale[1]))
+        for node in graph.nodes:
             if node.op == "placeholder":
-                image = torch.empty(2, conversion.input_size[0], *size, device="meta", dtype=dtype)
-                values[node] = image if node.target == "image" else carried
+                values[node] = images.new_empty(*images.shape[:2], *size) if node.target == "image" else carried
             else:
                 values[node] = evaluate(node, bones, values.__getitem__)
-        carried = values[segment.graph.output_node()]
+        carried = values[graph.output_node()]
     expected = conversion.captured.output.meta["value"].shape
-    assert carried is not None and carried.shape == expected, f"output {carried} where the source gives {expected}"
+    assert carried.shape == expected, f"the output is {tuple(carried.shape)} where the source gives {tuple(expected)}"
     return values
 
 

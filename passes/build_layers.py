@@ -12,9 +12,9 @@ from td_compiler.conversion import Conversion, Pass, layer_of
 from td_compiler.errors import ConversionError
 from td_compiler.initialise import initialise_he
 from td_compiler.operators import LAYERS, Operator
+from td_compiler.passes.set_widths import is_depthwise
 from td_compiler.stages import Layer
 from td_compiler.upsample import TransposedUpsample
-from td_compiler.passes.set_widths import is_depthwise
 
 __all__ = ["BuildLayers"]
 
@@ -168,7 +168,7 @@ def _dtype(model: nn.Module) -> torch.dtype:
 
 
 def _reversed_padding(conv: nn.Conv2d) -> list[int]:
-    if conv.padding == "same":
+    if isinstance(conv.padding, str):  # "same"
         total = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
         return [side for t in reversed(total) for side in (t // 2, t - t // 2)]
-    return [int(p) for p in reversed(conv.padding) for _ in (0, 1)]
+    return [side for extent in reversed(conv.padding) for side in (extent, extent)]

@@ -35,7 +35,9 @@ class FindStages(Pass):
                 " so there is no top-down counterpart."
             )
         if not any(stage.units for stage in stages):
-            raise ConversionError("no stage has a convolution of its own: everything stands before the first resolution.")
+            raise ConversionError(
+                "no stage has a convolution of its own: everything stands before the first resolution."
+            )
         conversion.bottom_up = StageGraph(
             stem=[unit for unit in stem if unit.kind is not UnitKind.POOL],
             stem_boundaries=sum(unit.stride != (1, 1) for unit in stem),
@@ -52,7 +54,9 @@ class FindStages(Pass):
 
 
 def _check_convolutions(conversion: Conversion) -> None:
-    late = next((node for node in conversion.head if conversion.kind(node) is Kind.CONV and _is_spatial(conversion, node)), None)
+    late = next(
+        (node for node in conversion.head if conversion.kind(node) is Kind.CONV and _is_spatial(conversion, node)), None
+    )
     if late is not None:
         raise ConversionError(
             f"the network gives up the form (N, C, H, W) at {conversion.head[0].name!r}, before its last convolution"
@@ -60,7 +64,9 @@ def _check_convolutions(conversion: Conversion) -> None:
         )
     kinds = {conversion.kind(node) for unit in conversion.units for node in unit.nodes}
     if Kind.CONV not in kinds:
-        raise ConversionError("the network has no 2D convolution before its head: only CNNs have a top-down counterpart.")
+        raise ConversionError(
+            "the network has no 2D convolution before its head: only CNNs have a top-down counterpart."
+        )
 
 
 def _is_spatial(conversion: Conversion, node: fx.Node) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import torch
@@ -12,7 +13,7 @@ from td_compiler.errors import ConversionError
 from td_compiler.operators import Kind, Pair, Width, lookup
 from td_compiler.stages import Unit, UnitKind
 
-__all__ = ["FindUnits"]
+__all__ = ["FindUnits", "averages_all"]
 
 _FOLLOWERS = {Kind.NORM, Kind.ACTIVATION, Kind.DROPOUT, Kind.IDENTITY}
 
@@ -40,7 +41,7 @@ class FindUnits(Pass):
 
     def ensures(self, conversion: Conversion) -> None:
         units = conversion.units
-        for before, after in zip(units, units[1:], strict=False):
+        for before, after in itertools.pairwise(units):
             assert after.input is before.output, f"unit at {after.nodes[0]} does not follow {before.output}"
 
 
@@ -64,7 +65,8 @@ def _refuse_attention(conversion: Conversion) -> None:
         if conversion.kind(node) is Kind.ATTENTION or "attention" in name:
             where = (_module_path(node) or [(str(node.target), object)])[-1][0]
             raise ConversionError(
-                f"the network is a transformer: it attends at {where!r}, which has no top-down counterpart; only CNNs convert."
+                f"the network is a transformer: it attends at {where!r}, which has no top-down counterpart;"
+                " only CNNs convert."
             )
 
 
@@ -95,9 +97,21 @@ def _starts_head(conversion: Conversion, piece: list[fx.Node]) -> bool:
         return True
     if len(piece) > 1:
         return False
-    source = next(n.meta["value"] for n in node.all_input_nodes if _is_tensor(n))
-    shrinks_to_one = value.shape[-2:] == (1, 1) and source.shape[-2:] != (1, 1)
-    return kind is Kind.GLOBAL_POOL or (kind is Kind.POOL and shrinks_to_one)
+    return kind is Kind.GLOBAL_POOL or averages_all(conversion, node)
+
+
+def averages_all(conversion: Conversion, node: fx.Node) -> bool:
+    """Whether a fixed-size pooling averages the whole map: a global pooling in all but name."""
+    if conversion.kind(node) is not Kind.POOL or node.meta["value"].shape[-2:] != (1, 1):
+        return False
+    module = conversion.captured.module(node)
+    name = type(module).__name__ if module is not None else str(getattr(node.target, "__name__", ""))
+    return "avg" in name.lower() and _map_before(node).shape[-2:] != (1, 1)
+
+
+def _map_before(node: fx.Node) -> torch.Tensor:
+    value: torch.Tensor = next(n.meta["value"] for n in node.all_input_nodes if _is_tensor(n))
+    return value
 
 
 def _set_scales(conversion: Conversion, nodes: list[fx.Node]) -> None:
@@ -199,9 +213,9 @@ class _Parser:
             self._add(nodes, UnitKind.POOL)
         elif len(nodes) == 1 and kind is Kind.PAD:
             self._pending.extend(nodes)
-        elif current is not None and current.kind is UnitKind.CONV:
-            self._extend(current, nodes)
-        elif current is not None and current.kind is UnitKind.BLOCK and self._closes_block(current, nodes, kind):
+        elif (current is not None and current.kind is UnitKind.CONV) or (
+            current is not None and current.kind is UnitKind.BLOCK and self._closes_block(current, nodes, kind)
+        ):
             self._extend(current, nodes)
         elif len(nodes) == 1 and kind in {Kind.NORM, Kind.ACTIVATION}:
             self._pending.extend(nodes)
@@ -245,5 +259,7 @@ class _Parser:
 
 def _ratio(after: Pair, before: Pair) -> Pair:
     if after[0] % before[0] or after[1] % before[1]:
-        raise ConversionError(f"the map grows from scale {before} to {after} before the head: only CNNs that shrink convert.")
+        raise ConversionError(
+            f"the map grows from scale {before} to {after} before the head: only CNNs that shrink convert."
+        )
     return after[0] // before[0], after[1] // before[1]

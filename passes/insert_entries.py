@@ -6,9 +6,9 @@ from torch import fx
 
 from td_compiler.conversion import Conversion, Pass
 from td_compiler.operators import Kind
+from td_compiler.passes.replace_downsampling import same_size
 from td_compiler.stages import TopDownStage, Unit
 from td_compiler.style import add_like
-from td_compiler.passes.replace_downsampling import same_size
 
 __all__ = ["InsertEntries"]
 

@@ -7,9 +7,9 @@ import operator
 import torch
 
 from td_compiler.conversion import Conversion, Pass
+from td_compiler.passes.reverse_stages import copy_unit
 from td_compiler.stages import TopDownStage
 from td_compiler.style import add_layers, new_meta, style_of
-from td_compiler.passes.reverse_stages import copy_unit
 
 __all__ = ["InsertMerges"]
 

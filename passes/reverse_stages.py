@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import fx
 
 from td_compiler.conversion import Conversion, Pass
 from td_compiler.operators import Kind, Pair
+from td_compiler.passes.find_units import averages_all
 from td_compiler.stages import Layer, TopDownStage, Unit
 
 __all__ = ["ReverseStages"]
@@ -122,8 +124,8 @@ def _copy_head(conversion: Conversion) -> fx.Graph:
         kind, value = conversion.kind(node), node.meta["value"]
         if kind is Kind.FLATTEN and value.dim() == 2:
             copy = graph.call_function(torch.flatten, (copies[node.all_input_nodes[0]], 1))
-        elif kind is Kind.POOL and value.shape[-2:] == (1, 1):
-            copy = _global_pool(conversion, graph, node, copies)
+        elif averages_all(conversion, node):
+            copy = graph.call_function(F.adaptive_avg_pool2d, (copies[node.all_input_nodes[0]], 1))
         else:
             copy = graph.node_copy(node, lambda n, copies=copies: _copied(conversion, graph, copies, n))  # type: ignore[misc]
             _register(conversion, node)
@@ -131,13 +133,3 @@ def _copy_head(conversion: Conversion) -> fx.Graph:
         copies[node] = copy
     graph.output(copies[head[-1]])
     return graph
-
-
-def _global_pool(
-    conversion: Conversion, graph: fx.Graph, node: fx.Node, copies: dict[fx.Node, fx.Node]
-) -> fx.Node:
-    """A pooling as large as the bottom-up network's last map pools all of the top-down network's last map."""
-    module = conversion.captured.module(node)
-    name = type(module).__name__ if module is not None else str(getattr(node.target, "__name__", ""))
-    pool = torch.nn.functional.adaptive_max_pool2d if "max" in name.lower() else torch.nn.functional.adaptive_avg_pool2d
-    return graph.call_function(pool, (copies[node.all_input_nodes[0]], 1))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import operator
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -105,8 +106,8 @@ class _DataDependent(Exception):
         self.path = path
         named = f"module {path!r} ({class_name})" if path else f"the forward of {class_name}"
         super().__init__(
-            f"control flow in {named} depends on the values of a tensor, at {where}: move it into a submodule that keeps"
-            f" the shape of its input, and declare its class a leaf with td_compiler.leaf(Class)."
+            f"control flow in {named} depends on the values of a tensor, at {where}: move it into a submodule that"
+            f" keeps the shape of its input, and declare its class a leaf with td_compiler.leaf(Class)."
         )
 
 
@@ -135,7 +136,10 @@ class _Proxy(fx.Proxy):
         return float(self._number())
 
     def __index__(self) -> int:
-        return operator_index(self._number())
+        return operator.index(self._number())
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
 
     def __len__(self) -> int:
         return len(self.value)
@@ -161,11 +165,6 @@ class _Attribute(_Proxy):
         return self.tracer.create_proxy("call_method", self.attr, (self.root, *args), kwargs)
 
 
-def operator_index(value: Any) -> int:
-    """`operator.index`, for sizes that torch gives as its own integers."""
-    return int(value.__index__())
-
-
 class _Tracer(fx.Tracer):
     """Traces and computes at once, on the meta device."""
 
@@ -186,10 +185,15 @@ class _Tracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
-        first, *others = list(inspect.signature(root_fn).parameters.values())[1:] or [None]
+        parameters = list(inspect.signature(root_fn).parameters.values())[1:]
+        first, others = parameters[0] if parameters else None, parameters[1:]
         if first is None or first.kind is inspect.Parameter.VAR_KEYWORD:
-            raise ConversionError(f"{type(self.root).__name__}.forward takes no images: it must take a batch (N, C, H, W).")
-        required = [p.name for p in others if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+            raise ConversionError(
+                f"{type(self.root).__name__}.forward takes no images: it must take a batch (N, C, H, W)."
+            )
+        required = [
+            p.name for p in others if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        ]
         if required:
             raise ConversionError(
                 f"{type(self.root).__name__}.forward needs {', '.join(required)} beside the images: give them defaults."

@@ -12,8 +12,8 @@ from td_compiler.errors import ConversionError
 __all__ = ["check_is_cnn", "declared_input_size", "find_input_size"]
 
 # The usual sizes first; then what flatten heads of small networks were made for.
-_SIDES = (224, 32, 28, 64, 299, 256, 128, 96, 112, 384, 512, 227, 160, 192, 48, 56, 84, 100, 150, 200, 300, 320, 331)
-_SIDES += tuple(side for side in range(8, 257) if side not in _SIDES)
+_USUAL = (224, 32, 28, 64, 299, 256, 128, 96, 112, 384, 512, 227, 160, 192, 48, 56, 84, 100, 150, 200, 300, 320, 331)
+_SIDES = (*_USUAL, *(side for side in range(8, 257) if side not in _USUAL))
 
 
 def declared_input_size(model: nn.Module) -> tuple[int, int, int] | None:
@@ -69,5 +69,7 @@ def check_is_cnn(model: nn.Module) -> None:
         return
     others = sorted({type(m).__name__ for m in modules if isinstance(m, (nn.Conv1d, nn.Conv3d))})
     if others:
-        raise ConversionError(f"the network has {' and '.join(others)} but no Conv2d: only CNNs on images (N, C, H, W) convert.")
+        raise ConversionError(
+            f"the network has {' and '.join(others)} but no Conv2d: only CNNs on images (N, C, H, W) convert."
+        )
     raise ConversionError("the network has no 2D convolution: only CNNs have a top-down counterpart.")

@@ -15,7 +15,7 @@ from td_compiler.pyramid import Pyramid
 if TYPE_CHECKING:
     from td_compiler.report import Report
 
-__all__ = ["Segment", "StageMaps", "TopDownNet"]
+__all__ = ["Segment", "StageMaps", "TopDownNet", "plant"]
 
 
 @dataclass
@@ -65,7 +65,7 @@ def _compile(graph: fx.Graph, name: str) -> Callable[..., torch.Tensor]:
 class StageMaps(nn.ModuleDict):
     """What `td.features` is: called on images it returns the map after every stage.
 
-    It is a module, not a method, because many networks keep their layers under the name `features`, and they stay there.
+    It is a module, not a method, because many networks keep their layers under the name `features`, where they stay.
     """
 
     def __init__(self, network: TopDownNet) -> None:
@@ -92,6 +92,7 @@ class TopDownNet(nn.Module):
     """
 
     pyramid: Pyramid
+    features: StageMaps
 
     def __init__(
         self, modules: Mapping[str, nn.Module], segments: Sequence[Segment], pyramid: Pyramid, report: Report
@@ -101,7 +102,7 @@ class TopDownNet(nn.Module):
         self.report = report
         self.pyramid = pyramid
         self.add_module("features", StageMaps(self))
-        _plant(self, modules)
+        plant(self, modules)
 
     @property
     def scales(self) -> tuple[int | tuple[int, int], ...]:
@@ -135,7 +136,7 @@ class TopDownNet(nn.Module):
         return maps
 
 
-def _plant(root: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+def plant(root: nn.Module, modules: Mapping[str, nn.Module]) -> None:
     """Register modules under their dotted paths, making containers on the way.
 
     A container whose children are numbered 0..n-1 is a `Sequential`, any other a `ModuleDict`, so that both
@@ -157,4 +158,4 @@ def _plant(root: nn.Module, modules: Mapping[str, nn.Module]) -> None:
             numbered = names == [str(i) for i in range(len(names))]
             container = nn.Sequential() if numbered else nn.ModuleDict()
             root.add_module(name, container)
-        _plant(container, inner)
+        plant(container, inner)

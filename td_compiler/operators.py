@@ -168,9 +168,7 @@ FUNCTIONS: dict[Callable[..., Any], Operator] = {
         _ACTIVATION,
     ),
     **dict.fromkeys((F.dropout, F.dropout2d, F.alpha_dropout), _DROPOUT),
-    **dict.fromkeys(
-        (F.max_pool2d, F.avg_pool2d, torch.max_pool2d), Operator(Kind.POOL, stride=_pool_function_stride)
-    ),
+    **dict.fromkeys((F.max_pool2d, F.avg_pool2d, torch.max_pool2d), Operator(Kind.POOL, stride=_pool_function_stride)),
     **dict.fromkeys((F.adaptive_avg_pool2d, F.adaptive_max_pool2d), _GLOBAL_POOL),
     **dict.fromkeys((torch.mean, torch.amax), _GLOBAL_POOL),
     F.pad: Operator(Kind.PAD),

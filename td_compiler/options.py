@@ -50,7 +50,9 @@ class Options:
         if self.input_size is not None:
             size = self.input_size
             if not isinstance(size, (tuple, list)) or len(size) != 3 or not all(map(_positive, size)):
-                raise ConversionError(f"input_size={size!r} must be three positive numbers (C, H, W), e.g. (3, 224, 224).")
+                raise ConversionError(
+                    f"input_size={size!r} must be three positive numbers (C, H, W), e.g. (3, 224, 224)."
+                )
             object.__setattr__(self, "input_size", tuple(size))
 
 

@@ -1,7 +1,8 @@
 """How the image is brought to every scale (SPEC 3; paper section 3.1; thesis 3.2.3 for the frequency bands).
 
-The functions use torch alone: emitted source carries these definitions verbatim. The maps between sizes are matrices
-made in the forward from the sizes that the images have, so that any size works, on any device, and under torch.export.
+The functions use torch alone and keep to 88 columns: emitted source carries these definitions verbatim. The maps
+between sizes are matrices made in the forward from the sizes that the images have, so that any size works, on any
+device, and under torch.export.
 """
 
 from __future__ import annotations
@@ -37,15 +38,16 @@ def factor_pair(factor: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def working_dtype(images: torch.Tensor) -> torch.dtype:
-    """The type in which filters are computed: float64 for float64 images, else float32, half precision included."""
+    """The type that filters have: float64 for float64 images, else float32."""
     return torch.float64 if images.dtype == torch.float64 else torch.float32
 
 
 def gaussian_matrix(size: int, factor: int, images: torch.Tensor) -> torch.Tensor:
-    """The Gaussian resize along one axis as a matrix (ceil(size / factor), size), on the images' device.
+    """The Gaussian resize along one axis as a matrix (ceil(size / factor), size).
 
-    Row i weighs input pixel j by exp(-d^2 / (2 sigma^2)), sigma = factor / 2, where d < 1.5 factor is its distance from
-    the output pixel's centre (i + 0.5) factor - 0.5; every row sums to 1 over the pixels that the image has.
+    Row i weighs input pixel j by exp(-d^2 / (2 sigma^2)), sigma = factor / 2, where
+    d < 1.5 factor is its distance from the output pixel's centre
+    (i + 0.5) factor - 0.5; every row sums to 1 over the pixels that the image has.
     """
     pixels = torch.arange(size, device=images.device, dtype=working_dtype(images))
     if factor == 1:
@@ -56,18 +58,29 @@ def gaussian_matrix(size: int, factor: int, images: torch.Tensor) -> torch.Tenso
     return weights / weights.sum(dim=1, keepdim=True)
 
 
-def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
-    """Anti-aliased Gaussian resize of images (N, C, H, W) to (N, C, ceil(H / factor), ceil(W / factor)) (SPEC 3)."""
+def downsample_gaussian(
+    images: torch.Tensor,
+    factor: int | tuple[int, int],
+) -> torch.Tensor:
+    """Anti-aliased Gaussian resize, the filter centred on each output pixel.
+
+    Images (N, C, H, W) become (N, C, ceil(H / factor), ceil(W / factor)).
+    """
     down, across = factor_pair(factor)
     rows = gaussian_matrix(images.shape[-2], down, images)
     columns = gaussian_matrix(images.shape[-1], across, images)
     return (rows @ images.to(rows.dtype) @ columns.mT).to(images.dtype)
 
 
-def filter_and_subsample(images: torch.Tensor, taps: torch.Tensor, factor: int) -> torch.Tensor:
-    """Filter the last axis with an odd number of taps, reflecting at the borders, and keep every factor-th pixel.
+def filter_and_subsample(
+    images: torch.Tensor,
+    taps: torch.Tensor,
+    factor: int,
+) -> torch.Tensor:
+    """Filter the last axis with an odd number of taps and keep every factor-th pixel.
 
-    Reflection repeats where the filter is wider than the image. (..., size) becomes (..., ceil(size / factor)).
+    Borders are reflected, again and again where the filter is wider than the image.
+    (..., size) becomes (..., ceil(size / factor)).
     """
     size, radius = images.shape[-1], taps.shape[0] // 2
     period = max(2 * (size - 1), 1)
@@ -80,72 +93,104 @@ def filter_and_subsample(images: torch.Tensor, taps: torch.Tensor, factor: int) 
 
 
 def gaussian_taps(factor: int, images: torch.Tensor) -> torch.Tensor:
-    """A Gaussian of sigma = factor / 2 input pixels, cut at ceil(3 sigma), that sums to 1; a single 1 for factor 1."""
+    """A Gaussian of sigma = factor / 2 input pixels, cut at ceil(3 sigma); sums to 1.
+
+    For factor 1 it is a single 1.
+    """
     extent = 0 if factor == 1 else -(-3 * factor // 2)
-    distance = torch.arange(-extent, extent + 1, device=images.device, dtype=working_dtype(images))
+    taps = torch.arange(-extent, extent + 1, device=images.device)
+    distance = taps.to(working_dtype(images))
     weights = torch.exp(-2 * (distance / factor) ** 2)
     return weights / weights.sum()
 
 
-def downsample_blur(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
-    """Gaussian blur (sigma = factor / 2, extent ceil(3 sigma), reflected borders), then subsampling (SPEC 3).
+def downsample_blur(
+    images: torch.Tensor,
+    factor: int | tuple[int, int],
+) -> torch.Tensor:
+    """Gaussian blur (sigma = factor / 2, extent ceil(3 sigma)), then subsampling.
 
     Images (N, C, H, W) become (N, C, ceil(H / factor), ceil(W / factor)).
     """
     down, across = factor_pair(factor)
     narrow = filter_and_subsample(images, gaussian_taps(across, images), across)
-    return filter_and_subsample(narrow.mT, gaussian_taps(down, images), down).mT.to(images.dtype)
+    small = filter_and_subsample(narrow.mT, gaussian_taps(down, images), down).mT
+    return small.to(images.dtype)
 
 
 def binomial_taps(factor: int, images: torch.Tensor) -> torch.Tensor:
-    """The binomial filter of 2 factor - 1 taps that sums to 1: (1, 2, 1) / 4 for factor 2."""
+    """The binomial filter of 2 factor - 1 taps that sums to 1: for 2, (1, 2, 1) / 4."""
     taps = [1.0]
     for _ in range(2 * factor - 2):
-        taps = [(left + right) / 2 for left, right in zip([0.0, *taps], [*taps, 0.0], strict=True)]
+        shifted = zip([0.0, *taps], [*taps, 0.0], strict=True)
+        taps = [(left + right) / 2 for left, right in shifted]
     return torch.tensor(taps, device=images.device, dtype=working_dtype(images))
 
 
-def downsample_blurpool(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
-    """Max-pooling with stride 1, a binomial blur of 2 factor - 1 taps, then subsampling (Zhang 2019; SPEC 3).
+def downsample_blurpool(
+    images: torch.Tensor,
+    factor: int | tuple[int, int],
+) -> torch.Tensor:
+    """Max-pooling with stride 1, a binomial blur, then subsampling (Zhang 2019).
 
-    Images (N, C, H, W) become (N, C, ceil(H / factor), ceil(W / factor)). A maximum is taken over the factor x factor
-    pixels that begin at each pixel and lie inside the image; the blur reflects at the borders.
+    Images (N, C, H, W) become (N, C, ceil(H / factor), ceil(W / factor)). A maximum is
+    taken over the factor x factor pixels that begin at each pixel and lie inside the
+    image; the blur, of 2 factor - 1 taps, reflects at the borders.
     """
     down, across = factor_pair(factor)
     room = F.pad(images, (0, across - 1, 0, down - 1), value=float("-inf"))
     highest = F.max_pool2d(room, (down, across), stride=1)
     narrow = filter_and_subsample(highest, binomial_taps(across, images), across)
-    return filter_and_subsample(narrow.mT, binomial_taps(down, images), down).mT.to(images.dtype)
+    small = filter_and_subsample(narrow.mT, binomial_taps(down, images), down).mT
+    return small.to(images.dtype)
 
 
-def downsample_pool(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
-    """Maximum over windows of factor x factor pixels: (N, C, H, W) to (N, C, ceil(H / factor), ceil(W / factor))."""
+def downsample_pool(
+    images: torch.Tensor,
+    factor: int | tuple[int, int],
+) -> torch.Tensor:
+    """Maximum over windows of factor x factor pixels.
+
+    Images (N, C, H, W) become (N, C, ceil(H / factor), ceil(W / factor)).
+    """
     return F.max_pool2d(images, factor, stride=factor, ceil_mode=True)
 
 
-def downsample_area(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
-    """Mean over windows of factor x factor pixels: (N, C, H, W) to (N, C, ceil(H / factor), ceil(W / factor)).
+def downsample_area(
+    images: torch.Tensor,
+    factor: int | tuple[int, int],
+) -> torch.Tensor:
+    """Mean over windows of factor x factor pixels.
 
+    Images (N, C, H, W) become (N, C, ceil(H / factor), ceil(W / factor)).
     A window that the border cuts averages the pixels that it has.
     """
     return F.avg_pool2d(images, factor, stride=factor, ceil_mode=True)
 
 
-def downsample_none(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
-    """Every factor-th pixel, from the first: (N, C, H, W) to (N, C, ceil(H / factor), ceil(W / factor))."""
+def downsample_none(
+    images: torch.Tensor,
+    factor: int | tuple[int, int],
+) -> torch.Tensor:
+    """Every factor-th pixel, from the first.
+
+    Images (N, C, H, W) become (N, C, ceil(H / factor), ceil(W / factor)).
+    """
     down, across = factor_pair(factor)
     return images[..., ::down, ::across]
 
 
 def laplacian_bands(levels: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Non-overlapping frequency bands from nested ones, finest first (thesis 3.2.3; SPEC 3, `laplacian`).
+    """Non-overlapping frequency bands from nested ones, finest first (thesis 3.2.3).
 
-    Each level (N, C, H, W) loses what the next coarser one, bilinearly upsampled, holds; the coarsest stays as it is.
-    Upsampling and adding the bands from the coarsest on gives the levels back.
+    Each level (N, C, H, W) loses what the next coarser one, bilinearly upsampled,
+    holds; the coarsest stays as it is. Upsampling and adding the bands from the
+    coarsest on gives the levels back.
     """
     bands = []
     for index, level in enumerate(levels[:-1]):
-        coarser = F.interpolate(levels[index + 1], size=level.shape[-2:], mode="bilinear", align_corners=False)
+        size = level.shape[-2:]
+        coarser = F.interpolate(levels[index + 1], size=size, mode="bilinear")
         bands.append(level - coarser)
     return [*bands, levels[-1]]
 

@@ -21,7 +21,7 @@ class Cost:
         activation_bytes: memory of every layer's output.
     """
 
-    scale: int
+    scale: int | tuple[int, int]
     size: tuple[int, int]
     width: int
     units: int
@@ -39,7 +39,7 @@ class StageReport:
     """
 
     name: str
-    scale: int
+    scale: int | tuple[int, int]
     bottom_up: Cost | None
     top_down: Cost
 
@@ -58,6 +58,6 @@ class Report:
 
     source: str
     input_size: tuple[int, int, int]
-    scales: tuple[int, ...]
+    scales: tuple[int | tuple[int, int], ...]
     stages: tuple[StageReport, ...]
     notes: tuple[str, ...] = ()

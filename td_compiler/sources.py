@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,7 +175,9 @@ def _load_from_library(
         hint = nearest(base, names, f"{library}:") or f": see `tdc list {library}`"
         raise SourceError(f"{library} has no model {name!r}{hint}", usage=True)
     defaults = {**entry.arguments, **({"pretrained_cfg": tag} if tag else {})}
-    model = construct(entry.maker(base), arguments, label=f"{library}:{name}", defaults=defaults, device=device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # a library's advice on its own initialisation
+        model = construct(entry.maker(base), arguments, label=f"{library}:{name}", defaults=defaults, device=device)
     return model, entry.input_size(base)
 
 

@@ -55,7 +55,7 @@ def _read(conversion: Conversion, units: Iterable[Unit]) -> Style | None:
         for node in unit.nodes:
             kind = conversion.kind(node)
             if kind in {Kind.CONV, Kind.NORM, Kind.ACTIVATION}:
-                first.setdefault(kind, node)  # type: ignore[arg-type]
+                first.setdefault(kind, node)
     if Kind.CONV not in first:
         return None
     order = list(first)

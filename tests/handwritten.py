@@ -5,6 +5,8 @@ Plain PyTorch, one class per family, from SPEC 4 and the paper alone: nothing of
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -91,7 +93,7 @@ class ResNetTopDown(nn.Module):
         widths = {"mirror": [64, 32, 16], "uniform": [32, 32, 32], "reversed": [16, 32, 64]}[filters]
         self.entries = nn.ModuleList(nn.Conv2d(3, w, 3, padding=1) for w in widths)
         self.first = nn.Sequential(*(PreAct(widths[0], widths[0]) for _ in range(5)))
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(itertools.pairwise(widths))
         self.transitions = nn.ModuleList(PreAct(a, b, grow=True) for a, b in pairs)
         self.norms = nn.ModuleList(nn.BatchNorm2d(2 * b) for _, b in pairs)
         self.merges = nn.ModuleList(nn.Conv2d(2 * b, b, 3, padding=1) for _, b in pairs)

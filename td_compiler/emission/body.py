@@ -93,7 +93,8 @@ def _loop(step: Step, tree: Tree, target: str) -> list[Statement]:
         ]
     numbers = [int(name) if name.isdecimal() else -1 for name in children]
     if numbers == list(range(numbers[0], numbers[0] + len(numbers))) and numbers[0] >= 0:
-        head, key = f"for i in range({numbers[0]}, {numbers[-1] + 1}):", "str(i)"
+        first = f"{numbers[0]}, " if numbers[0] else ""
+        head, key = f"for i in range({first}{numbers[-1] + 1}):", "str(i)"
         return [Statement(head), Statement(f"{target} = ", f"{container}[{key}]({target})", 1)]
     keys = Group("(", tuple(literal(name) for name in children), ")", is_tuple=True)
     return [

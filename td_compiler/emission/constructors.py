@@ -20,8 +20,6 @@ _BY_KEYWORD = {"kernel_size"}
 
 # Arguments that are not kept as an attribute of the same name.
 _READERS: dict[tuple[str, str], Callable[[Any], Any]] = {
-    ("TransposedUpsample", "channels"): lambda module: module.conv.in_channels,
-    ("TransposedUpsample", "factor"): lambda module: module.conv.kernel_size,
     ("TransposedUpsample", "bias"): lambda module: module.conv.bias is not None,
     ("MultiheadAttention", "bias"): lambda module: module.in_proj_bias is not None,
     ("PReLU", "init"): lambda module: 0.25,  # a value of the weight, which the state_dict brings

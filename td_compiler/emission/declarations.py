@@ -86,7 +86,7 @@ class Declarer:
             return self._constructors.write(module, path)
         children = {name: self._expression(f"{path}.{name}", child) for name, child in own_children(module).items()}
         if is_numbered(children):
-            return call("nn.Sequential", *_fold_runs(list(children.values())))
+            return Join(("nn.Sequential", Group("(", tuple(_fold_runs(list(children.values()))), ")")))
         items = tuple(Join((literal(name), ": ", child)) for name, child in children.items())
         return call("nn.ModuleDict", Group("{", items, "}")) if items else call("nn.ModuleDict")
 

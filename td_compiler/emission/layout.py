@@ -41,12 +41,16 @@ class Join:
 
 @dataclass(frozen=True)
 class Group:
-    """Items in brackets, separated by commas: on one line where they fit, else one a line."""
+    """Items in brackets, separated by commas: on one line where they fit, else one a line.
+
+    `hug`: where they do not fit behind what stands before, they may still share a line of their own.
+    """
 
     opening: str
     items: tuple[Doc, ...]
     closing: str
     is_tuple: bool = False
+    hug: bool = False
 
 
 Doc: TypeAlias = str | Number | Value | Join | Group
@@ -64,7 +68,7 @@ class Statement:
 def call(function: Doc, *args: Doc, **kwargs: Doc) -> Doc:
     """A call with positional and keyword arguments."""
     keywords = tuple(Join((f"{name}=", value)) for name, value in kwargs.items())
-    return Join((function, Group("(", (*args, *keywords), ")")))
+    return Join((function, Group("(", (*args, *keywords), ")", hug=True)))
 
 
 def literal(value: Any, role: str = "") -> Doc:
@@ -128,8 +132,8 @@ def substitute(doc: Doc, replace: Callable[[Number | Value], Doc]) -> Doc:
             return replace(doc)
         case Join(parts):
             return Join(tuple(substitute(part, replace) for part in parts))
-        case Group(opening, items, closing, is_tuple):
-            return Group(opening, tuple(substitute(item, replace) for item in items), closing, is_tuple)
+        case Group(opening, items, closing, is_tuple, hug):
+            return Group(opening, tuple(substitute(item, replace) for item in items), closing, is_tuple, hug)
         case _:
             return doc
 
@@ -158,7 +162,13 @@ def lay_out(prefix: str, doc: Doc, indent: int, suffix: str = "") -> list[str]:
             head = "".join(map(flat, parts[:last]))
             tail = "".join(map(flat, parts[last + 1 :]))
             return lay_out(prefix + head, parts[last], indent, tail + suffix)
-        case Group(opening, items, closing) if items:
+        case Group(opening, items, closing, hug=hug) if items:
+            row = " " * 4 + margin + ", ".join(map(flat, items))
+            if hug and len(row) <= WIDTH:
+                return [margin + prefix + opening, row, margin + closing + suffix]
+            if hug and len(items) == 1:
+                inner = lay_out("", items[0], indent + 4)
+                return [margin + prefix + opening, *inner, margin + closing + suffix]
             inner = [text for item in items for text in lay_out("", item, indent + 4, ",")]
             return [margin + prefix + opening, *inner, margin + closing + suffix]
         case _:

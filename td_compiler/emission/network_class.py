@@ -61,6 +61,8 @@ def network_class(
             for segment, name in zip(td.segments, names, strict=True)
         ),
     ]
+    used = _order_of_use(td)
+    declarations = sorted(declarations, key=lambda line: used.get(line.name, len(used)))
     return [
         f"class {class_name}(nn.Module):",
         *docstring(f"Class scores from images, coarse to fine over the scales {listed(td.scales)}.", indent=4),
@@ -68,6 +70,13 @@ def network_class(
         *init_lines({}, (), declarations),
         *(line for lines in methods for line in ["", *lines]),
     ]
+
+
+def _order_of_use(td: TopDownNet) -> dict[str, int]:
+    """The network's direct children in the order in which the graphs use them."""
+    nodes = [node for segment in td.segments for node in segment.graph.nodes]
+    targets = [str(node.target) for node in nodes if node.op in ("call_module", "get_attr")]
+    return {name: i for i, name in enumerate(dict.fromkeys(target.partition(".")[0] for target in targets))}
 
 
 def _free_name(name: str, taken: set[str]) -> str:

@@ -103,7 +103,7 @@ def make_loops(steps: list[Step], tree: Tree, result: fx.Node, fixed: set[fx.Nod
 
 
 def nest(steps: list[Step], result: fx.Node, room: int = WIDTH - 20, depth: int = 3) -> list[Step]:
-    """A value that only the next step reads is written inside it, a layer with weights a line: `relu(norm(conv(x)))`."""
+    """A value that only the next step reads is written inside it, a layer with weights a line."""
     uses = count_uses(steps, result)
     made: list[Step] = []
     for step in steps:
@@ -124,6 +124,8 @@ def _can_nest(inner: Step, outer: Step, uses: Counter[fx.Node]) -> bool:
     if inner.node not in outer.inputs:
         return False
     first_operand = outer.inputs[0] is inner.node
+    if outer.node.op == "call_module" and inner.form == "atom" and len(set(inner.inputs)) > 1:
+        return False  # a call where values meet, such as torch.cat, gets a line of its own before a layer
     if outer.form == "inplace":
         return not first_operand and inner.form == "atom"
     if inner.form == "operator":

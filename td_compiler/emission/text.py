@@ -12,6 +12,11 @@ from td_compiler.emission.tree import is_attribute
 __all__ = ["TENSOR", "class_lines", "docstring", "init_lines", "method"]
 
 TENSOR = "torch.Tensor"
+_ROLES = {
+    "entry": "Lifts an image to the width of its stage",
+    "merge": "Joins the map so far and the entry's map e",
+    "transition": "Brings a map to the width of the next stage",
+}
 
 
 def docstring(summary: str, more: Sequence[str] = (), indent: int = 0) -> list[str]:
@@ -48,7 +53,7 @@ def method(
 
 def _signature(name: str, arguments: Mapping[str, str], returns: str) -> list[str]:
     items = ("self", *(f"{argument}: {kind}" for argument, kind in arguments.items()))
-    return lay_out("", Join((f"def {name}", Group("(", items, ")"), f" -> {returns}:")), 4)
+    return lay_out("", Join((f"def {name}", Group("(", items, ")", hug=True), f" -> {returns}:")), 4)
 
 
 def init_lines(parameters: Mapping[str, str], stored: Sequence[str], declarations: Sequence[Declaration]) -> list[str]:
@@ -71,7 +76,9 @@ def class_lines(shared: SharedClass) -> list[str]:
     """The class of one kind of unit."""
     paths = [draft.unit.path for draft in shared.drafts]
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-    lines = [f"class {shared.name}(nn.Module):", *docstring(f"`{paths[0]}`{more}.", indent=4), ""]
+    role = _ROLES.get(paths[0].partition(".")[0], "")
+    summary = f"{role}: `{paths[0]}`{more}." if role else f"`{paths[0]}`{more}."
+    lines = [f"class {shared.name}(nn.Module):", *docstring(summary, indent=4), ""]
     lines += init_lines(shared.parameters, shared.stored, shared.declarations)
     unit = shared.drafts[0].unit
     if unit.result is not None:

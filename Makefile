@@ -1,0 +1,65 @@
+# `make demo` and `make test` work from nothing: they make an environment in .venv and install what they need there.
+# PYTHON names the Python (3.11 or newer) that the environment is made with.
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+BIN := $(abspath $(VENV))/bin
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint typecheck coverage wheel clean
+
+help:
+	@echo "make demo      convert ResNet32, show its stages, take one training step of the result"
+	@echo "make test      ruff, mypy and all tests"
+	@echo "make lint      ruff and mypy alone"
+	@echo "make coverage  which networks convert (benchmarks/results/coverage.md)"
+	@echo "make wheel     build the package into dist/"
+	@echo "make clean     remove builds and caches; .venv stays"
+
+# Each environment is a stamp file, so that a second run installs nothing.
+$(VENV)/.made:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.models: $(VENV)/.made pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[models]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.made pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: $(VENV)/.models
+	mkdir -p build
+	$(BIN)/tdc convert zoo:resnet32 -o build/resnet32_td.py --force
+	$(BIN)/tdc inspect zoo:resnet32
+	$(BIN)/python examples/one_step.py build/resnet32_td.py
+
+test: lint
+	$(BIN)/python -m pytest -n $(JOBS)
+
+lint: $(VENV)/.dev
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(MAKE) typecheck
+
+# mypy cannot follow the mapping of passes/ to td_compiler.passes in an editable install, so it is given the package as
+# a user gets it, installed into a folder of its own, with the checkout's other Python beside it.
+typecheck: $(VENV)/.dev
+	rm -rf build/lib build/typed
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target build/typed .
+	cp -R benchmarks examples tests build/typed
+	cd build/typed && $(BIN)/python -m mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache \
+		td_compiler benchmarks examples tests
+
+coverage: $(VENV)/.models
+	$(BIN)/python -m benchmarks coverage
+
+wheel: $(VENV)/.dev
+	rm -rf build/lib dist
+	$(BIN)/python -m build --outdir dist .
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +

@@ -1,0 +1,201 @@
+"""A top-down network behaves as any module does, and as SPEC 2 says."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.func import functional_call
+
+from td_compiler import ConversionError, TopDownNet, reverse, zoo
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randn(2, 3, 45, 33, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def td() -> TopDownNet:
+    torch.manual_seed(0)
+    return reverse(torchvision.models.resnet18(num_classes=7)).eval()
+
+
+def test_features_grow_from_coarse_to_fine(td: TopDownNet, images: torch.Tensor) -> None:
+    sizes = [tuple(m.shape[1:]) for m in td.features(images)]
+    widths = [512, 256, 128, 64, 64, 64]
+    maps = [(2, 2), (3, 3), (6, 5), (12, 9), (23, 17), (45, 33)]
+    assert sizes == [(width, *size) for width, size in zip(widths, maps, strict=True)]
+
+
+def test_pyramid_and_forward_agree(td: TopDownNet, images: torch.Tensor) -> None:
+    levels = td.pyramid(images)
+    assert torch.equal(levels[0], images)
+    assert torch.equal(td(images), td.forward_pyramid(levels))
+
+
+def test_one_level_can_be_perturbed(td: TopDownNet, images: torch.Tensor) -> None:
+    """Every scale's image reaches the output on its own."""
+    clean = td(images)
+    for k in range(len(td.scales)):
+        levels = [level + 0.5 * (i == k) for i, level in enumerate(td.pyramid(images))]
+        assert not torch.allclose(td.forward_pyramid(levels), clean)
+
+
+def test_wrong_number_of_levels(td: TopDownNet, images: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="2 images for 6 scales"):
+        td.forward_pyramid([images, images])
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle", "save"])
+def test_copies_are_independent(td: TopDownNet, images: torch.Tensor, way: str) -> None:
+    if way == "deepcopy":
+        twin = copy.deepcopy(td)
+    elif way == "pickle":
+        twin = pickle.loads(pickle.dumps(td))
+    else:
+        buffer = io.BytesIO()
+        torch.save(td, buffer)
+        buffer.seek(0)
+        twin = torch.load(buffer, weights_only=False)
+    before = td(images)
+    assert torch.equal(twin(images), before)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    assert torch.equal(td(images), before)
+    assert twin.features(images)[-1].abs().sum() == 0  # `features` belongs to the copy
+
+
+def test_plain_state_dict_loads_by_weights_only(td: TopDownNet, images: torch.Tensor) -> None:
+    buffer = io.BytesIO()
+    torch.save(td.state_dict(), buffer)
+    buffer.seek(0)
+    torch.manual_seed(1)
+    other = reverse(torchvision.models.resnet18(num_classes=7)).eval()
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    assert torch.equal(other(images), td(images))
+
+
+def test_users_names(td: TopDownNet) -> None:
+    assert td.state_dict()["layer4.0.conv2.weight"].shape == (512, 512, 3, 3)
+    assert isinstance(td.layer4[1].conv1, nn.Conv2d)
+    assert isinstance(td.get_submodule("merge.16.norm"), nn.BatchNorm2d)
+
+
+def test_layers_called_features_stay_there() -> None:
+    """VGG keeps its layers under `features`, which is also what returns the maps."""
+    td = reverse(torchvision.models.vgg11(num_classes=3)).eval()
+    x = torch.randn(1, 3, 32, 32)
+    assert td.get_submodule("features.0").weight.shape == (64, 64, 3, 3)
+    assert "features.0.weight" in td.state_dict()
+    assert [m.shape[-1] for m in td.features(x)] == [1, 2, 4, 8, 16, 32]
+    assert torch.equal(functional_call(td, dict(td.named_parameters()), (x,)), td(x))
+
+
+class Reserved(nn.Module):
+    """A network whose own layers have the names that a top-down network uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entry = nn.Conv2d(3, 4, 3, padding=1)
+        self.merge = nn.Sequential(nn.Conv2d(4, 6, 3, stride=2, padding=1), nn.ReLU())
+        self.scales = nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scales(self.merge(self.entry(x)).mean((2, 3)))
+
+
+def test_names_that_clash_get_an_underscore() -> None:
+    td = reverse(Reserved(), input_size=(3, 16, 16))
+    assert {"entry_.weight", "merge_.0.weight", "scales_.weight"} <= set(td.state_dict())
+    assert td(torch.randn(2, 3, 16, 16)).shape == (2, 2)
+
+
+def test_mode_dtype_and_requires_grad_are_kept() -> None:
+    model = torchvision.models.resnet18(num_classes=7).double().train()
+    model.layer2[1].conv1.weight.requires_grad_(False)
+    model.bn1.weight.requires_grad_(False)
+    model.layer3[1].bn1.eval()
+    td = reverse(model)
+    assert {p.dtype for p in td.parameters()} == {torch.float64}
+    assert [n for n, p in td.named_parameters() if not p.requires_grad] == ["layer2.1.conv1.weight"]
+    assert td.training and not td.layer3[1].bn1.training and td.layer3[1].bn2.training
+    assert not any(module.training for module in reverse(model.eval()).modules())
+
+
+def test_meta_models_convert_without_weights() -> None:
+    with torch.device("meta"):
+        model = torchvision.models.resnet50()
+    td = reverse(model)
+    assert {p.device.type for p in td.parameters()} == {"meta"}
+    assert td.report.input_size == (3, 224, 224)
+
+
+def test_fresh_is_reproducible_and_keeps_nothing() -> None:
+    model = zoo.nin_light()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(7.0)
+    states = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        states.append(reverse(model, init="fresh").state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True))
+    assert not any((value == 7).any() for value in states[0].values())
+
+
+def test_new_layers_are_drawn_in_the_networks_own_kind() -> None:
+    """Glorot-uniform in NIN-light, He-normal in ResNet32 (SPEC 4): bounds and deviations from the definitions."""
+    weight = reverse(zoo.nin_light(), init="fresh").merge["2"].conv.weight
+    bound = (6 / (9 * 96 + 9 * 48)) ** 0.5
+    assert 0.99 * bound < weight.abs().max() <= bound
+    weight = reverse(zoo.resnet32()).merge["1"].conv.weight
+    assert weight.std().item() == pytest.approx((2 / (9 * 32)) ** 0.5, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"merge": "add"},
+        {"merge": "concat"},
+        {"upsample": "bilinear"},
+        {"upsample": "transposed"},
+        {"stem": "leading"},
+        {"head_width": 80},
+        *({"downsample": d} for d in ("blur", "blurpool", "pool", "none", "area", "laplacian")),
+        {"downsample": lambda images, factor: nn.functional.avg_pool2d(images, factor, ceil_mode=True)},
+        {"downsample": nn.Identity()},
+    ],
+    ids=str,
+)
+def test_every_option_trains(option: dict[str, object], images: torch.Tensor) -> None:
+    if isinstance(option.get("downsample"), nn.Identity):
+        td = reverse(zoo.resnet20(), **option)
+        with pytest.raises((ConversionError, TypeError)):
+            td(images)
+        return
+    for model in (zoo.resnet20(), torchvision.models.vgg11(num_classes=10), torchvision.models.mobilenet_v2()):
+        td = reverse(model, **option)
+        td(images).square().sum().backward()
+        assert all(p.grad is not None for p in td.parameters())
+
+
+def test_add_merge_is_a_sum() -> None:
+    """With `merge="add"` and the other path silenced, a stage's map is the body's function of the sum."""
+    td = reverse(zoo.lenet_fc(), merge="add").eval()
+    assert not hasattr(td, "merge")
+    levels = td.pyramid(torch.randn(1, 1, 28, 28))
+
+    def triple(unit: nn.ModuleDict, x: torch.Tensor) -> torch.Tensor:
+        return unit["act"](unit["norm"](unit["conv"](x)))
+
+    coarse = triple(td.get_submodule("features.4"), levels[2])
+    grown = nn.functional.interpolate(triple(td.transition["2"], coarse), scale_factor=2)
+    expected = triple(td.get_submodule("features.2"), grown + triple(td.entry["2"], levels[1]))
+    torch.testing.assert_close(td.stage_maps(levels)[1], expected)
