@@ -267,7 +267,7 @@ def test_scales_and_methods_are_checked() -> None:
         with pytest.raises(ConversionError, match="must begin with 1"):
             Pyramid(scales)
     with pytest.raises(ConversionError, match="'gausian' is not one of gaussian, blur"):
-        Pyramid((1, 2), "gausian")  # type: ignore[arg-type]
+        Pyramid((1, 2), "gausian")
 
 
 def test_laplacian_bands_of_one_level_are_that_level() -> None:

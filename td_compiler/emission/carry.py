@@ -77,6 +77,8 @@ class Carrier:
             self.definitions.setdefault(name, f"{name} = {_constant(value, name, where, definition)}")
         elif known and getattr(sys.modules.get(str(home)), name, None) is value:
             self._imports.add((str(home), name, ""))
+        elif f"{home}.{name}" in _STAND_INS:
+            self.definitions[name] = _STAND_INS[f"{home}.{name}"]
         elif isinstance(value, (types.FunctionType, type)) and value.__name__ == name:
             self.carry(value, where)
         else:
@@ -97,6 +99,12 @@ _COMMON = {
     "F": ("torch.nn.functional", "", "F"),
     "nn": ("torch", "nn", ""),
     "math": ("math", "", ""),
+}
+
+# Helpers that foreign code calls and that are no part of what it computes.
+_STAND_INS = {
+    "torchvision.utils._log_api_usage_once": "def _log_api_usage_once(obj: object) -> None:\n"
+    '    """Does nothing here; torchvision counts its uses with it."""',
 }
 
 

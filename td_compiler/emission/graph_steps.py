@@ -5,12 +5,13 @@ from __future__ import annotations
 import builtins
 import operator
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from torch import fx
 
 from td_compiler.emission.carry import Carrier
 from td_compiler.emission.functions import write_call
-from td_compiler.emission.layout import Doc, Value, call, literal, substitute
+from td_compiler.emission.layout import Doc, Number, Value, call, literal, substitute
 from td_compiler.emission.steps import Step
 from td_compiler.emission.tree import Tree
 from td_compiler.emission.units import Unit, unit_of
@@ -41,14 +42,11 @@ def read_steps(
     """
     given = given or {}
     packed = {node: unit for unit in units for node in unit.nodes}
-    parameters: dict[fx.Node, str] = {}
     steps = []
     for node in nodes:
         if node in packed:
             if node is packed[node].nodes[-1]:
                 steps.append(_unit_step(packed[node], tree))
-        elif node.op == "get_attr":
-            parameters[node] = tree.access(str(node.target).removeprefix(start))
         elif node.op == "call_module" and str(node.target) in given:
             steps.append(Step(node, _call(given[str(node.target)], node)))
         elif node.op == "call_module":
@@ -58,10 +56,12 @@ def read_steps(
             is_access = node.target in (builtins.getattr, operator.getitem)
             steps.append(Step(node, doc, form, hint=_hint(unit_of(node)), depth=0 if is_access else 1))
 
-    def named(doc: Doc) -> Doc:
-        return substitute(doc, lambda atom: parameters.get(atom.node, atom) if isinstance(atom, Value) else atom)
+    def named(atom: Number | Value) -> Doc:
+        if isinstance(atom, Value) and atom.node.op == "get_attr":
+            return tree.access(str(atom.node.target).removeprefix(start))
+        return atom
 
-    return [Step(**{**vars(step), "doc": named(step.doc)}) for step in steps]
+    return [replace(step, doc=substitute(step.doc, named)) for step in steps]
 
 
 def _call(function: str, node: fx.Node) -> Doc:

@@ -53,7 +53,14 @@ class Group:
     hug: bool = False
 
 
-Doc: TypeAlias = str | Number | Value | Join | Group
+@dataclass(frozen=True)
+class Slice:
+    """The bounds of a slice, and its step if it has one; "" for what is left out."""
+
+    bounds: tuple[Doc, ...]
+
+
+Doc: TypeAlias = str | Number | Value | Join | Group | Slice
 
 
 @dataclass(frozen=True)
@@ -92,9 +99,8 @@ def literal(value: Any, role: str = "") -> Doc:
     if isinstance(value, (int, float)):
         return Number(value, role)
     if isinstance(value, slice):
-        parts = ["" if part is None else literal(part) for part in (value.start, value.stop)]
-        step = () if value.step is None else (":", literal(value.step))
-        return Join((parts[0], ":", parts[1], *step))
+        bounds = (value.start, value.stop) if value.step is None else (value.start, value.stop, value.step)
+        return Slice(tuple("" if bound is None else literal(bound) for bound in bounds))
     if isinstance(value, (tuple, list)):
         items = tuple(literal(item, role) for item in value)
         return Group("(", items, ")", is_tuple=True) if isinstance(value, tuple) else Group("[", items, "]")
@@ -123,6 +129,17 @@ def flat(doc: Doc) -> str:
         case Group(opening, items, closing, is_tuple):
             comma = "," if is_tuple and len(items) == 1 else ""
             return opening + ", ".join(map(flat, items)) + comma + closing
+        case Slice(bounds):
+            return _slice([flat(bound) for bound in bounds])
+
+
+def _slice(bounds: list[str]) -> str:
+    """Colons stand free where a bound is more than a name or a number, which is the formatter's way."""
+    space = " " if any(not re.fullmatch(r"-?\w*", bound) for bound in bounds) else ""
+    text = bounds[0]
+    for bound in bounds[1:]:
+        text += (space if text else "") + ":" + (space + bound if bound else "")
+    return text
 
 
 def substitute(doc: Doc, replace: Callable[[Number | Value], Doc]) -> Doc:
@@ -134,7 +151,9 @@ def substitute(doc: Doc, replace: Callable[[Number | Value], Doc]) -> Doc:
             return Join(tuple(substitute(part, replace) for part in parts))
         case Group(opening, items, closing, is_tuple, hug):
             return Group(opening, tuple(substitute(item, replace) for item in items), closing, is_tuple, hug)
-        case _:
+        case Slice(bounds):
+            return Slice(tuple(substitute(bound, replace) for bound in bounds))
+        case str():
             return doc
 
 
@@ -143,7 +162,7 @@ def atoms(doc: Doc) -> Iterator[Number | Value]:
     match doc:
         case Number() | Value():
             yield doc
-        case Join(parts) | Group(_, parts):
+        case Join(parts) | Group(_, parts) | Slice(parts):
             for part in parts:
                 yield from atoms(part)
 

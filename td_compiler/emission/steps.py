@@ -66,7 +66,7 @@ def call_sequences(steps: list[Step], tree: Tree, result: fx.Node) -> list[Step]
             if [step.path for step in run] == children and _is_chain(run, uses):
                 first, last = run[0], run[-1]
                 whole = replace(first, node=last.node, doc=call(tree.access(path), Value(first.inputs[0])), path=path)
-                whole = replace(whole, is_unit=any(s.is_unit for s in run), weight=sum(s.weight for s in run))
+                whole = replace(whole, is_unit=any(s.is_unit for s in run), weight=max(s.weight for s in run))
                 steps = [*steps[:start], whole, *steps[start + len(children) :]]
             start += 1
     return steps
