@@ -146,7 +146,9 @@ def _common_module(nodes: list[fx.Node]) -> tuple[str, type] | None:
 
 
 def _joins_paths(conversion: Conversion, piece: list[fx.Node]) -> bool:
-    """Whether a piece adds or concatenates maps of one size (a gate multiplies by a vector, and is none)."""
+    """Whether a piece joins paths with convolutions: a gate by a vector is no join, `x * sigmoid(x)` has no paths."""
+    if not any(conversion.kind(node) is Kind.CONV for node in piece):
+        return False
     for node in piece:
         row = lookup(node, conversion.captured.module(node))
         if row is not None and row.kind is Kind.JOIN:

@@ -126,7 +126,11 @@ class _Solver:
         layer = layer_of(self.conversion, node)
         source = node.meta["source"]
         first = source.all_input_nodes[0].meta["value"]
-        bare = layer is None or not list(layer.prototype.parameters())
+        bare = (
+            not list(layer.prototype.parameters())
+            if layer
+            else not any(n.op == "get_attr" for n in node.all_input_nodes)
+        )
         if not bare or getattr(source.meta["value"], "shape", None) != first.shape:
             what = type(layer.prototype).__name__ if layer else getattr(node.target, "__name__", node.target)
             raise ConversionError(

@@ -319,5 +319,6 @@ def _check_output(captured: Capture) -> None:
     output = captured.output
     value = output.meta["value"] if isinstance(output, fx.Node) else None
     if not isinstance(value, torch.Tensor) or value.dim() != 2:
-        shape = f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"({type(value).__name__})"
+        kind = type(output if value is None else value).__name__
+        shape = f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"({kind})"
         raise ConversionError(f"the output {shape} is no class score: the network must return one tensor (N, classes).")

@@ -29,12 +29,12 @@ from td_compiler.upsample import TransposedUpsample, upsample_bilinear, upsample
 class Gain(nn.Module):
     """A leaf of the user's own that needs torch alone; its style is not the emitted file's."""
 
-    def __init__(self, channels, start=1.0):
+    def __init__(self, channels, start=1.0):  # type: ignore[no-untyped-def]
         super(Gain, self).__init__()  # noqa: UP008
         self.channels, self.start = channels, start
         self.gain = nn.Parameter(torch.full((channels, 1, 1), start))
 
-    def forward(self, x):
+    def forward(self, x):  # type: ignore[no-untyped-def]
         return x * self.gain
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import fx
 
 from td_compiler.emission.layout import Doc, Group, Join, Statement, Value, atoms, call, literal, substitute
-from td_compiler.emission.steps import Step, call_sequences, make_loops, nest
+from td_compiler.emission.steps import SIZE_NAMES, Step, call_sequences, make_loops, nest
 from td_compiler.emission.tree import Tree
 
 __all__ = ["write_body"]
@@ -56,8 +56,10 @@ def _operands(step: Step) -> list[list[fx.Node]]:
 
 
 def _target(step: Step, names: Mapping[fx.Node, str], live: set[str], dying: list[fx.Node]) -> str:
+    if step.hint in SIZE_NAMES and step.hint not in live:
+        return step.hint
     for node in dying:
-        if names[node] not in live:
+        if names[node] not in live and names[node] not in SIZE_NAMES:
             return names[node]
     pool = ["x", *filter(None, [step.hint]), *_POOL]
     return next(name for name in [*pool, *(f"y{i}" for i in range(2, 2 + len(names)))] if name not in live)
@@ -93,8 +95,8 @@ def _loop(step: Step, tree: Tree, target: str) -> list[Statement]:
         ]
     numbers = [int(name) if name.isdecimal() else -1 for name in children]
     if numbers == list(range(numbers[0], numbers[0] + len(numbers))) and numbers[0] >= 0:
-        first = f"{numbers[0]}, " if numbers[0] else ""
-        head, key = f"for i in range({first}{numbers[-1] + 1}):", "str(i)"
+        start = f"{numbers[0]}, " if numbers[0] else ""
+        head, key = f"for i in range({start}{numbers[-1] + 1}):", "str(i)"
         return [Statement(head), Statement(f"{target} = ", f"{container}[{key}]({target})", 1)]
     keys = Group("(", tuple(literal(name) for name in children), ")", is_tuple=True)
     return [

@@ -8,6 +8,7 @@ import inspect
 import math
 import operator
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import Any, Literal
 
 import torch
@@ -80,11 +81,13 @@ def write_call(node: fx.Node, carrier: Carrier) -> tuple[Doc, Form]:
         return Join((operands[0], f".{node.args[1]}")), "atom"
     name = _function_name(node.target, str(node.meta.get("unit", "")) or node.name, carrier)
     args, kwargs = _without_defaults(node.target, node.args, node.kwargs)
-    return call(name, *map(literal, args), **_literals(kwargs)), "atom"
+    roles = _positional(node.target)
+    written = [literal(arg, role) for arg, role in zip_longest(args, roles[: len(args)], fillvalue="")]
+    return call(name, *written, **_literals(kwargs)), "atom"
 
 
 def _literals(kwargs: dict[str, Any]) -> dict[str, Doc]:
-    return {name: literal(value) for name, value in kwargs.items()}
+    return {name: literal(value, name) for name, value in kwargs.items()}
 
 
 def _index(index: Any) -> Doc:
@@ -121,6 +124,13 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
     return signature
 
 
+def _positional(function: Callable[..., Any]) -> list[str]:
+    """The names of the parameters that a function takes by position, as far as they are known."""
+    signature = _signature(function)
+    parameters = signature.parameters.values() if signature else ()
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
 def _without_defaults(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -135,7 +145,7 @@ def _without_defaults(
         )
 
     kept = {name: value for name, value in kwargs.items() if not is_default(name, value)}
-    positional = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    positional = _positional(function)
     while args and len(args) <= len(positional) and is_default(positional[len(args) - 1], args[-1]):
         args = args[:-1]
     return args, kept

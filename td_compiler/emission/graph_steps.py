@@ -12,7 +12,7 @@ from torch import fx
 from td_compiler.emission.carry import Carrier
 from td_compiler.emission.functions import write_call
 from td_compiler.emission.layout import Doc, Number, Value, call, literal, substitute
-from td_compiler.emission.steps import Step
+from td_compiler.emission.steps import SIZE_NAMES, Step
 from td_compiler.emission.tree import Tree
 from td_compiler.emission.units import Unit, unit_of
 
@@ -54,7 +54,8 @@ def read_steps(
         elif node.op in ("call_function", "call_method"):
             doc, form = write_call(node, carrier)
             is_access = node.target in (builtins.getattr, operator.getitem)
-            steps.append(Step(node, doc, form, hint=_hint(unit_of(node)), depth=0 if is_access else 1))
+            hint = _size_hint(node) or _hint(unit_of(node))
+            steps.append(Step(node, doc, form, hint=hint, depth=0 if is_access else 1))
 
     def named(atom: Number | Value) -> Doc:
         if isinstance(atom, Value) and atom.node.op == "get_attr":
@@ -86,6 +87,17 @@ def _unit_step(unit: Unit, tree: Tree) -> Step:
     arguments = [tree.access(argument) if isinstance(argument, str) else Value(argument) for argument in unit.arguments]
     path = unit.path if list(unit.arguments.values()) in (["x"], ["image"]) else ""
     return Step(unit.result, call(tree.access(unit.path), *arguments), path=path, hint=_hint(unit.path), is_unit=True)
+
+
+def _size_hint(node: fx.Node) -> str:
+    """A name for a map's size, or for one of its four entries; "" for other values."""
+    is_size = node.op == "call_method" and node.target == "size" and len(node.args) == 1
+    if is_size or (node.target is builtins.getattr and node.args[1] == "shape"):
+        return "size"
+    source, index = node.args if node.target is operator.getitem else (None, None)
+    if isinstance(source, fx.Node) and _size_hint(source) == "size" and index in (0, 1, 2, 3):
+        return SIZE_NAMES[int(str(index))]
+    return ""
 
 
 def _hint(path: str) -> str:

@@ -31,7 +31,7 @@ class Hole:
     @property
     def kind(self) -> str:
         """Holes of one kind with equal numbers share a parameter."""
-        return "channels" if self.role in _CHANNELS else self.role or "value"
+        return "channels" if self.role in _CHANNELS else self.role or "size"
 
     @property
     def key(self) -> tuple[str, tuple[int | float, ...]]:
@@ -76,6 +76,7 @@ def find_parameters(holes: Sequence[Hole], taken: Collection[str]) -> Parameters
     bases = [key for key in varying if key not in derived]
     for hole in holes:
         if hole.in_forward and hole.varies and all(values != hole.values for _, values in bases):
+            derived.pop(hole.key, None)  # what the forward reads is a parameter, not a multiple of one
             bases.append(hole.key)
     names = _name(bases, derived, holes, taken)
     parameters = Parameters({names[key]: key[1] for key in sorted(bases, key=lambda key: _rank(names[key]))})

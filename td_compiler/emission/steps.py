@@ -13,7 +13,10 @@ from td_compiler.emission.functions import Form
 from td_compiler.emission.layout import WIDTH, Doc, Join, Value, atoms, call, flat, substitute
 from td_compiler.emission.tree import Tree, own_children
 
-__all__ = ["Step", "call_sequences", "count_uses", "make_loops", "nest"]
+__all__ = ["SIZE_NAMES", "Step", "call_sequences", "count_uses", "make_loops", "nest"]
+
+SIZE_NAMES = ("n", "c", "h", "w", "size")
+"""Hints for values that are sizes; no map is ever called so."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,104 @@
+"""Emitted source of real networks: stands alone, loads strictly, computes the same bits, is clean by ruff."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from td_compiler import reverse, zoo
+from td_compiler.emission import emit_source
+
+ARRANGEMENTS = ("mirror", "uniform", "reversed")
+ZOO = ("lenet_fc", "nin_light", "nin", "resnet32", "resnet18_light")
+TORCHVISION = ("resnet18", "resnet34", "resnet50", "vgg11_bn", "vgg16", "mobilenet_v2")
+
+# Runs where td_compiler cannot be imported: every folder given holds source, state, images and the expected scores.
+CHECK = """
+import importlib.util, sys
+from pathlib import Path
+import torch
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("td_compiler", "torchvision", "timm"):
+            raise ImportError(f"{name} must not be needed")
+
+sys.meta_path.insert(0, Blocker())
+torch.set_num_threads(int(sys.argv[1]))  # sums are split by threads: equal bits need as many as the writer had
+for folder in map(Path, sys.argv[2:]):
+    spec = importlib.util.spec_from_file_location("emitted", folder / "network.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    model = module.Network()
+    model.load_state_dict(torch.load(folder / "state.pt", weights_only=True), strict=True)
+    images, expected = torch.load(folder / "io.pt", weights_only=True)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(images), expected), f"{folder.name}: other bits"
+    print("same", folder.name)
+"""
+
+
+def write(folder: Path, model: nn.Module, images: torch.Tensor, **options: object) -> None:
+    td = reverse(model, **options).eval()
+    folder.mkdir()
+    (folder / "network.py").write_text(emit_source(td, class_name="Network", origin=folder.name))
+    torch.save(td.state_dict(), folder / "state.pt")
+    with torch.no_grad():
+        torch.save((images, td(images)), folder / "io.pt")
+
+
+def check(folder: Path) -> None:
+    """All networks below a folder, in one other Python, and by ruff's default rules."""
+    folders = sorted(map(str, folder.iterdir()))
+    command = [sys.executable, "-I", "-c", CHECK, str(torch.get_num_threads()), *folders]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("same ") == len(folders)
+    for action in (["check", "--select", "E,F,I,UP"], ["format", "--check"]):
+        run = [sys.executable, "-m", "ruff", action[0], "--isolated", *action[1:], str(folder)]
+        linted = subprocess.run(run, capture_output=True, text=True, check=False)
+        assert linted.returncode == 0, linted.stdout
+
+
+@pytest.mark.parametrize("filters", ARRANGEMENTS)
+def test_papers_networks(tmp_path: Path, filters: str) -> None:
+    torch.manual_seed(0)
+    for name in ZOO:
+        model = zoo.ZOO[name]()
+        channels, height, width = model.input_size
+        write(tmp_path / name, model, torch.randn(2, channels, height + 1, width - 1), filters=filters)
+    check(tmp_path)
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvision_networks(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    for filters in ARRANGEMENTS:
+        model = getattr(torchvision.models, name)(num_classes=4)
+        write(tmp_path / filters, model, torch.randn(1, 3, 25, 19), filters=filters)
+    check(tmp_path)
+
+
+OPTIONS: dict[str, list[str]] = {
+    "merge": ["add", "concat"],
+    "upsample": ["bilinear", "transposed"],
+    "downsample": ["blur", "blurpool", "pool", "none", "area", "laplacian"],
+    "stem": ["leading"],
+}
+
+
+def test_every_option(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    for option, values in OPTIONS.items():
+        for value, factory in itertools.product(values, (zoo.resnet20, zoo.lenet_fc, zoo.resnet18_light)):
+            model = factory()
+            folder = tmp_path / f"{option}_{value}_{factory.__name__}"
+            write(folder, model, torch.randn(1, model.input_size[0], 21, 26), **{option: value})
+    check(tmp_path)
