@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -164,7 +165,7 @@ def average(images: torch.Tensor, factor: int) -> torch.Tensor:
     return nn.functional.avg_pool2d(images, factor, ceil_mode=True)
 
 
-OPTIONS: list[dict[str, object]] = [
+OPTIONS: list[dict[str, Any]] = [
     {"merge": "add"},
     {"merge": "concat"},
     {"upsample": "bilinear"},

@@ -155,7 +155,7 @@ def test_an_image_too_small_for_the_source() -> None:
 
 
 def test_not_a_model() -> None:
-    with pytest.raises(ConversionError, match="model is a str, not an nn.Module"):
+    with pytest.raises(ConversionError, match=r"model is a str, not an nn\.Module"):
         reverse("resnet18")
 
 
