@@ -4,6 +4,7 @@
 
 | rule | pass |
 | --- | --- |
+| 1.1 channels and sizes | `trace_channels` |
 | 1.2 units between cut points, 1.3 downsampling | `find_units` |
 | 1.4 stem, 1.5 head, stages | `find_stages` |
 | 2.3 order, 2.7 stem downsampling | `reverse_stages` |
@@ -31,10 +32,12 @@ from td_compiler.passes.match_shortcuts import MatchShortcuts
 from td_compiler.passes.replace_downsampling import ReplaceDownsampling
 from td_compiler.passes.reverse_stages import ReverseStages
 from td_compiler.passes.set_widths import SetWidths
+from td_compiler.passes.trace_channels import TraceChannels
 
 __all__ = ["PIPELINE"]
 
 PIPELINE: tuple[Pass, ...] = (
+    TraceChannels(),
     FindUnits(),
     FindStages(),
     ReverseStages(),

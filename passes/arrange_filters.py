@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx, nn
 
 from td_compiler.conversion import Conversion, Pass
-from td_compiler.operators import Kind, Width, lookup
+from td_compiler.operators import Kind, Width
 from td_compiler.stages import Stage, TopDownStage, Unit
 
 __all__ = ["ArrangeFilters"]
@@ -27,7 +27,7 @@ class ArrangeFilters(Pass):
             for unit in stage.units:
                 _want(conversion, stage, unit, common or unit.width)
         for i, stage in enumerate(conversion.stages):
-            stage.width = common or _stage_width(conversion, i)
+            stage.width = _stage_width(conversion, i, common)
         _widen_last(conversion)
         if conversion.options.filters == "reversed":
             for stage in conversion.stages:
@@ -46,26 +46,55 @@ def _want(conversion: Conversion, stage: TopDownStage, unit: Unit, width: int) -
     """Scale the widths that the unit's convolutions choose so that the unit's output has `width` channels."""
     for node in stage.spans[unit]:
         source: fx.Node = node.meta["source"]
-        module = conversion.captured.module(source)
-        row = lookup(source, module)
+        row = conversion.row(source)
         if row is not None and row.width is Width.FREE:
-            own = source.meta["value"].shape[1]
-            groups = getattr(module, "groups", 1)
-            node.meta["wanted"] = max(1, round(own * width / unit.width / groups)) * groups
+            node.meta["wanted"] = max(1, round(source.meta["width"] * width / unit.width))
 
 
-def _stage_width(conversion: Conversion, index: int) -> int:
+def _stage_width(conversion: Conversion, index: int, common: int | None) -> int:
     """C of SPEC 2.5: the body's first unit's width.
 
     A stage without body takes the stem's width, or, ahead of all bodies, that of the body it leads to; where there is
     no stem, that of the body before it.
     """
     stages = conversion.stages
-    before = [stage.units[0].width for stage in stages[:index] if stage.units]
-    after = [stage.units[0].width for stage in stages[index:] if stage.units]
+    before = [_entering_width(conversion, stage.units[0], common) for stage in stages[:index] if stage.units]
+    after = [_entering_width(conversion, stage.units[0], common) for stage in stages[index:] if stage.units]
     if stages[index].units or not before:
         return after[0]
-    return conversion.found.stem[-1].width if conversion.found.stem else before[-1]
+    if conversion.found.stem:
+        return common or _stem_width(conversion, stages[index])
+    return before[-1]
+
+
+def _stem_width(conversion: Conversion, stage: TopDownStage) -> int:
+    """The width that the stem has at a scale; where it has none yet, at the image's own, that of its first map."""
+    stem = conversion.found.stem
+    reached = [unit for unit in stem if unit.output.meta["scale"] <= stage.scale]
+    first = [unit for unit in stem if unit.output.meta["scale"] == stem[0].output.meta["scale"]]
+    return (reached or first)[-1].width
+
+
+def _entering_width(conversion: Conversion, unit: Unit, common: int | None) -> int:
+    """What a unit wants to read: its own width, or, if it adds channels to those it reads, as many fewer."""
+    width = common or unit.width
+    if not _grows(conversion, unit):
+        return width
+    return max(1, round(unit.input.meta["width"] * width / unit.width))
+
+
+def _grows(conversion: Conversion, unit: Unit) -> bool:
+    """Whether a unit concatenates what it makes to what it reads, as a dense block does."""
+    reached, stack = set[fx.Node](), [unit.output]
+    while stack:
+        node = stack.pop()
+        if node is unit.input:
+            return True
+        row = conversion.row(node)
+        if node in unit.nodes and node not in reached and row is not None and row.width is Width.SUM:
+            reached.add(node)
+            stack.extend(n for n in node.all_input_nodes if "width" in n.meta)
+    return False
 
 
 def _widen_last(conversion: Conversion) -> None:

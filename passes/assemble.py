@@ -7,12 +7,15 @@ from collections.abc import Iterable
 import torch
 from torch import fx, nn
 
-from td_compiler.capture import evaluate, skeleton
+from td_compiler.capture import skeleton
 from td_compiler.conversion import Conversion, Pass
+from td_compiler.errors import ConversionError
 from td_compiler.network import Segment, TopDownNet, plant
 from td_compiler.operators import Kind, Pair, lookup
+from td_compiler.passes.set_widths import place_of
 from td_compiler.pyramid import Pyramid
 from td_compiler.report import Cost, Report, StageReport
+from td_compiler.tracing import evaluate
 
 __all__ = ["Assemble"]
 
@@ -31,7 +34,7 @@ class Assemble(Pass):
         scales = [stage.scale for stage in conversion.stages] + [(1, 1)]
         segments = [Segment(*parts) for parts in zip(names, map(_plain, scales), conversion.graphs(), strict=True)]
         pyramid = Pyramid([_plain(s.scale) for s in reversed(conversion.stages)], conversion.options.downsample)
-        network = TopDownNet(conversion.modules, segments, pyramid, _EMPTY)
+        network = TopDownNet(conversion.modules | conversion.parameters, segments, pyramid, _EMPTY)
         made = set(conversion.modules.values())
         for module in network.modules():
             if module not in made:
@@ -91,7 +94,7 @@ def _report(conversion: Conversion, network: TopDownNet) -> Report:
 def _run_on_meta(conversion: Conversion) -> dict[fx.Node, torch.Tensor]:
     """Every node's value for as many images as the source was traced with, without computing one."""
     bones = nn.Module()
-    plant(bones, conversion.modules)
+    plant(bones, conversion.modules | conversion.parameters)
     bones = skeleton(bones)
     images = conversion.captured.image.meta["value"]
     values: dict[fx.Node, torch.Tensor] = {}
@@ -102,11 +105,24 @@ def _run_on_meta(conversion: Conversion) -> dict[fx.Node, torch.Tensor]:
             if node.op == "placeholder":
                 values[node] = images.new_empty(*images.shape[:2], *size) if node.target == "image" else carried
             else:
-                values[node] = evaluate(node, bones, values.__getitem__)
+                values[node] = _evaluate(node, bones, values)
         carried = values[graph.output_node()]
     expected = conversion.captured.output.meta["value"].shape
     assert carried.shape == expected, f"the output is {tuple(carried.shape)} where the source gives {tuple(expected)}"
     return values
+
+
+def _evaluate(node: fx.Node, bones: nn.Module, values: dict[fx.Node, torch.Tensor]) -> torch.Tensor:
+    try:
+        value: torch.Tensor = evaluate(node, bones, values.__getitem__)
+    except Exception as error:
+        shapes = ", ".join(str(tuple(values[n].shape)) for n in node.all_input_nodes if hasattr(values[n], "shape"))
+        source = node.meta.get("source")
+        raise ConversionError(
+            f"{getattr(node.target, '__name__', node.target)} at {place_of(source) if source else node.target!r} cannot"
+            f" follow the top-down network's shapes ({shapes}): {(str(error).splitlines() or [''])[0]}"
+        ) from error
+    return value
 
 
 def _bottom_up_cost(conversion: Conversion, scale: Pair, units: int) -> Cost | None:

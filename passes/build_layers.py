@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Container
+from typing import Any
 
 import torch
 from torch import fx, nn
 
 from td_compiler.conversion import Conversion, Pass, layer_of
-from td_compiler.errors import ConversionError
 from td_compiler.initialise import initialise_he
 from td_compiler.operators import LAYERS, Operator
-from td_compiler.passes.set_widths import is_depthwise
+from td_compiler.passes.set_widths import is_depthwise, parameter_axis
 from td_compiler.stages import Layer
 from td_compiler.upsample import TransposedUpsample
 
@@ -28,7 +29,9 @@ class BuildLayers(Pass):
     """
 
     def requires(self, conversion: Conversion) -> None:
-        assert all("width" in n.meta for n in conversion.graphs()[0].nodes if n.op != "output"), "SetWidths has not run"
+        assert all("width" in n.meta for n in conversion.graphs()[0].find_nodes(op="call_module")), (
+            "SetWidths has not run"
+        )
 
     def apply(self, conversion: Conversion) -> None:
         initialise = getattr(conversion.model, "initialise", initialise_he)
@@ -37,6 +40,8 @@ class BuildLayers(Pass):
                 layer = layer_of(conversion, node)
                 if layer is not None and str(node.target) not in conversion.modules:
                     conversion.modules[str(node.target)] = _build(conversion, node, layer, initialise)
+                elif node.op == "get_attr" and node.target != "training":
+                    conversion.parameters[str(node.target)] = _build_parameter(conversion, node)
 
     def ensures(self, conversion: Conversion) -> None:
         called = {str(n.target) for g in conversion.graphs() for n in g.nodes if n.op == "call_module"}
@@ -63,6 +68,28 @@ def _build(conversion: Conversion, node: fx.Node, layer: Layer, initialise: Call
         module.requires_grad_(True)  # a new layer, though modelled on one that may be frozen
     _fill(conversion, module, original, initialise)
     return module
+
+
+def _build_parameter(conversion: Conversion, node: fx.Node) -> torch.Tensor:
+    """A parameter or buffer that stands outside any layer, such as a layer scale, with the width of its map."""
+    value: torch.Tensor = _attribute(conversion.model, str(node.target))
+    axes = [parameter_axis(node, user) for user in node.users]
+    axis = next((a for a in axes if a is not None), None)
+    made = value.detach().clone()
+    if axis is not None and value.shape[axis] != node.meta["width"]:
+        shape = [node.meta["width"] if i == axis else n for i, n in enumerate(value.shape)]
+        made = value.new_empty(shape)
+        if not made.is_meta:
+            made.fill_(value.float().mean().item())
+    return nn.Parameter(made, value.requires_grad) if isinstance(value, nn.Parameter) else made
+
+
+def _attribute(root: nn.Module, path: str) -> torch.Tensor:
+    value: Any = root
+    for name in path.split("."):
+        value = getattr(value, name)
+    assert isinstance(value, torch.Tensor)
+    return value
 
 
 def _in_model(conversion: Conversion, path: str) -> bool:
@@ -95,18 +122,21 @@ def _resize(
         return
     if is_depthwise(layer.prototype):
         module.groups = width_in  # type: ignore[assignment]
-    groups = int(getattr(module, "groups", 1))
-    if width_in % groups or width_out % groups:
-        raise ConversionError(
-            f"{node.target}: {width_in} input and {width_out} output channels do not divide into {groups} groups;"
-            " choose other filters= or head_width=."
-        )
+    groups = math.gcd(int(getattr(module, "groups", 1)), width_in, width_out)
+    if hasattr(module, "groups"):
+        module.groups = groups  # type: ignore[assignment]
+    if isinstance(module, nn.GroupNorm):
+        module.num_groups = math.gcd(module.num_groups, width_in)
     if isinstance(module, nn.PReLU) and module.num_parameters == 1:
         return
     sizes = {"in": width_in, "out": width_out, "in/groups": width_in // groups}
     for attribute, which in row.sizes.items():
-        setattr(module, attribute, sizes[which])
+        is_tuple = isinstance(getattr(module, attribute), tuple)
+        setattr(module, attribute, (sizes[which],) if is_tuple else sizes[which])
     kernel = tuple(getattr(module, "kernel_size", ()))
+    old = getattr(layer.prototype, list(row.sizes)[-1])
+    old = old[-1] if isinstance(old, tuple) else old
+    _resize_others(module, row.axes, old, width_out)
     for name, axes in row.axes.items():
         tensor = getattr(module, name, None)
         if tensor is None:
@@ -118,6 +148,15 @@ def _resize(
             module._parameters[name] = nn.Parameter(fresh, tensor.requires_grad)
         else:
             module._buffers[name] = fresh
+
+
+def _resize_others(module: nn.Module, known: Container[str], old: int, new: int) -> None:
+    """Parameters that a subclass adds, one number per channel (the gain of a weight-standardised convolution)."""
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        if name not in known and parameter.dim() and parameter.shape[0] == old:
+            shape = (new, *parameter.shape[1:])
+            fresh = torch.empty(shape, device="meta", dtype=parameter.dtype)
+            module._parameters[name] = nn.Parameter(fresh, parameter.requires_grad)
 
 
 def _fill(

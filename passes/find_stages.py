@@ -34,13 +34,16 @@ class FindStages(Pass):
                 "the network has one resolution: it has no strided convolution or pooling before its head,"
                 " so there is no top-down counterpart."
             )
-        if not any(stage.units for stage in stages):
+        bodies = sum(bool(stage.units) for stage in stages)
+        strides_of_stem = sum(unit.stride != (1, 1) for unit in stem)
+        if not bodies or (bodies == 1 and strides_of_stem == len(boundaries)):
             raise ConversionError(
-                "no stage has a convolution of its own: everything stands before the first resolution."
+                "the network has one resolution: only its stem makes the map smaller, so there is nothing to reverse."
             )
+        _check_cuts(conversion, body)
         conversion.bottom_up = StageGraph(
             stem=[unit for unit in stem if unit.kind is not UnitKind.POOL],
-            stem_boundaries=sum(unit.stride != (1, 1) for unit in stem),
+            stem_boundaries=strides_of_stem,
             stages=stages,
             boundaries=boundaries,
             head=head_nodes,
@@ -69,6 +72,28 @@ def _check_convolutions(conversion: Conversion) -> None:
         )
 
 
+def _check_cuts(conversion: Conversion, body: list[Unit]) -> None:
+    """Stages are found between single-tensor cut points: where several resolutions run side by side there are none."""
+    for unit in body:
+        most = _downsamplings(conversion, unit)
+        grows = any(conversion.grows(node) for node in unit.nodes)
+        if most > 2 or (grows and unit.stride != (1, 1)):
+            what = "several resolutions side by side" if grows else f"{most} downsamplings"
+            raise ConversionError(
+                f"{unit.path or unit.output.name!r} has {what} and no point in between that every path runs through,"
+                " so its stages cannot be told apart."
+            )
+
+
+def _downsamplings(conversion: Conversion, unit: Unit) -> int:
+    """The most downsamplings on any path through a unit."""
+    most: dict[fx.Node, int] = {}
+    for node in unit.nodes:
+        before = max((most.get(n, 0) for n in node.all_input_nodes), default=0)
+        most[node] = before + (conversion.stride(node) != (1, 1))
+    return most[unit.output]
+
+
 def _is_spatial(conversion: Conversion, node: fx.Node) -> bool:
     return max(getattr(conversion.captured.module(node), "kernel_size", (1,))) > 1
 
@@ -83,8 +108,8 @@ def _classifies(conversion: Conversion, body: list[Unit], head: list[Unit]) -> b
     convolutions = [conversion.captured.module(n) for n in unit.nodes if conversion.kind(n) is Kind.CONV]
     if any(getattr(conv, "kernel_size", None) != (1, 1) for conv in convolutions):
         return False
-    classes = conversion.captured.output.meta["value"].shape[1]
-    expands = unit.width > unit.input.meta["value"].shape[1]
+    classes = conversion.captured.output.meta["width"]
+    expands = unit.width > unit.input.meta["width"]
     before_pooling = all(later.kind is UnitKind.OTHER for later in head)
     return unit.width == classes or (expands and before_pooling)
 

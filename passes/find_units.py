@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 
-import torch
 from torch import fx, nn
 
 from td_compiler.conversion import Conversion, Pass
 from td_compiler.errors import ConversionError
-from td_compiler.operators import Kind, Pair, Width, lookup
+from td_compiler.operators import Kind, Pair, Width
+from td_compiler.passes.trace_channels import is_map
 from td_compiler.stages import Unit, UnitKind
 
 __all__ = ["FindUnits", "averages_all"]
@@ -28,13 +28,12 @@ class FindUnits(Pass):
     """
 
     def requires(self, conversion: Conversion) -> None:
-        assert "value" in conversion.captured.output.meta, "the graph carries no values"
+        assert "width" in conversion.captured.output.meta, "TraceChannels has not run"
 
     def apply(self, conversion: Conversion) -> None:
-        order = _main_nodes(conversion)
         _refuse_attention(conversion)
-        pieces = _pieces(order)
-        head_at = next(i for i, piece in enumerate([*pieces, []]) if not piece or _starts_head(conversion, piece))
+        pieces = _pieces(_main_nodes(conversion))
+        head_at = _head_start(conversion, pieces)
         _set_scales(conversion, [node for piece in pieces[:head_at] for node in piece])
         conversion.units = _Parser(conversion, _merge_blocks(conversion, pieces[:head_at])).units
         conversion.head = [node for piece in pieces[head_at:] for node in piece]
@@ -46,17 +45,13 @@ class FindUnits(Pass):
 
 
 def _main_nodes(conversion: Conversion) -> list[fx.Node]:
-    """The tensor nodes on paths from the image to the class scores, the image left out, in order."""
+    """The nodes that carry image data to the class scores, the image left out, in order."""
     captured = conversion.captured
-    after = {captured.image}
-    for node in captured.graph.nodes:
-        if isinstance(node.meta.get("value"), torch.Tensor) and any(n in after for n in node.all_input_nodes):
-            after.add(node)
     needed = {captured.output}
     for node in reversed(captured.graph.nodes):
         if node in needed:
             needed.update(node.all_input_nodes)
-    return [n for n in captured.graph.nodes if n in after and n in needed and n is not captured.image]
+    return [n for n in captured.graph.nodes if "width" in n.meta and n in needed and n is not captured.image]
 
 
 def _refuse_attention(conversion: Conversion) -> None:
@@ -74,9 +69,8 @@ def _pieces(order: list[fx.Node]) -> list[list[fx.Node]]:
     """Split at cut points: nodes that no edge between other nodes passes over."""
     position = {node: i for i, node in enumerate(order)}
     pieces: list[list[fx.Node]] = [[]]
-    reach = -1  # the furthest user of any node so far; the image's users count from the start
-    image_users = [position[n] for n in order if any(i not in position for i in n.all_input_nodes if _is_tensor(i))]
-    reach = max((i for i in image_users), default=-1)
+    # The furthest user of any node so far; the image's own users count from the start.
+    reach = max(i for node, i in position.items() if any(n.op == "placeholder" for n in node.all_input_nodes))
     for i, node in enumerate(order):
         pieces[-1].append(node)
         if reach <= i:
@@ -85,45 +79,34 @@ def _pieces(order: list[fx.Node]) -> list[list[fx.Node]]:
     return [piece for piece in pieces if piece]
 
 
-def _is_tensor(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("value"), torch.Tensor) and node.op != "get_attr"
-
-
-def _starts_head(conversion: Conversion, piece: list[fx.Node]) -> bool:
-    """Whether the map loses its height and width here, on the only path there is."""
-    node = piece[-1]
-    value, kind = node.meta["value"], conversion.kind(node)
-    if value.dim() != 4:
-        return True
-    if len(piece) > 1:
-        return False
-    return kind is Kind.GLOBAL_POOL or averages_all(conversion, node)
+def _head_start(conversion: Conversion, pieces: list[list[fx.Node]]) -> int:
+    """The first piece after which there is no map any more, or the global pooling before it."""
+    last_map = max((i for i, piece in enumerate(pieces) if is_map(piece[-1])), default=-1)
+    for i, piece in enumerate(pieces[: last_map + 1]):
+        is_global = conversion.kind(piece[-1]) is Kind.GLOBAL_POOL or averages_all(conversion, piece[-1])
+        if len(piece) == 1 and is_global:
+            return i
+    return last_map + 1
 
 
 def averages_all(conversion: Conversion, node: fx.Node) -> bool:
     """Whether a fixed-size pooling averages the whole map: a global pooling in all but name."""
-    if conversion.kind(node) is not Kind.POOL or node.meta["value"].shape[-2:] != (1, 1):
+    if conversion.kind(node) is not Kind.POOL or node.meta["size"] != (1, 1):
         return False
     module = conversion.captured.module(node)
     name = type(module).__name__ if module is not None else str(getattr(node.target, "__name__", ""))
-    return "avg" in name.lower() and _map_before(node).shape[-2:] != (1, 1)
-
-
-def _map_before(node: fx.Node) -> torch.Tensor:
-    value: torch.Tensor = next(n.meta["value"] for n in node.all_input_nodes if _is_tensor(n))
-    return value
+    before = next(n for n in node.all_input_nodes if "width" in n.meta)
+    return "avg" in name.lower() and before.meta["size"] != (1, 1)
 
 
 def _set_scales(conversion: Conversion, nodes: list[fx.Node]) -> None:
     """Note on every node how much smaller than the image its map is, by the strides of the operator table."""
     conversion.captured.image.meta["scale"] = (1, 1)
     for node in nodes:
-        size = node.meta["value"].shape[-2:]
         inputs = [n for n in node.all_input_nodes if "scale" in n.meta]
-        like = [n for n in inputs if n.meta["value"].shape[-2:] == size] or inputs
+        like = [n for n in inputs if n.meta["size"] == node.meta["size"]] or inputs
         height, width = like[0].meta["scale"]
-        row = lookup(node, conversion.captured.module(node))
-        down, across = row.stride(node, conversion.captured.module(node)) if row else (1, 1)
+        down, across = conversion.stride(node)
         node.meta["stride"] = (down, across)
         node.meta["scale"] = (height * down, width * across)
 
@@ -150,10 +133,9 @@ def _joins_paths(conversion: Conversion, piece: list[fx.Node]) -> bool:
     if not any(conversion.kind(node) is Kind.CONV for node in piece):
         return False
     for node in piece:
-        row = lookup(node, conversion.captured.module(node))
+        row = conversion.row(node)
         if row is not None and row.kind is Kind.JOIN:
-            size = node.meta["value"].shape[-2:]
-            maps = [n for n in node.all_input_nodes if _is_tensor(n) and n.meta["value"].shape[-2:] == size]
+            maps = [n for n in node.all_input_nodes if is_map(n) and n.meta["size"] == node.meta["size"]]
             if len(maps) > 1 or row.width is Width.SUM:
                 return True
     return False

@@ -12,6 +12,8 @@ from td_compiler.style import add_like
 
 __all__ = ["InsertEntries"]
 
+_LEFT_OUT = {Kind.POOL, Kind.PAD, Kind.DROPOUT, Kind.IDENTITY}
+
 
 class InsertEntries(Pass):
     """Every stage gets an entry, a unit that reads the pyramid's image of its scale.
@@ -49,29 +51,37 @@ def _add_entry(conversion: Conversion, index: int) -> fx.Node:
     stage = conversion.stages[index]
     assert stage.image is not None
     units = conversion.found.stem or [_first_unit(conversion, index)]
-    sources = [n for unit in units for n in unit.nodes]
-    sources = [n for n in sources if conversion.kind(n) in {Kind.CONV, Kind.NORM, Kind.ACTIVATION}]
-    last_conv = [n for n in sources if conversion.kind(n) is Kind.CONV][-1]
-    value = stage.image
+    convolutions = [n for unit in units for n in unit.nodes if conversion.kind(n) is Kind.CONV]
     path = f"entry.{stage.key}"
-    for source in sources:
-        name = _name(conversion, source, path)
-        value = add_like(conversion, stage, source, name, value, path)
-        if source.op == "call_module":
-            conversion.layers[name].source = str(source.target)
-        if conversion.kind(source) is Kind.CONV:
-            layer = conversion.layers[name]
-            own = conversion.layers.get(str(source.target))
-            layer.changes.update(own.changes if own else {})
-            same_size(layer)
-            value.meta["wanted"] = stage.width if source is last_conv else source.meta["value"].shape[1]
-    return value
+    copies: dict[fx.Node, fx.Node] = {units[0].input: stage.image}
+    for unit in units:
+        copies.setdefault(unit.input, copies[previous.output] if (previous := _before(units, unit)) else stage.image)
+        for source in unit.nodes:
+            if conversion.kind(source) in _LEFT_OUT:
+                copies[source] = copies[next(n for n in source.all_input_nodes if "width" in n.meta)]
+                continue
+            name = _name(conversion, source, path)
+            copies[source] = add_like(conversion, stage, source, name, copies, path)
+            if source.op == "call_module":
+                conversion.layers[name].source = str(source.target)
+            if source in convolutions:
+                layer, own = conversion.layers[name], conversion.layers.get(str(source.target))
+                layer.changes.update(own.changes if own else {})
+                same_size(layer)
+                is_last = source is convolutions[-1]
+                copies[source].meta["wanted"] = stage.width if is_last else source.meta["width"]
+    return copies[units[-1].output]
+
+
+def _before(units: list[Unit], unit: Unit) -> Unit | None:
+    at = units.index(unit)
+    return units[at - 1] if at else None
 
 
 def _name(conversion: Conversion, source: fx.Node, path: str) -> str:
     """`entry.16.conv`, `.norm`, `.act`; numbered from the second of a kind on."""
     kinds = {Kind.CONV: "conv", Kind.NORM: "norm", Kind.ACTIVATION: "act"}
-    name = kinds[conversion.kind(source)]  # type: ignore[index]
+    name = kinds.get(conversion.kind(source) or Kind.SIZE, "layer")
     taken = sum(other.startswith(f"{path}.{name}") for other in conversion.layers)
     return f"{path}.{name}" + (str(taken + 1) if taken else "")
 

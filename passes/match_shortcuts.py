@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from td_compiler.conversion import Conversion, Pass, operator_of
-from td_compiler.operators import Kind, Width, lookup
+from td_compiler.operators import Kind, Width
 from td_compiler.stages import Projection, TopDownStage, Unit, UnitKind
 from td_compiler.style import Style, add_layers, add_like, style_of
 
@@ -52,7 +52,7 @@ class MatchShortcuts(Pass):
                 shortcut = _find_shortcut(conversion, unit)
                 if shortcut is None:
                     continue
-                copies = dict(zip(unit.nodes, stage.spans[unit], strict=True)) | {unit.input: stage.inputs[unit]}
+                copies = stage.copies[unit]
                 join = copies[shortcut.join]
                 if not shortcut.projects and unit in candidates:
                     nodes = _add_projection(conversion, stage, unit, shortcut, copies)
@@ -66,7 +66,7 @@ class MatchShortcuts(Pass):
 
 
 def _changes_shape(unit: Unit) -> bool:
-    return unit.stride != (1, 1) or unit.width != unit.input.meta["value"].shape[1]
+    return unit.stride != (1, 1) or unit.width != unit.input.meta["width"]
 
 
 def _find_shortcut(conversion: Conversion, unit: Unit) -> _Shortcut | None:
@@ -75,11 +75,12 @@ def _find_shortcut(conversion: Conversion, unit: Unit) -> _Shortcut | None:
         return None
     inside = set(unit.nodes)
     for join in reversed(unit.nodes):
-        row = lookup(join, conversion.captured.module(join))
+        row = conversion.row(join)
         maps = [n for n in join.all_input_nodes if n in inside or n is unit.input]
         if row is None or row.kind is not Kind.JOIN or row.width is not Width.EQUAL or len(maps) != 2:
             continue
-        if maps[0].meta["value"].shape[1:] != maps[1].meta["value"].shape[1:] or _multiplies(join):
+        shapes = [(n.meta["width"], n.meta["size"]) for n in maps]
+        if shapes[0] != shapes[1] or _multiplies(join):
             continue
         ways = [_ancestors(node, inside) for node in maps]
         counts = [sum(conversion.kind(n) is Kind.CONV for n in way) for way in ways]
@@ -164,7 +165,8 @@ def _copy_projection(
     value = copies[unit.input]
     if tap in model.nodes:
         at = model.nodes.index(tap)
-        if [conversion.kind(n) for n in unit.nodes[: at + 1]] == [conversion.kind(n) for n in model.nodes[: at + 1]]:
+        kinds = [[conversion.kind(n) for n in nodes[: at + 1]] for nodes in (unit.nodes, model.nodes)]
+        if kinds[0] == kinds[1]:
             value = copies[unit.nodes[at]]
     nodes: list[fx.Node] = []
     for i, source in enumerate(shortcut.chain):
@@ -175,8 +177,7 @@ def _copy_projection(
             path = unit.path + name[len(model.path) :]
         else:
             path = f"projection.{stage.key}.{i}"
-        value = add_like(conversion, stage, source, path, value, unit.path)
-        value.meta["source"] = source
+        value = add_like(conversion, stage, source, path, {source.all_input_nodes[0]: value}, unit.path)
         nodes.append(value)
     return nodes
 

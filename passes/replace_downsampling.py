@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from td_compiler.conversion import Conversion, Pass, layer_of, operator_of
+from td_compiler.conversion import Conversion, Pass, kind_of, layer_of, operator_of
 from td_compiler.operators import Kind
-from td_compiler.stages import Layer, TopDownStage
+from td_compiler.stages import Layer, TopDownStage, Unit
 from td_compiler.upsample import TransposedUpsample, upsample_bilinear, upsample_nearest
 
 __all__ = ["ReplaceDownsampling", "same_size"]
@@ -35,14 +35,25 @@ class ReplaceDownsampling(Pass):
                     stage.arrival = _add_upsample(conversion, stage, stage.x)
                 stage.redirect(stage.x, stage.arrival, keep={stage.arrival})
             for unit in stage.units:
+                if _balances(unit):
+                    continue
                 stage.spans[unit] = [node for node in stage.spans[unit] if not _flatten(conversion, stage, node)]
 
     def ensures(self, conversion: Conversion) -> None:
         for stage in conversion.stages:
             for node in stage.graph.nodes:
-                row, layer = operator_of(conversion, node), layer_of(conversion, node)
-                if row is not None and row.kind is Kind.CONV and layer is not None:
+                layer = layer_of(conversion, node)
+                if kind_of(conversion, node) is Kind.CONV and layer is not None and not _balanced(stage, node):
                     assert set(layer.get("stride")) == {1}, f"{node.target} still strides"
+
+
+def _balances(unit: Unit) -> bool:
+    """Whether a unit shrinks and grows its map by as much: it keeps its size as it is, and is left so."""
+    return unit.stride == (1, 1) and any(node.meta["stride"] != (1, 1) for node in unit.nodes)
+
+
+def _balanced(stage: TopDownStage, node: fx.Node) -> bool:
+    return any(_balances(unit) and node in stage.spans[unit] for unit in stage.units)
 
 
 def _add_upsample(conversion: Conversion, stage: TopDownStage, node: fx.Node) -> fx.Node:
@@ -107,7 +118,7 @@ def _is_vector(node: fx.Node, user: fx.Node) -> bool:
     source, reader = node.meta.get("source"), user.meta.get("source")
     if source is None or reader is None:
         return False
-    return source.meta["value"].shape[-2:] == (1, 1) != reader.meta["value"].shape[-2:]
+    return source.meta["size"] == (1, 1) != reader.meta["size"]
 
 
 def _has_extent(conversion: Conversion, node: fx.Node) -> bool:
@@ -119,14 +130,12 @@ def _has_extent(conversion: Conversion, node: fx.Node) -> bool:
 
 def _flatten(conversion: Conversion, stage: TopDownStage, node: fx.Node) -> bool:
     """Make one operator keep the size of its map; True if that removed it."""
-    row, layer = operator_of(conversion, node), layer_of(conversion, node)
-    if row is None or row.kind not in {Kind.CONV, Kind.POOL, Kind.PAD}:
-        return False
-    if row.kind is Kind.PAD or (row.kind is Kind.POOL and node.meta["stride"] != (1, 1)):
-        node.replace_all_uses_with(node.all_input_nodes[0])
+    kind, layer = kind_of(conversion, node), layer_of(conversion, node)
+    if kind is Kind.PAD or (kind is Kind.POOL and node.meta["stride"] != (1, 1)):
+        node.replace_all_uses_with(next(n for n in node.all_input_nodes if n.op != "get_attr"))
         stage.graph.erase_node(node)
         return True
-    if row.kind is Kind.CONV and layer is not None:
+    if kind is Kind.CONV and layer is not None:
         same_size(layer)
     return False
 

@@ -78,7 +78,7 @@ def _copy_body(conversion: Conversion, stage: TopDownStage) -> None:
 
 def copy_unit(conversion: Conversion, stage: TopDownStage, unit: Unit, current: fx.Node) -> fx.Node:
     """Copy a unit's nodes to the end of a stage's graph, reading `current`; returns the copy of its output."""
-    copies = {unit.input: current}
+    copies = stage.copies[unit] = {unit.input: current}
     stage.spans[unit] = []
     stage.inputs[unit] = current
     for node in unit.nodes:
@@ -118,11 +118,11 @@ def _copy_head(conversion: Conversion) -> fx.Graph:
     graph = fx.Graph()
     x = graph.placeholder("x")
     x.meta.update(unit="")
-    first_input = next(n for n in head[0].all_input_nodes if isinstance(n.meta.get("value"), torch.Tensor))
+    first_input = next(n for n in head[0].all_input_nodes if "width" in n.meta)
     copies = {first_input: x}
     for node in head:
-        kind, value = conversion.kind(node), node.meta["value"]
-        if kind is Kind.FLATTEN and value.dim() == 2:
+        kind = conversion.kind(node)
+        if kind is Kind.FLATTEN and node.meta["value"].dim() == 2:
             copy = graph.call_function(torch.flatten, (copies[node.all_input_nodes[0]], 1))
         elif averages_all(conversion, node):
             copy = graph.call_function(F.adaptive_avg_pool2d, (copies[node.all_input_nodes[0]], 1))

@@ -8,15 +8,18 @@ channels, a sum) or the width wanted by the first layer in it that is free to ch
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
+import torch
 from torch import fx, nn
 
 from td_compiler.conversion import Conversion, Pass, layer_of, operator_of
 from td_compiler.errors import ConversionError
 from td_compiler.operators import Kind, Width
-from td_compiler.stages import Projection
+from td_compiler.passes.trace_channels import is_map
+from td_compiler.stages import Layer, Projection
 
-__all__ = ["SetWidths"]
+__all__ = ["SetWidths", "is_depthwise", "parameter_axis", "place_of"]
 
 
 class SetWidths(Pass):
@@ -32,9 +35,10 @@ class SetWidths(Pass):
 
     def ensures(self, conversion: Conversion) -> None:
         for graph in conversion.graphs():
-            assert all(isinstance(n.meta.get("width"), int) for n in graph.nodes if n.op.startswith("call_"))
+            maps = [n for n in graph.nodes if n.op == "call_module"]
+            assert all(isinstance(n.meta.get("width"), int) for n in maps)
         last = next(iter(conversion.graphs()[-1].output_node().all_input_nodes))
-        assert last.meta["width"] == conversion.captured.output.meta["value"].shape[1], "the number of classes changed"
+        assert last.meta["width"] == conversion.captured.output.meta["width"], "the number of classes changed"
 
 
 class _Solver:
@@ -44,36 +48,40 @@ class _Solver:
         self.conversion = conversion
         self._parent: dict[fx.Node, fx.Node] = {}
         self._given: dict[fx.Node, int] = {}  # class -> a width that follows from others
-        self._wanted: dict[fx.Node, int] = {}  # class -> the first free layer's wish
+        self._wanted: dict[fx.Node, tuple[int, int]] = {}  # class -> (place in the order, wish) of its first free layer
+        self._multiple: dict[fx.Node, int] = {}  # class -> what its width must be a multiple of
+        self._derived: dict[fx.Node, tuple[fx.Node, Fraction]] = {}  # node -> the one that it is a part or multiple of
 
     def solve(self) -> None:
         """Relate, then read off in running order."""
         nodes = self._nodes()
-        for node in nodes:
-            self._relate(node)
+        for place, node in enumerate(nodes):
+            self._relate(node, place)
         for node in nodes:
             self._evaluate(node)
         for node in nodes:
-            node.meta["width"] = self._width(node)
+            if node.op != "get_attr" or node.users.keys() & self._with_parameters:
+                node.meta["width"] = self._width(node)
 
     def _nodes(self) -> list[fx.Node]:
-        """All map-carrying nodes; a segment's `x` is the output of the one before."""
+        """All nodes that carry image data or parameters; a segment's `x` is the output of the one before."""
         nodes: list[fx.Node] = []
+        self._with_parameters: set[fx.Node] = set()
         carried: fx.Node | None = None
         for graph in self.conversion.graphs():
             for node in graph.nodes:
-                if node.op == "placeholder":
-                    self._parent[node] = node
-                    if node.target == "image":
-                        self._given[node] = self.conversion.input_size[0]
-                    elif carried is not None:
-                        self._union(node, carried)
-                    nodes.append(node)
-                elif node.op == "output":
+                if node.op == "output":
                     carried = node.all_input_nodes[0]
-                else:
-                    self._parent[node] = node
-                    nodes.append(node)
+                    continue
+                source = node.meta.get("source")
+                if source is not None and "width" not in source.meta and node.op != "get_attr":
+                    continue  # a size
+                self._parent[node] = node
+                nodes.append(node)
+                if node.op == "placeholder" and node.target == "image":
+                    self._given[node] = self.conversion.input_size[0]
+                elif node.op == "placeholder" and carried is not None:
+                    self._union(node, carried)
         return nodes
 
     def _find(self, node: fx.Node) -> fx.Node:
@@ -83,101 +91,185 @@ class _Solver:
         return node
 
     def _union(self, one: fx.Node, other: fx.Node) -> None:
-        """Make two variables one; what the earlier one is given or wants comes first."""
+        """Make two variables one: a given width wins, else the wish that comes first."""
         old, new = self._find(one), self._find(other)
         if old is new:
             return
         self._parent[old] = new
-        for table in (self._given, self._wanted):
-            if old in table:
-                table.setdefault(new, table.pop(old))
+        if old in self._given:
+            self._given.setdefault(new, self._given.pop(old))
+        if old in self._wanted:
+            wish = self._wanted.pop(old)
+            self._wanted[new] = min(wish, self._wanted.get(new, wish))
+        self._need_multiple(new, self._multiple.pop(old, 1))
 
-    def _relate(self, node: fx.Node) -> None:
-        row = operator_of(self.conversion, node)
-        if node.op == "placeholder" or (row is not None and row.width in {Width.SUM, Width.FLAT, Width.NONE}):
+    def _need_multiple(self, node: fx.Node, of: int) -> None:
+        root = self._find(node)
+        self._multiple[root] = math.lcm(self._multiple.get(root, 1), of)
+
+    def _relate(self, node: fx.Node, place: int) -> None:
+        row, layer = operator_of(self.conversion, node), layer_of(self.conversion, node)
+        if node.op in {"placeholder", "get_attr"}:
             return
-        if node.op == "get_attr":
-            self._given[self._find(node)] = 1  # a parameter of its own does not take part: see `_operands`
-        elif row is None:
-            self._keep_unknown(node)
-        elif row.width is Width.FREE and not self._is_depthwise(node):
-            self._wanted.setdefault(self._find(node), self._wish(node))
-        else:
-            for operand in self._operands(node):
+        operands = self._operands(node)
+        if row is not None and row.width is Width.SUM and self._joins_channels(node):
+            return
+        if row is not None and row.width is Width.FREE:
+            self._relate_layer(node, layer, operands[0], place)
+            return
+        if isinstance(layer.prototype if layer else None, nn.GroupNorm):
+            self._need_multiple(operands[0], layer.prototype.num_groups)  # type: ignore[union-attr, arg-type]
+        if "source" not in node.meta:
+            for operand in operands:
                 self._union(node, operand)
+            return
+        self._relate_by_shape(node, operands)
 
-    def _wish(self, node: fx.Node) -> int:
-        return int(node.meta["wanted"] if "wanted" in node.meta else node.meta["source"].meta["value"].shape[1])
+    def _relate_layer(self, node: fx.Node, layer: Layer | None, operand: fx.Node, place: int) -> None:
+        """A layer that chooses its width, unless it has one group per input channel: then it keeps or multiplies."""
+        if layer is not None and is_depthwise(layer.prototype):
+            conv = layer.prototype
+            self._follow(node, operand, Fraction(int(conv.out_channels), int(conv.in_channels)))  # type: ignore[arg-type]
+            return
+        wish = int(node.meta["wanted"] if "wanted" in node.meta else node.meta["source"].meta["width"])
+        root = self._find(node)
+        self._wanted[root] = min((place, wish), self._wanted.get(root, (place, wish)))
+        groups = int(getattr(layer.prototype, "groups", 1)) if layer else 1
+        self._need_multiple(node, groups)
+        self._need_multiple(operand, groups)
 
-    def _is_depthwise(self, node: fx.Node) -> bool:
-        layer = layer_of(self.conversion, node)
-        return layer is not None and is_depthwise(layer.prototype)
-
-    def _operands(self, node: fx.Node) -> list[fx.Node]:
-        """The inputs whose channels an operator relates; a one-channel map that is broadcast is none."""
-        operands = [n for n in node.all_input_nodes if n.op != "get_attr" and n.target != "image"]
-        sources = {n: n.meta["source"].meta["value"] for n in operands if "source" in n.meta}
-        widths = {n: v.shape[1] for n, v in sources.items() if hasattr(v, "shape") and len(v.shape) > 1}
-        widest = max(widths.values(), default=1)
-        return [n for n in operands if widths.get(n, widest) == widest]
-
-    def _keep_unknown(self, node: fx.Node) -> None:
-        """An operator without a row is taken to keep its channels if it kept its shape and has no parameters."""
-        layer = layer_of(self.conversion, node)
+    def _relate_by_shape(self, node: fx.Node, operands: list[fx.Node]) -> None:
+        """By the bottom-up widths: what was equal stays equal, a part stays the same part."""
         source = node.meta["source"]
-        first = source.all_input_nodes[0].meta["value"]
-        bare = (
-            not list(layer.prototype.parameters())
-            if layer
-            else not any(n.op == "get_attr" for n in node.all_input_nodes)
-        )
-        if not bare or getattr(source.meta["value"], "shape", None) != first.shape:
+        if operator_of(self.conversion, node) is None:
+            self._check_plain(node)
+        if source.meta["axis"] == 1 and source.meta["size"] is None and self._folds_map(source):
+            return
+        widths = self._own_widths(node, operands)
+        first = max(operands, key=lambda n: widths[n] or 0)
+        if widths[first]:
+            self._follow(node, first, Fraction(source.meta["width"], widths[first]))
+        for other in operands:
+            if other is not first and widths[other] == widths[first]:
+                self._union(other, first)
+        if any(n.op == "get_attr" and widths[n] for n in operands):
+            self._with_parameters.add(node)
+
+    def _check_plain(self, node: fx.Node) -> None:
+        """Without a row in the table an operator may not have parameters: they would say how channels flow."""
+        layer = layer_of(self.conversion, node)
+        of_layer = list(layer.prototype.parameters()) if layer else []
+        if of_layer or any(n.op == "get_attr" and n.target != "training" for n in _arguments(node)):
             what = type(layer.prototype).__name__ if layer else getattr(node.target, "__name__", node.target)
             raise ConversionError(
-                f"no rule says how channels flow through {what} at {_place(source)!r}:"
+                f"no rule says how channels flow through {what} at {place_of(node.meta['source'])!r}:"
                 " add a row to the operator table (td_compiler.operators)."
             )
-        self._union(node, node.all_input_nodes[0])
+
+    def _own_widths(self, node: fx.Node, operands: list[fx.Node]) -> dict[fx.Node, int]:
+        """The widths of a node's inputs in the bottom-up network, where they stand in the same places."""
+        source = node.meta["source"]
+        before = [n for n in _arguments(source) if "width" in n.meta or _is_parameter(n)]
+        if len(before) != len(operands):
+            before = before[:1] * len(operands)
+        widths: dict[fx.Node, int] = {}
+        for operand, own in zip(operands, before, strict=True):
+            axis = parameter_axis(operand, node) if operand.op == "get_attr" else None
+            value = own.meta["value"]
+            known = own.meta.get("width", value.shape[axis] if axis is not None else 0)
+            widths[operand] = max(int(known), widths.get(operand, 0))
+        return widths
+
+    def _follow(self, node: fx.Node, operand: fx.Node, share: Fraction) -> None:
+        if share == 1:
+            self._union(node, operand)
+        else:
+            self._need_multiple(operand, share.denominator)
+            self._derived[node] = (operand, share)
+
+    def _operands(self, node: fx.Node) -> list[fx.Node]:
+        """The inputs whose channels an operator relates; the image that an upsampling reads its size from is none."""
+        operands = [n for n in _arguments(node) if n in self._parent and n.target != "training"]
+        row = operator_of(self.conversion, node)
+        return operands[:1] if row is not None and row.kind is Kind.UPSAMPLE else operands
+
+    def _joins_channels(self, node: fx.Node) -> bool:
+        source = node.meta.get("source")
+        if source is None:
+            return True
+        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+        return isinstance(dim, int) and dim % source.meta["value"].dim() == source.meta["axis"]
+
+    def _folds_map(self, source: fx.Node) -> bool:
+        """Whether a node folds a map's pixels into features."""
+        before = next(n for n in source.all_input_nodes if "width" in n.meta)
+        return source.meta["value"].dim() == 2 and is_map(before) and source.meta["width"] != before.meta["width"]
 
     def _evaluate(self, node: fx.Node) -> None:
-        row = operator_of(self.conversion, node)
-        if row is None or row.width not in {Width.SUM, Width.FLAT}:
-            return
+        row, source = operator_of(self.conversion, node), node.meta.get("source")
         inputs = [n for n in node.all_input_nodes if n in self._parent]
-        if row.width is Width.SUM:
-            width = sum(self._width(n) for n in inputs)
-        else:
-            width = self._width(inputs[0]) * self._pixels(node)
-        self._given[self._find(node)] = width
+        if node in self._derived:
+            operand, share = self._derived[node]
+            self._given[self._find(node)] = int(self._width(operand) * share)
+        elif row is not None and row.width is Width.SUM and node.op.startswith("call") and self._joins_channels(node):
+            self._given[self._find(node)] = sum(self._width(n) for n in inputs)
+        elif source is not None and node.op.startswith("call") and self._is_flatten(node):
+            self._given[self._find(node)] = self._width(inputs[0]) * self._pixels(node)
+
+    def _is_flatten(self, node: fx.Node) -> bool:
+        row, source = operator_of(self.conversion, node), node.meta["source"]
+        free = row is not None and row.width in {Width.FREE, Width.SUM}
+        return not free and source.meta["axis"] == 1 and source.meta["size"] is None and self._folds_map(source)
 
     def _pixels(self, node: fx.Node) -> int:
         """Height times width that a flatten folds into the features: fixed by a pooling before it, else the image's."""
         source = node.meta["source"]
-        value = source.meta["value"]
-        before = source.all_input_nodes[0].meta["value"]
-        if before.dim() != 4 or value.dim() != 2:
-            return 1
+        before = next(n for n in source.all_input_nodes if "width" in n.meta)
         head = self.conversion.found.head
         earlier = head[: head.index(source)]
         pooled = any(self.conversion.kind(n) in {Kind.GLOBAL_POOL, Kind.POOL} for n in earlier)
-        return math.prod(before.shape[-2:] if pooled else self.conversion.input_size[1:])
+        return math.prod(before.meta["size"] if pooled else self.conversion.input_size[1:])
 
     def _width(self, node: fx.Node) -> int:
         root = self._find(node)
-        width = self._given.get(root, self._wanted.get(root))
-        if width is None:
-            raise ConversionError(f"the width of {_place(node)!r} does not follow from any layer.")
-        return width
+        if root in self._given:
+            return self._given[root]
+        if root not in self._wanted:
+            source = node.meta.get("source", node)
+            raise ConversionError(f"the width of {place_of(source)!r} does not follow from any layer.")
+        multiple = self._multiple.get(root, 1)
+        return max(1, round(self._wanted[root][1] / multiple)) * multiple
+
+
+def _arguments(node: fx.Node) -> list[fx.Node]:
+    """The nodes among a node's arguments, in order, each as often as it stands there."""
+    found: list[fx.Node] = []
+    fx.node.map_arg((node.args, node.kwargs), lambda n: found.append(n) or n)  # type: ignore[func-returns-value]
+    return found
+
+
+def _is_parameter(node: fx.Node) -> bool:
+    return node.op == "get_attr" and isinstance(node.meta["value"], torch.Tensor)
+
+
+def parameter_axis(node: fx.Node, user: fx.Node) -> int | None:
+    """Which axis of a parameter (a top-down `get_attr` node) meets the channels of what its user computes."""
+    value, reader = node.meta["source"].meta["value"], user.meta.get("source")
+    if not isinstance(value, torch.Tensor) or reader is None or reader.meta.get("axis") is None:
+        return None
+    axis = reader.meta["axis"] - reader.meta["value"].dim() + value.dim()
+    return axis if axis >= 0 and value.shape[axis] == reader.meta["width"] else None
 
 
 def is_depthwise(module: nn.Module) -> bool:
     """Whether a convolution has one filter per input channel, so that it sets no width of its own."""
     if not isinstance(module, nn.Conv2d):
         return False
-    return module.groups == module.in_channels == module.out_channels and module.groups > 1
+    return module.groups == module.in_channels > 1
 
 
-def _place(node: fx.Node) -> str:
+def place_of(node: fx.Node) -> str:
+    """A bottom-up node as the user knows it: its module's path, else its name in the graph."""
     stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
     return stack[-1] if stack else node.name
 

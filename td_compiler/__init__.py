@@ -15,18 +15,20 @@ from td_compiler.errors import ConversionError
 
 if TYPE_CHECKING:
     from td_compiler import zoo
-    from td_compiler.capture import leaf
     from td_compiler.convert import reverse
     from td_compiler.network import TopDownNet
+    from td_compiler.tracing import leaf
+    from td_compiler.verification import verify
 
-__all__ = ["ConversionError", "TopDownNet", "__version__", "leaf", "reverse", "zoo"]
+__all__ = ["ConversionError", "TopDownNet", "__version__", "leaf", "reverse", "verify", "zoo"]
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "TopDownNet": "td_compiler.network",
-    "leaf": "td_compiler.capture",
+    "leaf": "td_compiler.tracing",
     "reverse": "td_compiler.convert",
+    "verify": "td_compiler.verification",
 }
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
+import torch
 from torch import fx, nn
 
 from td_compiler.capture import Capture
 from td_compiler.network import TopDownNet
-from td_compiler.operators import Kind, Operator, lookup
+from td_compiler.operators import Kind, Operator, Pair, lookup
 from td_compiler.options import Options
 from td_compiler.stages import Layer, StageGraph, TopDownStage, Unit
 
-__all__ = ["Conversion", "Pass", "layer_of", "operator_of"]
+__all__ = ["Conversion", "Pass", "kind_of", "layer_of", "operator_of"]
 
 
 @dataclass(eq=False)
@@ -32,6 +33,7 @@ class Conversion:
         head_graph: the top-down network's head, a graph with placeholder `x`.
         layers: path -> layer of the top-down network.
         modules: path -> module, once the widths are known.
+        parameters: path -> parameter or buffer that stands outside any layer.
         result: the finished network.
         notes: sentences for the report.
     """
@@ -47,6 +49,7 @@ class Conversion:
     head_graph: fx.Graph | None = None
     layers: dict[str, Layer] = field(default_factory=dict)
     modules: dict[str, nn.Module] = field(default_factory=dict)
+    parameters: dict[str, torch.Tensor] = field(default_factory=dict)
     result: TopDownNet | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -56,15 +59,35 @@ class Conversion:
         assert self.bottom_up is not None, "FindStages has not run"
         return self.bottom_up
 
+    def grows(self, node: fx.Node) -> bool:
+        """Whether a bottom-up node makes its map larger, by more than a padding does."""
+        size = node.meta.get("size")
+        before = [n.meta["size"] for n in node.all_input_nodes if n.meta.get("size") not in {None, (1, 1)}]
+        return size is not None and bool(before) and all(2 * size[0] > 3 * b[0] for b in before)
+
     def graphs(self) -> list[fx.Graph]:
         """The top-down network's graphs in running order, the head last."""
         assert self.head_graph is not None, "ReverseStages has not run"
         return [*(stage.graph for stage in self.stages), self.head_graph]
 
+    def row(self, node: fx.Node) -> Operator | None:
+        """The operator table's row for a bottom-up node, None if it has none."""
+        return lookup(node, self.captured.module(node))
+
     def kind(self, node: fx.Node) -> Kind | None:
-        """The kind of a bottom-up node by the operator table, None if the table has no row."""
-        row = lookup(node, self.captured.module(node))
+        """The kind of a bottom-up node; what shrinks a map without a row in the table is a pooling."""
+        if "factor" in node.meta:
+            return Kind.POOL
+        row = self.row(node)
         return row.kind if row else None
+
+    def stride(self, node: fx.Node) -> Pair:
+        """The factor (height, width) by which a bottom-up node makes its map smaller."""
+        if "factor" in node.meta:
+            factor: Pair = node.meta["factor"]
+            return factor
+        row = self.row(node)
+        return row.stride(node, self.captured.module(node)) if row else (1, 1)
 
 
 def layer_of(conversion: Conversion, node: fx.Node) -> Layer | None:
@@ -76,6 +99,15 @@ def operator_of(conversion: Conversion, node: fx.Node) -> Operator | None:
     """The operator table's row for a top-down node."""
     layer = layer_of(conversion, node)
     return lookup(node, layer.prototype if layer else None)
+
+
+def kind_of(conversion: Conversion, node: fx.Node) -> Kind | None:
+    """The kind of a top-down node: that of the bottom-up node that it copies, if it copies one."""
+    source = node.meta.get("source")
+    if source is not None:
+        return conversion.kind(source)
+    row = operator_of(conversion, node)
+    return row.kind if row else None
 
 
 class Pass(ABC):

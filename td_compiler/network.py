@@ -95,7 +95,11 @@ class TopDownNet(nn.Module):
     features: StageMaps
 
     def __init__(
-        self, modules: Mapping[str, nn.Module], segments: Sequence[Segment], pyramid: Pyramid, report: Report
+        self,
+        modules: Mapping[str, nn.Module | torch.Tensor],
+        segments: Sequence[Segment],
+        pyramid: Pyramid,
+        report: Report,
     ) -> None:
         super().__init__()
         self.segments = list(segments)
@@ -136,19 +140,23 @@ class TopDownNet(nn.Module):
         return maps
 
 
-def plant(root: nn.Module, modules: Mapping[str, nn.Module]) -> None:
-    """Register modules under their dotted paths, making containers on the way.
+def plant(root: nn.Module, modules: Mapping[str, nn.Module | torch.Tensor]) -> None:
+    """Register modules, parameters and buffers under their dotted paths, making containers on the way.
 
     A container whose children are numbered 0..n-1 is a `Sequential`, any other a `ModuleDict`, so that both
     `td.layer4[0]` and `td.merge["16"]` work.
     """
-    children: dict[str, dict[str, nn.Module]] = {}
+    children: dict[str, dict[str, nn.Module | torch.Tensor]] = {}
     for path, module in modules.items():
         first, _, rest = path.partition(".")
         children.setdefault(first, {})[rest] = module
     for name, inner in children.items():
         leaf = inner.pop("", None)
-        if leaf is not None:
+        if isinstance(leaf, nn.Parameter):
+            root.register_parameter(name, leaf)
+        elif isinstance(leaf, torch.Tensor):
+            root.register_buffer(name, leaf)
+        elif leaf is not None:
             root.add_module(name, leaf)
         if not inner:
             continue

@@ -40,6 +40,7 @@ class Kind(Enum):
     IDENTITY = auto()
     SIZE = auto()
     ATTENTION = auto()
+    ALONG_CHANNELS = auto()
 
 
 class Width(Enum):
@@ -138,6 +139,7 @@ LAYERS: dict[type[nn.Module], Operator] = {
     nn.SyncBatchNorm: _BATCH_NORM,
     nn.InstanceNorm2d: _BATCH_NORM,
     nn.GroupNorm: Operator(Kind.NORM, axes=_PER_CHANNEL, sizes={"num_channels": "in"}),
+    nn.LayerNorm: Operator(Kind.NORM, axes=_PER_CHANNEL, sizes={"normalized_shape": "in"}),
     nn.LocalResponseNorm: Operator(Kind.NORM),
     **dict.fromkeys(
         (
@@ -154,6 +156,7 @@ LAYERS: dict[type[nn.Module], Operator] = {
     **dict.fromkeys((nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ConstantPad2d), Operator(Kind.PAD)),
     nn.Flatten: _FLATTEN,
     nn.Identity: Operator(Kind.IDENTITY),
+    nn.Conv1d: Operator(Kind.ALONG_CHANNELS),  # as efficient channel attention has it: over the channels of a vector
     TransposedUpsample: _UPSAMPLE,
     nn.MultiheadAttention: _ATTENTION,
 }

@@ -51,7 +51,7 @@ class Unit:
     @property
     def width(self) -> int:
         """Channels of the unit's output in the bottom-up network."""
-        return int(self.output.meta["value"].shape[1])
+        return int(self.output.meta["width"])
 
 
 @dataclass(eq=False)
@@ -149,6 +149,7 @@ class TopDownStage:
         width: filters of the merge and the entry (C of SPEC 2.5).
         graph: its operations; `x` and `image` are its placeholders, `x` is None in the first stage.
         spans: unit -> its nodes in this graph.
+        copies: unit -> bottom-up node -> its copy here.
         inputs: unit -> the node that it reads.
         projections: the projections that fall away where the width does not change.
         arrival: the grown map, where the merge will stand; None in the first stage.
@@ -165,6 +166,7 @@ class TopDownStage:
     x: fx.Node | None = None
     image: fx.Node | None = None
     spans: dict[Unit, list[fx.Node]] = field(default_factory=dict)
+    copies: dict[Unit, dict[fx.Node, fx.Node]] = field(default_factory=dict)
     inputs: dict[Unit, fx.Node] = field(default_factory=dict)
     projections: list[Projection] = field(default_factory=list)
     arrival: fx.Node | None = None

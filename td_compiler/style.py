@@ -5,7 +5,7 @@ What the compiler adds (entries, transitions, merges, projections) is built in t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from torch import fx, nn
@@ -95,30 +95,38 @@ def add_layers(
         elif source is None:
             continue
         else:
-            node = add_like(conversion, stage, source, f"{path}.{name}", value, path)
+            node = add_like(conversion, stage, source, f"{path}.{name}", {source.all_input_nodes[0]: value}, path)
         nodes.append(node)
         value = node
     return nodes
 
 
 def add_like(
-    conversion: Conversion, stage: TopDownStage, source: fx.Node, path: str, value: fx.Node, unit: str
+    conversion: Conversion,
+    stage: TopDownStage,
+    source: fx.Node,
+    path: str,
+    copies: Mapping[fx.Node, fx.Node],
+    unit: str,
 ) -> fx.Node:
-    """Insert a new operation like a bottom-up one that reads `value`; a layer gets the given path."""
+    """Insert a new operation like a bottom-up one, reading the copies of what it reads; a layer gets the given path."""
     target = source.target
     if source.op == "call_module":
         module = conversion.captured.module(source)
         assert module is not None
         conversion.layers[path] = Layer(module)
         target = path
-    first = source.all_input_nodes[0]
-    node = stage.graph.create_node(
-        source.op,
-        target,
-        fx.node.map_arg(source.args, lambda n: value if n is first else n),
-        fx.node.map_arg(source.kwargs, lambda n: value if n is first else n),
-    )
-    node.meta = new_meta(unit)
+    copies = dict(copies)
+
+    def copied(node: fx.Node) -> fx.Node:
+        if node not in copies:  # a size, a parameter, the mode
+            copies[node] = stage.graph.node_copy(node, copied)
+            copies[node].meta = {**new_meta(""), "source": node}
+        return copies[node]
+
+    args, kwargs = fx.node.map_arg((source.args, source.kwargs), copied)
+    node = stage.graph.create_node(source.op, target, args, kwargs)
+    node.meta = {**new_meta(unit), "source": source}
     return node
 
 

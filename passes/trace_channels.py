@@ -1,0 +1,120 @@
+"""Note on every node where its channels are, how many, and how large its map is (SPEC 1.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from td_compiler.conversion import Conversion, Pass
+from td_compiler.operators import Kind
+
+__all__ = ["TraceChannels", "is_map"]
+
+
+class TraceChannels(Pass):
+    """Sets `axis`, `width`, `size` and `factor` in the meta of every node that carries image data.
+
+    `axis` is where the channels are, None where a reshape has folded or split them; `width` is how many there are, of a
+    folded tensor as many as went in. `size` is (height, width) of a map, None of anything else. `factor` is how much
+    smaller than its input a node makes its map, where the operator table does not say (a strided slice, a space to
+    depth, a pooling of the user's own).
+    """
+
+    def requires(self, conversion: Conversion) -> None:
+        assert "value" in conversion.captured.output.meta, "the graph carries no values"
+
+    def apply(self, conversion: Conversion) -> None:
+        for node in conversion.captured.graph.nodes:
+            source = _first_map(node)
+            if node is conversion.captured.image:
+                node.meta.update(axis=1, width=node.meta["value"].shape[1], size=tuple(node.meta["value"].shape[2:]))
+            elif source is not None and _tensors(node.meta.get("value")):
+                node.meta.update(_follow(conversion, node, source))
+
+    def ensures(self, conversion: Conversion) -> None:
+        assert "width" in conversion.captured.output.meta, "the class scores do not come from the image"
+
+
+def is_map(node: fx.Node) -> bool:
+    """Whether a node carries a map (N, C, H, W), or the like in another order."""
+    return node.meta.get("size") is not None
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    """The tensors of a value: itself, or those of a tuple that a split returns."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [v for v in value if isinstance(v, torch.Tensor)] if isinstance(value, (tuple, list)) else []
+
+
+def _first_map(node: fx.Node) -> fx.Node | None:
+    """The input that a node's channels are told by: the largest of those that carry image data."""
+    inputs = [n for n in node.all_input_nodes if "width" in n.meta]
+    return max(inputs, key=lambda n: _tensors(n.meta["value"])[0].numel(), default=None)
+
+
+def _follow(conversion: Conversion, node: fx.Node, source: fx.Node) -> dict[str, Any]:
+    value, before = _tensors(node.meta["value"])[0], _tensors(source.meta["value"])[0]
+    axis = _axis(conversion, node, source, value, before)
+    row = conversion.row(node)
+    if axis is not None:
+        width = int(value.shape[axis])
+    elif row is not None and row.kind is Kind.LINEAR:
+        width = int(value.shape[-1])
+    else:
+        width = int(source.meta["width"])
+    size = tuple(n for i, n in enumerate(value.shape) if i not in (0, axis)) if value.dim() == 4 else None
+    notes: dict[str, Any] = {"axis": axis, "width": width, "size": size if axis is not None else None}
+    factor = _factor(source.meta["size"], notes["size"])
+    if factor != (1, 1) and (row is None or row.kind not in {Kind.CONV, Kind.POOL, Kind.GLOBAL_POOL, Kind.PAD}):
+        notes["factor"] = factor
+    return notes
+
+
+def _axis(
+    conversion: Conversion, node: fx.Node, source: fx.Node, value: torch.Tensor, before: torch.Tensor
+) -> int | None:
+    axis: int | None = source.meta["axis"]
+    row = conversion.row(node)
+    if row is not None and row.kind is Kind.LINEAR:
+        return value.dim() - 1
+    if row is not None and row.kind is Kind.CONV:
+        return 1
+    order = _order(node, before.dim())
+    if order is not None:
+        return order.index(axis) if axis is not None else None
+    if value.dim() == 4 and before.dim() == 4:
+        return axis
+    if value.dim() == 2:
+        return 1
+    if value.dim() == 3 and axis == 1 and value.shape[1] == before.shape[1]:
+        return 1
+    if value.dim() == 4:
+        return 1
+    return None
+
+
+def _order(node: fx.Node, dims: int) -> list[int] | None:
+    """The order of axes that a permutation or transposition makes; None for any other operation."""
+    name = getattr(node.target, "__name__", str(node.target))
+    args: Sequence[Any] = node.args[1:]
+    if name == "permute":
+        given = args[0] if args and isinstance(args[0], (tuple, list)) else args or node.kwargs.get("dims", ())
+        return [int(d) % dims for d in given]
+    if name in {"transpose", "swapaxes", "swapdims"} and len(args) == 2:
+        order = list(range(dims))
+        one, other = int(args[0]) % dims, int(args[1]) % dims
+        order[one], order[other] = order[other], order[one]
+        return order
+    return None
+
+
+def _factor(before: Sequence[int] | None, after: Sequence[int] | None) -> tuple[int, int]:
+    """How much smaller a map became, rounded: 7 to 4 is 2, 'valid' 13 to 6 is 2; a map of one pixel is a vector."""
+    if before is None or after is None or tuple(after) == (1, 1):
+        return 1, 1
+    down, across = (max(1, round(b / a)) for b, a in zip(before, after, strict=True))
+    return down, across
