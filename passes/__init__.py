@@ -15,6 +15,7 @@
 | 2.1 pyramid, 2.2 entries | `insert_entries` |
 | 2.5 merges | `insert_merges` |
 | 2.6 widths through every operator | `set_widths` |
+| 2.6 sizes written as numbers | `rewrite_sizes` |
 | initial weights | `build_layers` |
 | 2.10 the network and its report | `assemble` |
 """
@@ -31,6 +32,7 @@ from td_compiler.passes.insert_transitions import InsertTransitions
 from td_compiler.passes.match_shortcuts import MatchShortcuts
 from td_compiler.passes.replace_downsampling import ReplaceDownsampling
 from td_compiler.passes.reverse_stages import ReverseStages
+from td_compiler.passes.rewrite_sizes import RewriteSizes
 from td_compiler.passes.set_widths import SetWidths
 from td_compiler.passes.trace_channels import TraceChannels
 
@@ -48,6 +50,7 @@ PIPELINE: tuple[Pass, ...] = (
     InsertEntries(),
     InsertMerges(),
     SetWidths(),
+    RewriteSizes(),
     BuildLayers(),
     Assemble(),
 )

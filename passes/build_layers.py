@@ -13,7 +13,7 @@ from torch import fx, nn
 from td_compiler.conversion import Conversion, Pass, layer_of
 from td_compiler.initialise import initialise_he
 from td_compiler.operators import LAYERS, Operator
-from td_compiler.passes.set_widths import is_depthwise, parameter_axis
+from td_compiler.passes.set_widths import is_depthwise
 from td_compiler.stages import Layer
 from td_compiler.upsample import TransposedUpsample
 
@@ -72,9 +72,8 @@ def _build(conversion: Conversion, node: fx.Node, layer: Layer, initialise: Call
 
 def _build_parameter(conversion: Conversion, node: fx.Node) -> torch.Tensor:
     """A parameter or buffer that stands outside any layer, such as a layer scale, with the width of its map."""
-    value: torch.Tensor = _attribute(conversion.model, str(node.target))
-    axes = [parameter_axis(node, user) for user in node.users]
-    axis = next((a for a in axes if a is not None), None)
+    value: torch.Tensor = _attribute(conversion.model, str(node.meta["source"].target))
+    axis = node.meta.get("axis")
     made = value.detach().clone()
     if axis is not None and value.shape[axis] != node.meta["width"]:
         shape = [node.meta["width"] if i == axis else n for i, n in enumerate(value.shape)]

@@ -73,24 +73,42 @@ def _check_convolutions(conversion: Conversion) -> None:
 
 
 def _check_cuts(conversion: Conversion, body: list[Unit]) -> None:
-    """Stages are found between single-tensor cut points: where several resolutions run side by side there are none."""
+    """Stages are found between single-tensor cut points: where several resolutions run side by side there are none.
+
+    A stride that the unit makes good by growing again (a gate computed at half the size) is its own business.
+    """
     for unit in body:
-        most = _downsamplings(conversion, unit)
-        grows = any(conversion.grows(node) for node in unit.nodes)
-        if most > 2 or (grows and unit.stride != (1, 1)):
-            what = "several resolutions side by side" if grows else f"{most} downsamplings"
+        balanced, mixed = _balanced(conversion, unit)
+        for node in balanced:
+            node.meta["stride"] = (1, 1)
+        most = _downsamplings(unit)
+        if most > 2 or mixed:
+            what = "several resolutions side by side" if mixed else f"{most} downsamplings"
             raise ConversionError(
                 f"{unit.path or unit.output.name!r} has {what} and no point in between that every path runs through,"
                 " so its stages cannot be told apart."
             )
 
 
-def _downsamplings(conversion: Conversion, unit: Unit) -> int:
+def _balanced(conversion: Conversion, unit: Unit) -> tuple[list[fx.Node], bool]:
+    """The strided nodes whose every way out of the unit grows again; and whether some have ways of both kinds."""
+    ways: dict[fx.Node, set[bool]] = {unit.output: {False}}  # node -> whether the ways from it to the output grow
+    for node in reversed(unit.nodes):
+        grows = conversion.growth(node) != (1, 1)
+        for before in node.all_input_nodes:
+            if "width" in before.meta:
+                ways.setdefault(before, set()).update({True} if grows else ways.get(node, set()))
+    strided = [node for node in unit.nodes if node.meta["stride"] != (1, 1)]
+    mixed = any(ways.get(node) == {True, False} for node in strided)
+    return [node for node in strided if ways.get(node) == {True}], mixed
+
+
+def _downsamplings(unit: Unit) -> int:
     """The most downsamplings on any path through a unit."""
     most: dict[fx.Node, int] = {}
     for node in unit.nodes:
         before = max((most.get(n, 0) for n in node.all_input_nodes), default=0)
-        most[node] = before + (conversion.stride(node) != (1, 1))
+        most[node] = before + (node.meta["stride"] != (1, 1))
     return most[unit.output]
 
 
@@ -117,12 +135,13 @@ def _classifies(conversion: Conversion, body: list[Unit], head: list[Unit]) -> b
 def _stem_length(body: list[Unit]) -> int:
     """How many of the first units are the stem.
 
-    With blocks: all before the first block. Without: none, unless the image's own scale has nothing but a strided
+    With blocks: all before the first block, or that block if it is the first unit of all and strides. Without: none, unless the image's own scale has nothing but a strided
     convolution to leave it, which then is the stem, with the pooling that follows it directly.
     """
     blocks = [i for i, unit in enumerate(body) if unit.kind is UnitKind.BLOCK]
     if blocks:
-        return blocks[0]
+        is_stem_itself = blocks[0] == 0 and body[0].stride != (1, 1) and len(blocks) > 1
+        return 1 if is_stem_itself else blocks[0]
     if body[0].kind is UnitKind.CONV and body[0].stride != (1, 1) and len(body) > 1:
         return 2 if body[1].kind is UnitKind.POOL and len(body) > 2 else 1
     return 0

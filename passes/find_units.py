@@ -108,7 +108,8 @@ def _set_scales(conversion: Conversion, nodes: list[fx.Node]) -> None:
         height, width = like[0].meta["scale"]
         down, across = conversion.stride(node)
         node.meta["stride"] = (down, across)
-        node.meta["scale"] = (height * down, width * across)
+        up, along = conversion.growth(node)
+        node.meta["scale"] = (max(1, height * down // up), max(1, width * across // along))
 
 
 def _module_path(node: fx.Node) -> list[tuple[str, type]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import fx, nn
 
 from td_compiler.conversion import Conversion, Pass, kind_of, layer_of, operator_of
 from td_compiler.operators import Kind
-from td_compiler.stages import Layer, TopDownStage, Unit
+from td_compiler.stages import Layer, TopDownStage
 from td_compiler.upsample import TransposedUpsample, upsample_bilinear, upsample_nearest
 
 __all__ = ["ReplaceDownsampling", "same_size"]
@@ -35,25 +36,15 @@ class ReplaceDownsampling(Pass):
                     stage.arrival = _add_upsample(conversion, stage, stage.x)
                 stage.redirect(stage.x, stage.arrival, keep={stage.arrival})
             for unit in stage.units:
-                if _balances(unit):
-                    continue
                 stage.spans[unit] = [node for node in stage.spans[unit] if not _flatten(conversion, stage, node)]
 
     def ensures(self, conversion: Conversion) -> None:
         for stage in conversion.stages:
             for node in stage.graph.nodes:
                 layer = layer_of(conversion, node)
-                if kind_of(conversion, node) is Kind.CONV and layer is not None and not _balanced(stage, node):
+                balanced = _is_balanced(conversion, node)
+                if kind_of(conversion, node) is Kind.CONV and layer is not None and not balanced:
                     assert set(layer.get("stride")) == {1}, f"{node.target} still strides"
-
-
-def _balances(unit: Unit) -> bool:
-    """Whether a unit shrinks and grows its map by as much: it keeps its size as it is, and is left so."""
-    return unit.stride == (1, 1) and any(node.meta["stride"] != (1, 1) for node in unit.nodes)
-
-
-def _balanced(stage: TopDownStage, node: fx.Node) -> bool:
-    return any(_balances(unit) and node in stage.spans[unit] for unit in stage.units)
 
 
 def _add_upsample(conversion: Conversion, stage: TopDownStage, node: fx.Node) -> fx.Node:
@@ -87,7 +78,7 @@ def _grow_block(conversion: Conversion, stage: TopDownStage) -> None:
     span: list[fx.Node] = []
     for node in nodes:
         inputs = [n for n in node.all_input_nodes if n in grown or n in due or n is stage.x or n in span]
-        maps = [n for n in inputs if not _is_vector(n, node)]
+        maps = [n for n in inputs if not _is_vector(n)]
         extends = _has_extent(conversion, node)
         joins = any(n in grown for n in maps)
         must_grow = joins or (extends and (node in strided or any(n in due for n in maps)))
@@ -113,12 +104,11 @@ def _grow_block(conversion: Conversion, stage: TopDownStage) -> None:
     stage.spans[unit] = span
 
 
-def _is_vector(node: fx.Node, user: fx.Node) -> bool:
-    """Whether a node is a gate, one number per channel, for a map that its user also reads."""
-    source, reader = node.meta.get("source"), user.meta.get("source")
-    if source is None or reader is None:
-        return False
-    return source.meta["size"] == (1, 1) != reader.meta["size"]
+def _is_vector(node: fx.Node) -> bool:
+    """Whether a node is no map but a gate, one number per channel."""
+    source = node.meta.get("source")
+    value = source.meta["value"] if source is not None else None
+    return isinstance(value, torch.Tensor) and value.shape[-2:] == (1, 1)
 
 
 def _has_extent(conversion: Conversion, node: fx.Node) -> bool:
@@ -131,20 +121,48 @@ def _has_extent(conversion: Conversion, node: fx.Node) -> bool:
 def _flatten(conversion: Conversion, stage: TopDownStage, node: fx.Node) -> bool:
     """Make one operator keep the size of its map; True if that removed it."""
     kind, layer = kind_of(conversion, node), layer_of(conversion, node)
-    if kind is Kind.PAD or (kind is Kind.POOL and node.meta["stride"] != (1, 1)):
+    if kind is Kind.POOL and _is_balanced(conversion, node):
+        return False
+    shrinks = kind is Kind.POOL and (node.meta["stride"] != (1, 1) or not _keeps_size(node.meta["source"]))
+    if kind is Kind.PAD or shrinks:
         node.replace_all_uses_with(next(n for n in node.all_input_nodes if n.op != "get_attr"))
         stage.graph.erase_node(node)
         return True
-    if kind is Kind.CONV and layer is not None:
+    if kind is Kind.CONV and layer is not None and not _is_balanced(conversion, node):
         same_size(layer)
     return False
 
 
+def _is_balanced(conversion: Conversion, node: fx.Node) -> bool:
+    """Whether a node strides where its unit makes the stride good by growing again (see `find_stages`)."""
+    source = node.meta.get("source")
+    if source is None or "stride" not in source.meta:
+        return False
+    return conversion.stride(source) != source.meta["stride"]
+
+
+def _keeps_size(source: fx.Node) -> bool:
+    return all(n.meta["size"] == source.meta["size"] for n in source.all_input_nodes if "width" in n.meta)
+
+
 def same_size(layer: Layer) -> None:
     """Give a convolution stride 1 and the padding that keeps the size of its map."""
-    assert isinstance(layer.prototype, nn.Conv2d)
+    conv = layer.prototype
+    assert isinstance(conv, nn.Conv2d)
     layer.changes["stride"] = (1, 1)
-    if layer.get("padding") == "same":
+    if layer.get("padding") == "same" or _pads_itself(conv):
         return
     extents = [d * (k - 1) for d, k in zip(layer.get("dilation"), layer.get("kernel_size"), strict=True)]
     layer.changes["padding"] = "same" if any(e % 2 for e in extents) else tuple(e // 2 for e in extents)
+
+
+def _pads_itself(conv: nn.Conv2d) -> bool:
+    """Whether a convolution of the user's own pads in its forward, by its stride, as TensorFlow's "same" does."""
+    if type(conv) is nn.Conv2d or max(conv.kernel_size) == 1 or conv.padding not in {(0, 0), "valid"}:
+        return False
+    side = 8 * max(conv.kernel_size)
+    try:
+        made = conv(conv.weight.new_empty(2, conv.in_channels, side, side))
+    except Exception:  # whatever it needs, it is no plain convolution: treat it as one that does not pad
+        return False
+    return bool(made.shape[-1] == -(-side // conv.stride[1]))

@@ -19,7 +19,7 @@ from td_compiler.operators import Kind, Width
 from td_compiler.passes.trace_channels import is_map
 from td_compiler.stages import Layer, Projection
 
-__all__ = ["SetWidths", "is_depthwise", "parameter_axis", "place_of"]
+__all__ = ["SetWidths", "is_depthwise", "place_of", "root_parameter"]
 
 
 class SetWidths(Pass):
@@ -60,13 +60,13 @@ class _Solver:
         for node in nodes:
             self._evaluate(node)
         for node in nodes:
-            if node.op != "get_attr" or node.users.keys() & self._with_parameters:
+            if node.op != "get_attr" or node in self._resized:
                 node.meta["width"] = self._width(node)
 
     def _nodes(self) -> list[fx.Node]:
         """All nodes that carry image data or parameters; a segment's `x` is the output of the one before."""
         nodes: list[fx.Node] = []
-        self._with_parameters: set[fx.Node] = set()
+        self._resized: dict[fx.Node, int] = {}  # parameter -> its axis that follows a map's channels
         carried: fx.Node | None = None
         for graph in self.conversion.graphs():
             for node in graph.nodes:
@@ -152,8 +152,6 @@ class _Solver:
         for other in operands:
             if other is not first and widths[other] == widths[first]:
                 self._union(other, first)
-        if any(n.op == "get_attr" and widths[n] for n in operands):
-            self._with_parameters.add(node)
 
     def _check_plain(self, node: fx.Node) -> None:
         """Without a row in the table an operator may not have parameters: they would say how channels flow."""
@@ -169,12 +167,16 @@ class _Solver:
     def _own_widths(self, node: fx.Node, operands: list[fx.Node]) -> dict[fx.Node, int]:
         """The widths of a node's inputs in the bottom-up network, where they stand in the same places."""
         source = node.meta["source"]
-        before = [n for n in _arguments(source) if "width" in n.meta or _is_parameter(n)]
+        before = [
+            n for n in (root_parameter(n) or n for n in _arguments(source)) if "width" in n.meta or _is_parameter(n)
+        ]
         if len(before) != len(operands):
             before = before[:1] * len(operands)
         widths: dict[fx.Node, int] = {}
         for operand, own in zip(operands, before, strict=True):
             axis = parameter_axis(operand, node) if operand.op == "get_attr" else None
+            if axis is not None:
+                operand.meta["axis"] = self._resized[operand] = axis
             value = own.meta["value"]
             known = own.meta.get("width", value.shape[axis] if axis is not None else 0)
             widths[operand] = max(int(known), widths.get(operand, 0))
@@ -189,7 +191,8 @@ class _Solver:
 
     def _operands(self, node: fx.Node) -> list[fx.Node]:
         """The inputs whose channels an operator relates; the image that an upsampling reads its size from is none."""
-        operands = [n for n in _arguments(node) if n in self._parent and n.target != "training"]
+        arguments = [root_parameter(n) or n for n in _arguments(node)]
+        operands = [n for n in arguments if n in self._parent and n.target != "training"]
         row = operator_of(self.conversion, node)
         return operands[:1] if row is not None and row.kind is Kind.UPSAMPLE else operands
 
@@ -202,6 +205,8 @@ class _Solver:
 
     def _folds_map(self, source: fx.Node) -> bool:
         """Whether a node folds a map's pixels into features."""
+        if source not in self.conversion.found.head:
+            return False
         before = next(n for n in source.all_input_nodes if "width" in n.meta)
         return source.meta["value"].dim() == 2 and is_map(before) and source.meta["width"] != before.meta["width"]
 
@@ -252,13 +257,22 @@ def _is_parameter(node: fx.Node) -> bool:
     return node.op == "get_attr" and isinstance(node.meta["value"], torch.Tensor)
 
 
+def root_parameter(node: fx.Node) -> fx.Node | None:
+    """The parameter that a node is a mere view of, as `self.weight.view(1, -1, 1, 1)` is."""
+    while node.op == "call_method" and "width" not in node.meta.get("source", node).meta:
+        if not isinstance(node.meta.get("source", node).meta.get("value"), torch.Tensor):
+            return None
+        node = node.args[0]  # type: ignore[assignment]
+    return node if node.op == "get_attr" else None
+
+
 def parameter_axis(node: fx.Node, user: fx.Node) -> int | None:
     """Which axis of a parameter (a top-down `get_attr` node) meets the channels of what its user computes."""
     value, reader = node.meta["source"].meta["value"], user.meta.get("source")
     if not isinstance(value, torch.Tensor) or reader is None or reader.meta.get("axis") is None:
         return None
-    axis = reader.meta["axis"] - reader.meta["value"].dim() + value.dim()
-    return axis if axis >= 0 and value.shape[axis] == reader.meta["width"] else None
+    axis = reader.meta["axis"] - reader.meta["value"].dim() + value.dim() if value.dim() > 1 else 0
+    return axis if 0 <= axis < value.dim() and value.shape[axis] == reader.meta["width"] else None
 
 
 def is_depthwise(module: nn.Module) -> bool:

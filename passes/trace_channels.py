@@ -38,6 +38,10 @@ class TraceChannels(Pass):
         assert "width" in conversion.captured.output.meta, "the class scores do not come from the image"
 
 
+# What makes a map (N, C, H, W) of a tensor with more or fewer axes.
+_UNFOLDING = {"view", "reshape", "unflatten", "squeeze", "sum", "mean", "getitem", "unbind"}
+
+
 def is_map(node: fx.Node) -> bool:
     """Whether a node carries a map (N, C, H, W), or the like in another order."""
     return node.meta.get("size") is not None
@@ -92,7 +96,7 @@ def _axis(
         return 1
     if value.dim() == 3 and axis == 1 and value.shape[1] == before.shape[1]:
         return 1
-    if value.dim() == 4:
+    if value.dim() == 4 and getattr(node.target, "__name__", node.target) in _UNFOLDING:
         return 1
     return None
 

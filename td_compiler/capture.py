@@ -104,11 +104,9 @@ def _functions_as_layers(captured: Capture) -> None:
         make = _LAYERS_OF.get(node.target) if node.op == "call_function" else None
         if make is None:
             continue
-        bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)
-        bound.apply_defaults()
-        given = bound.arguments
+        given = _arguments(node)
         path, dot, name = str(getattr(given["weight"], "target", "")).rpartition(".")
-        if name != "weight" or not dot or given["weight"].op != "get_attr":
+        if name != "weight" or not dot or given["weight"].op != "get_attr" or path not in captured.modules:
             continue
         layer = make(given)
         owner = captured.modules[path]
@@ -119,6 +117,20 @@ def _functions_as_layers(captured: Capture) -> None:
         _rename_children(captured, path)
         captured.modules[path] = layer
         node.op, node.target, node.args, node.kwargs = "call_module", path, (given["input"],), {}
+
+
+def _arguments(node: fx.Node) -> dict[str, Any]:
+    """A call's arguments by name, defaults filled in; torch's own functions have no signature to ask."""
+    if node.target is F.conv2d:
+        names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+        defaults: tuple[Any, ...] = (None, None, None, 1, 0, 1, 1)
+    elif node.target is F.linear:
+        names, defaults = ("input", "weight", "bias"), (None, None, None)
+    else:
+        bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
+        bound.apply_defaults()
+        return bound.arguments
+    return dict(zip(names, defaults, strict=True)) | dict(zip(names, node.args, strict=False)) | node.kwargs
 
 
 def _size_of(node: Any) -> torch.Size:

@@ -59,11 +59,13 @@ class Conversion:
         assert self.bottom_up is not None, "FindStages has not run"
         return self.bottom_up
 
-    def grows(self, node: fx.Node) -> bool:
-        """Whether a bottom-up node makes its map larger, by more than a padding does."""
+    def growth(self, node: fx.Node) -> Pair:
+        """The factor (height, width) by which a bottom-up node makes its map larger; a padding's rounds to 1."""
         size = node.meta.get("size")
         before = [n.meta["size"] for n in node.all_input_nodes if n.meta.get("size") not in {None, (1, 1)}]
-        return size is not None and bool(before) and all(2 * size[0] > 3 * b[0] for b in before)
+        if size is None or not before or self.kind(node) is Kind.PAD:
+            return 1, 1
+        return max(1, min(round(size[0] / b[0]) for b in before)), max(1, min(round(size[1] / b[1]) for b in before))
 
     def graphs(self) -> list[fx.Graph]:
         """The top-down network's graphs in running order, the head last."""

@@ -54,6 +54,8 @@ def _read(conversion: Conversion, units: Iterable[Unit]) -> Style | None:
     for unit in units:
         for node in unit.nodes:
             kind = conversion.kind(node)
+            if kind is Kind.NORM and node.meta["axis"] != 1:
+                continue  # a norm inside a block of another order of axes
             if kind in {Kind.CONV, Kind.NORM, Kind.ACTIVATION}:
                 first.setdefault(kind, node)
     if Kind.CONV not in first:
@@ -122,6 +124,8 @@ def add_like(
         if node not in copies:  # a size, a parameter, the mode
             copies[node] = stage.graph.node_copy(node, copied)
             copies[node].meta = {**new_meta(""), "source": node}
+            if node.op == "get_attr" and node.target != "training":
+                copies[node].target = f"{unit}.{str(node.target).replace('.', '_')}"
         return copies[node]
 
     args, kwargs = fx.node.map_arg((source.args, source.kwargs), copied)
