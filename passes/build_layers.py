@@ -52,7 +52,7 @@ def _build(conversion: Conversion, node: fx.Node, layer: Layer, initialise: Call
     inputs = [n.meta["width"] for n in node.all_input_nodes if "width" in n.meta]
     if isinstance(layer.prototype, TransposedUpsample):
         module: nn.Module = TransposedUpsample(node.meta["width"], layer.prototype.conv.kernel_size)  # type: ignore[arg-type]
-        module = module.to(device=_device(conversion.model), dtype=_dtype(conversion.model))
+        module = module.to(device=conversion.device, dtype=conversion.dtype)
         initialise(module.conv)  # type: ignore[arg-type]
         return module.train(conversion.model.training)
     original = conversion.model.get_submodule(layer.source) if _in_model(conversion, layer.source) else None
@@ -164,7 +164,7 @@ def _fill(
     """Move a module to the source's device and give it values."""
     tensors = [*module.parameters(), *module.buffers()]
     device = next((t.device for t in (*original.parameters(), *original.buffers())), None) if original else None
-    device = device or _device(conversion.model)
+    device = device or conversion.device
     if not tensors or device.type == "meta":
         return
     module.to_empty(device=device)
@@ -195,14 +195,6 @@ def _restore_constants(module: nn.Module, original: nn.Module | None) -> None:
     for name, value in module.state_dict(keep_vars=True).items():
         mean = source[name].float().mean() if name in source and source[name].numel() else torch.zeros(())
         value.fill_(mean.to(value.dtype).item())
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-
-
-def _dtype(model: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
 
 def _reversed_padding(conv: nn.Conv2d) -> list[int]:

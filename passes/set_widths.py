@@ -32,13 +32,16 @@ class SetWidths(Pass):
         _Solver(conversion).solve()
         if _prune(conversion):
             _Solver(conversion).solve()
+        last = conversion.graphs()[-1].output_node().all_input_nodes[0]
+        if last.meta["width"] != conversion.captured.output.meta["width"]:
+            raise ConversionError(
+                "the output is no class score: it follows the width of the features; give the network a classifier."
+            )
 
     def ensures(self, conversion: Conversion) -> None:
         for graph in conversion.graphs():
             maps = [n for n in graph.nodes if n.op == "call_module"]
             assert all(isinstance(n.meta.get("width"), int) for n in maps)
-        last = next(iter(conversion.graphs()[-1].output_node().all_input_nodes))
-        assert last.meta["width"] == conversion.captured.output.meta["width"], "the number of classes changed"
 
 
 class _Solver:
@@ -147,7 +150,9 @@ class _Solver:
             return
         widths = self._own_widths(node, operands)
         first = max(operands, key=lambda n: widths[n] or 0)
-        if widths[first]:
+        if source.meta["width"] == 1 < widths[first]:  # a mean over the channels
+            self._given[self._find(node)] = 1
+        elif widths[first]:
             self._follow(node, first, Fraction(source.meta["width"], widths[first]))
         for other in operands:
             if other is not first and widths[other] == widths[first]:

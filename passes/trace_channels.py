@@ -62,7 +62,7 @@ def _first_map(node: fx.Node) -> fx.Node | None:
 
 def _follow(conversion: Conversion, node: fx.Node, source: fx.Node) -> dict[str, Any]:
     value, before = _tensors(node.meta["value"])[0], _tensors(source.meta["value"])[0]
-    axis = _axis(conversion, node, source, value, before)
+    axis = _axis(conversion, node, source, value, before) or None  # axis 0 is the batch: channels folded into it
     row = conversion.row(node)
     if axis is not None:
         width = int(value.shape[axis])

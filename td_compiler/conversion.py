@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import fx, nn
@@ -52,6 +53,17 @@ class Conversion:
     parameters: dict[str, torch.Tensor] = field(default_factory=dict)
     result: TopDownNet | None = None
     notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the model's parameters are; the CPU if it has none."""
+        return next((t.device for t in (*self.model.parameters(), *self.model.buffers())), torch.device("cpu"))
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The type of the model's first floating parameter."""
+        floating = (p.dtype for p in self.model.parameters() if p.is_floating_point())
+        return next(floating, torch.get_default_dtype())
 
     @property
     def found(self) -> StageGraph:
