@@ -34,7 +34,7 @@ class Assemble(Pass):
         scales = [stage.scale for stage in conversion.stages] + [(1, 1)]
         segments = [Segment(*parts) for parts in zip(names, map(_plain, scales), conversion.graphs(), strict=True)]
         pyramid = Pyramid([_plain(s.scale) for s in reversed(conversion.stages)], conversion.options.downsample)
-        network = TopDownNet(conversion.modules | conversion.parameters, segments, pyramid, _EMPTY)
+        network = TopDownNet({**conversion.modules, **conversion.parameters}, segments, pyramid, _EMPTY)
         made = set(conversion.modules.values())
         for module in network.modules():
             if module not in made:
@@ -94,7 +94,7 @@ def _report(conversion: Conversion, network: TopDownNet) -> Report:
 def _run_on_meta(conversion: Conversion) -> dict[fx.Node, torch.Tensor]:
     """Every node's value for as many images as the source was traced with, without computing one."""
     bones = nn.Module()
-    plant(bones, conversion.modules | conversion.parameters)
+    plant(bones, {**conversion.modules, **conversion.parameters})
     bones = skeleton(bones)
     images = conversion.captured.image.meta["value"]
     values: dict[fx.Node, torch.Tensor] = {}

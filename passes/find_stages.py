@@ -135,8 +135,9 @@ def _classifies(conversion: Conversion, body: list[Unit], head: list[Unit]) -> b
 def _stem_length(body: list[Unit]) -> int:
     """How many of the first units are the stem.
 
-    With blocks: all before the first block, or that block if it is the first unit of all and strides. Without: none, unless the image's own scale has nothing but a strided
-    convolution to leave it, which then is the stem, with the pooling that follows it directly.
+    With blocks: all before the first block, or that block if it is the first unit of all and strides. Without: none,
+    unless the image's own scale has nothing but a strided convolution to leave it, which then is the stem, with the
+    pooling that follows it directly.
     """
     blocks = [i for i, unit in enumerate(body) if unit.kind is UnitKind.BLOCK]
     if blocks:

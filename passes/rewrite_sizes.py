@@ -70,26 +70,26 @@ def _all_numbers(value: Any) -> bool:
 
 
 def _slice(node: fx.Node) -> None:
-    change, index = _change(node), node.args[1]
+    change = _change(node)
+    index: Any = node.args[1]
     axis = node.meta["source"].meta.get("axis") if "source" in node.meta else None
     if change is None or axis is None or not isinstance(index, tuple) or Ellipsis in index or len(index) <= axis:
         return
     part = index[axis]
     if isinstance(part, slice):
-        bounds = [round(b * change[1] / change[0]) if isinstance(b, int) else b for b in (part.start, part.stop)]
-        node.update_arg(1, (*index[:axis], slice(*bounds, part.step), *index[axis + 1 :]))
+        start, stop = (round(b * change[1] / change[0]) if isinstance(b, int) else b for b in (part.start, part.stop))
+        node.update_arg(1, (*index[:axis], slice(start, stop, part.step), *index[axis + 1 :]))
 
 
 def _view(node: fx.Node) -> None:
     change = _change(node)
-    dims = (
-        list(node.args[1]) if len(node.args) == 2 and isinstance(node.args[1], (list, tuple)) else list(node.args[1:])
-    )
+    nested = len(node.args) == 2 and isinstance(node.args[1], (list, tuple))
+    given: Any = node.args[1] if nested else node.args[1:]
+    dims = list(given)
     counts = [i for i, d in enumerate(dims) if i > 0 and isinstance(d, int) and d > 1]
-    if change is not None and math.prod(dims[i] for i in counts) == change[0]:
+    if change is not None and counts and math.prod(dims[i] for i in counts) == change[0]:
         largest = max(counts, key=lambda i: dims[i])
         dims[largest] = dims[largest] * change[1] // change[0]
-        nested = len(node.args) == 2 and isinstance(node.args[1], (list, tuple))
         node.args = (node.args[0], dims) if nested else (node.args[0], *dims)
 
 

@@ -104,9 +104,9 @@ def _axis(
 def _order(node: fx.Node, dims: int) -> list[int] | None:
     """The order of axes that a permutation or transposition makes; None for any other operation."""
     name = getattr(node.target, "__name__", str(node.target))
-    args: Sequence[Any] = node.args[1:]
+    args: Any = node.args[1:]
     if name == "permute":
-        given = args[0] if args and isinstance(args[0], (tuple, list)) else args or node.kwargs.get("dims", ())
+        given: Any = args[0] if args and isinstance(args[0], (tuple, list)) else args or node.kwargs.get("dims", ())
         return [int(d) % dims for d in given]
     if name in {"transpose", "swapaxes", "swapdims"} and len(args) == 2:
         order = list(range(dims))

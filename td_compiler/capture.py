@@ -121,16 +121,18 @@ def _functions_as_layers(captured: Capture) -> None:
 
 def _arguments(node: fx.Node) -> dict[str, Any]:
     """A call's arguments by name, defaults filled in; torch's own functions have no signature to ask."""
-    if node.target is F.conv2d:
-        names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-        defaults: tuple[Any, ...] = (None, None, None, 1, 0, 1, 1)
-    elif node.target is F.linear:
-        names, defaults = ("input", "weight", "bias"), (None, None, None)
-    else:
-        bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
-        bound.apply_defaults()
-        return bound.arguments
-    return dict(zip(names, defaults, strict=True)) | dict(zip(names, node.args, strict=False)) | node.kwargs
+    if node.target in _BUILTIN_ARGUMENTS:
+        defaults = _BUILTIN_ARGUMENTS[node.target]
+        return defaults | dict(zip(defaults, node.args, strict=False)) | node.kwargs
+    bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
+    bound.apply_defaults()
+    return bound.arguments
+
+
+_BUILTIN_ARGUMENTS: dict[Any, dict[str, Any]] = {
+    F.conv2d: {"input": None, "weight": None, "bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1},
+    F.linear: {"input": None, "weight": None, "bias": None},
+}
 
 
 def _size_of(node: Any) -> torch.Size:
@@ -144,10 +146,10 @@ def _batch_norm(given: dict[str, Any]) -> nn.Module:
 
 
 def _conv(given: dict[str, Any]) -> nn.Module:
-    outputs, inputs, *kernel = _size_of(given["weight"])
+    outputs, inputs, height, width = _size_of(given["weight"])
     groups = given["groups"]
     return nn.Conv2d(
-        inputs * groups, outputs, tuple(kernel), given["stride"], given["padding"], given["dilation"], groups,
+        inputs * groups, outputs, (height, width), given["stride"], given["padding"], given["dilation"], groups,
         bias=given["bias"] is not None, device="meta",
     )  # fmt: skip
 
