@@ -58,8 +58,8 @@ def _stage_width(conversion: Conversion, index: int, common: int | None) -> int:
     no stem, that of the body before it.
     """
     stages = conversion.stages
-    before = [_entering_width(conversion, stage.units[0], common) for stage in stages[:index] if stage.units]
-    after = [_entering_width(conversion, stage.units[0], common) for stage in stages[index:] if stage.units]
+    before = [_entering_width(conversion, stage, common) for stage in stages[:index] if stage.units]
+    after = [_entering_width(conversion, stage, common) for stage in stages[index:] if stage.units]
     if stages[index].units or not before:
         return after[0]
     if conversion.found.stem:
@@ -75,24 +75,31 @@ def _stem_width(conversion: Conversion, stage: TopDownStage) -> int:
     return (reached or first)[-1].width
 
 
-def _entering_width(conversion: Conversion, unit: Unit, common: int | None) -> int:
-    """What a unit wants to read: its own width, or, if it adds channels to those it reads, as many fewer."""
+def _entering_width(conversion: Conversion, stage: TopDownStage, common: int | None) -> int:
+    """What a stage's first unit wants: its own width, or, if it adds channels to those it reads, as many fewer.
+
+    A transition block is read by the merge, not the other way round, so there it is the block's own width.
+    """
+    unit = stage.units[0]
     width = common or unit.width
-    if not _grows(conversion, unit):
+    if stage.transition == "block" or not _grows(conversion, unit):
         return width
     return max(1, round(unit.input.meta["width"] * width / unit.width))
 
 
 def _grows(conversion: Conversion, unit: Unit) -> bool:
-    """Whether a unit concatenates what it makes to what it reads, as a dense block does."""
-    reached, stack = set[fx.Node](), [unit.output]
+    """Whether a unit concatenates what it makes to what it reads, as a dense block or a reduction by pooling does."""
+    inside, stack, concatenates = set(unit.nodes), [unit.output], False
+    reached: set[fx.Node] = set()
     while stack:
         node = stack.pop()
         if node is unit.input:
-            return True
+            return concatenates
         row = conversion.row(node)
-        if node in unit.nodes and node not in reached and row is not None and row.width is Width.SUM:
+        is_sum = row is not None and row.width is Width.SUM
+        if node in inside and node not in reached and (is_sum or conversion.kind(node) in {Kind.POOL, Kind.PAD}):
             reached.add(node)
+            concatenates |= is_sum
             stack.extend(n for n in node.all_input_nodes if "width" in n.meta)
     return False
 
