@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import fx, nn
@@ -130,7 +131,11 @@ def _bottom_up_cost(conversion: Conversion, scale: Pair, units: int) -> Cost | N
     head = set(conversion.found.head)
     inside = [unit for unit in conversion.units if unit.output.meta["scale"] == scale]
     nodes = [node for unit in inside for node in unit.nodes if node not in head]
-    return _cost(conversion.captured.module, lambda n: n.meta["value"], nodes, scale, units) if nodes else None
+    if not nodes:
+        return None
+    cost = _cost(conversion.captured.module, lambda n: n.meta["value"], nodes, scale, units)
+    last = inside[-1].output
+    return replace(cost, size=last.meta["size"] or cost.size, width=last.meta["width"])
 
 
 def _top_down_cost(

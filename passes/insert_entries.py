@@ -6,6 +6,7 @@ from torch import fx
 
 from td_compiler.conversion import Conversion, Pass
 from td_compiler.operators import Kind
+from td_compiler.order import in_order
 from td_compiler.passes.replace_downsampling import same_size
 from td_compiler.stages import TopDownStage, Unit
 from td_compiler.style import add_like
@@ -70,7 +71,7 @@ def _add_entry(conversion: Conversion, index: int) -> fx.Node:
                 same_size(layer)
                 is_last = source is convolutions[-1]
                 copies[source].meta["wanted"] = stage.width if is_last else source.meta["width"]
-    return copies[units[-1].output]
+    return in_order(stage.graph, copies[units[-1].output], 1)
 
 
 def _before(units: list[Unit], unit: Unit) -> Unit | None:

@@ -20,11 +20,13 @@ class InsertTransitions(Pass):
     def apply(self, conversion: Conversion) -> None:
         for stage in conversion.stages:
             if stage.transition == "plain":
-                assert stage.arrival is not None and stage.x is not None
-                with stage.graph.inserting_before(stage.arrival):
+                assert stage.x is not None
+                reader = next(iter(stage.x.users))
+                with stage.graph.inserting_before(reader):
                     path = f"transition.{stage.key}"
                     nodes = add_layers(conversion, stage, style_of(conversion, stage), path, stage.x, 1, stage.width)
-                stage.arrival.replace_input_with(stage.x, nodes[-1])
+                reader.replace_input_with(stage.x, nodes[-1])
+                stage.adapted = nodes[-1]
 
     def ensures(self, conversion: Conversion) -> None:
         for stage in conversion.stages:

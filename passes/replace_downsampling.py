@@ -7,6 +7,7 @@ from torch import fx, nn
 
 from td_compiler.conversion import Conversion, Pass, kind_of, layer_of, operator_of
 from td_compiler.operators import Kind
+from td_compiler.order import channel_axis, in_order
 from td_compiler.stages import Layer, TopDownStage
 from td_compiler.upsample import TransposedUpsample, upsample_bilinear, upsample_nearest
 
@@ -28,13 +29,8 @@ class ReplaceDownsampling(Pass):
         for stage in conversion.stages:
             if stage.transition == "block":
                 _grow_block(conversion, stage)
-                stage.arrival = stage.spans[stage.units[0]][-1]
             elif stage.transition == "plain":
-                assert stage.x is not None
-                assert stage.image is not None
-                with stage.graph.inserting_after(stage.image):
-                    stage.arrival = _add_upsample(conversion, stage, stage.x)
-                stage.redirect(stage.x, stage.arrival, keep={stage.arrival})
+                _grow_map(conversion, stage)
             for unit in stage.units:
                 stage.spans[unit] = [node for node in stage.spans[unit] if not _flatten(conversion, stage, node)]
 
@@ -50,17 +46,31 @@ class ReplaceDownsampling(Pass):
 def _add_upsample(conversion: Conversion, stage: TopDownStage, node: fx.Node) -> fx.Node:
     """Insert, at the graph's insertion point, the upsampling of a map to the size of the stage's image."""
     assert stage.image is not None
-    how = conversion.options.upsample
+    how, graph = conversion.options.upsample, stage.graph
+    ordered = in_order(graph, node, 1)
     if how == "transposed":
         count = sum(path.startswith(f"upsample.{stage.key}.") for path in conversion.layers)
         path = f"upsample.{stage.key}.{count}"
         conversion.layers[path] = Layer(TransposedUpsample(1, _growth(conversion, stage)).to("meta"))
-        grown = stage.graph.call_module(path, (node, stage.image))
+        grown = graph.call_module(path, (ordered, stage.image))
     else:
         function = upsample_nearest if how == "nearest" else upsample_bilinear
-        grown = stage.graph.call_function(function, (node, stage.image))
-    grown.meta = {"unit": node.meta["unit"], "class_name": node.meta.get("class_name", ""), "stride": (1, 1)}
-    return grown
+        grown = graph.call_function(function, (ordered, stage.image))
+    grown.meta = {"axis": 1, "unit": "", "class_name": "", "stride": (1, 1)}
+    made = in_order(graph, grown, channel_axis(node))
+    for step in (ordered, grown, made):
+        if step is not node:
+            step.meta.update(unit=node.meta["unit"], class_name=node.meta.get("class_name", ""))
+    return made
+
+
+def _grow_map(conversion: Conversion, stage: TopDownStage) -> None:
+    """Upsample the map before anything else reads it."""
+    assert stage.x is not None and stage.image is not None
+    readers = list(stage.x.users)
+    with stage.graph.inserting_before(stage.image.next):
+        stage.arrival = _add_upsample(conversion, stage, stage.x)
+    stage.redirect(stage.x, stage.arrival, keep=set(stage.x.users) - set(readers))
 
 
 def _growth(conversion: Conversion, stage: TopDownStage) -> tuple[int, int]:
@@ -71,13 +81,13 @@ def _growth(conversion: Conversion, stage: TopDownStage) -> tuple[int, int]:
 def _grow_block(conversion: Conversion, stage: TopDownStage) -> None:
     """Insert upsampling into the stage's first unit, as late on every path as its operators allow."""
     unit = stage.units[0]
-    nodes = stage.spans[unit]
+    nodes, entrance = stage.spans[unit], stage.inputs[stage.units[0]]
     strided = {node for node in nodes if node.meta["stride"] != (1, 1)}
     grown: set[fx.Node] = set()
-    due: set[fx.Node] = {stage.x} if not strided and stage.x is not None else set()  # upsample before any extent
+    due: set[fx.Node] = set() if strided else {entrance}  # upsample before any extent
     span: list[fx.Node] = []
     for node in nodes:
-        inputs = [n for n in node.all_input_nodes if n in grown or n in due or n is stage.x or n in span]
+        inputs = [n for n in node.all_input_nodes if n in grown or n in due or n is entrance or n in span]
         maps = [n for n in inputs if not _is_vector(n)]
         extends = _has_extent(conversion, node)
         joins = any(n in grown for n in maps)
@@ -96,11 +106,12 @@ def _grow_block(conversion: Conversion, stage: TopDownStage) -> None:
     last = span[-1]
     if last not in grown:
         users = list(last.users)
-        with stage.graph.inserting_after(last):
+        with stage.graph.inserting_before(last.next):
             copy = _add_upsample(conversion, stage, last)
         for user in users:
             user.replace_input_with(last, copy)
         span.append(copy)
+        stage.arrival = copy if stage.arrival is last else stage.arrival
     stage.spans[unit] = span
 
 
@@ -125,7 +136,9 @@ def _flatten(conversion: Conversion, stage: TopDownStage, node: fx.Node) -> bool
         return False
     shrinks = kind is Kind.POOL and (node.meta["stride"] != (1, 1) or not _keeps_size(node.meta["source"]))
     if kind is Kind.PAD or shrinks:
-        node.replace_all_uses_with(next(n for n in node.all_input_nodes if n.op != "get_attr"))
+        before = next(n for n in node.all_input_nodes if n.op != "get_attr")
+        node.replace_all_uses_with(before)
+        stage.arrival = before if stage.arrival is node else stage.arrival
         stage.graph.erase_node(node)
         return True
     if kind is Kind.CONV and layer is not None and not _is_balanced(conversion, node):

@@ -8,6 +8,7 @@ from torch import fx
 
 from td_compiler.conversion import Conversion, Pass
 from td_compiler.operators import Kind, Pair
+from td_compiler.order import in_order
 from td_compiler.passes.find_units import averages_all
 from td_compiler.stages import Layer, TopDownStage, Unit
 
@@ -71,13 +72,17 @@ def _copy_body(conversion: Conversion, stage: TopDownStage) -> None:
         stage.x.meta.update(unit="")
     stage.image = graph.placeholder("image")
     current = stage.x if stage.x is not None else stage.image
-    for unit in stage.units:
+    for i, unit in enumerate(stage.units):
         current = copy_unit(conversion, stage, unit, current)
-    graph.output(current)
+        if i == 0 and stage.transition == "block":
+            current = in_order(graph, current, 1)  # the merge will stand here
+            stage.arrival = current
+    graph.output(in_order(graph, current, 1))
 
 
 def copy_unit(conversion: Conversion, stage: TopDownStage, unit: Unit, current: fx.Node) -> fx.Node:
     """Copy a unit's nodes to the end of a stage's graph, reading `current`; returns the copy of its output."""
+    current = in_order(stage.graph, current, unit.input.meta["axis"])
     copies = stage.copies[unit] = {unit.input: current}
     stage.spans[unit] = []
     stage.inputs[unit] = current
@@ -119,7 +124,7 @@ def _copy_head(conversion: Conversion) -> fx.Graph:
     x = graph.placeholder("x")
     x.meta.update(unit="")
     first_input = next(n for n in head[0].all_input_nodes if "width" in n.meta)
-    copies = {first_input: x}
+    copies = {first_input: in_order(graph, x, first_input.meta["axis"])}
     for node in head:
         kind = conversion.kind(node)
         if kind is Kind.FLATTEN and node.meta["value"].dim() == 2:

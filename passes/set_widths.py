@@ -297,11 +297,11 @@ def _prune(conversion: Conversion) -> bool:
     """Take away 1x1 transitions and projections between equal widths; whether there were any."""
     pruned = False
     for stage in conversion.stages:
-        if stage.transition == "plain":
-            assert stage.x is not None and stage.arrival is not None
-            if stage.x.meta["width"] == stage.arrival.meta["width"]:
-                stage.arrival.replace_input_with(stage.arrival.all_input_nodes[0], stage.x)
-                pruned = True
+        adapted, x = stage.adapted, stage.x
+        if adapted is not None and x is not None and x.meta["width"] == adapted.meta["width"]:
+            adapted.replace_all_uses_with(x)
+            stage.adapted = None
+            pruned = True
         for projection in stage.projections:
             entrance = stage.inputs[projection.unit]
             if entrance.meta["width"] == projection.join.meta["width"]:

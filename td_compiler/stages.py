@@ -153,6 +153,7 @@ class TopDownStage:
         inputs: unit -> the node that it reads.
         projections: the projections that fall away where the width does not change.
         arrival: the grown map, where the merge will stand; None in the first stage.
+        adapted: the last node of the 1x1 convolution before a plain transition's upsampling.
         entry: the lifted image; None where the body reads the image itself.
     """
 
@@ -170,6 +171,7 @@ class TopDownStage:
     inputs: dict[Unit, fx.Node] = field(default_factory=dict)
     projections: list[Projection] = field(default_factory=list)
     arrival: fx.Node | None = None
+    adapted: fx.Node | None = None
     entry: fx.Node | None = None
 
     def redirect(self, old: fx.Node, new: fx.Node, keep: Collection[fx.Node] = ()) -> None:

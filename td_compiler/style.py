@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from td_compiler.conversion import Conversion
 from td_compiler.operators import Kind
+from td_compiler.order import channel_axis, in_order
 from td_compiler.stages import Layer, TopDownStage, Unit
 
 __all__ = ["Style", "add_layers", "style_of"]
@@ -54,8 +55,6 @@ def _read(conversion: Conversion, units: Iterable[Unit]) -> Style | None:
     for unit in units:
         for node in unit.nodes:
             kind = conversion.kind(node)
-            if kind is Kind.NORM and node.meta["axis"] != 1:
-                continue  # a norm inside a block of another order of axes
             if kind in {Kind.CONV, Kind.NORM, Kind.ACTIVATION}:
                 first.setdefault(kind, node)
     if Kind.CONV not in first:
@@ -88,8 +87,13 @@ def add_layers(
     steps = [("conv", None), ("norm", style.norm), ("act", style.activation)]
     if style.pre_activation:
         steps = [*steps[1:], steps[0]]
-    nodes = []
+    nodes: list[fx.Node] = []
+    axis = channel_axis(value)
     for name, source in steps:
+        wants = 1 if name == "conv" else source.meta["axis"] if name == "norm" and source is not None else axis
+        ordered = in_order(stage.graph, value, wants)
+        nodes += [ordered] if ordered is not value else []
+        value = ordered
         if name == "conv":
             conversion.layers[f"{path}.conv"] = Layer(conv)
             node = stage.graph.call_module(f"{path}.conv", (value,))
@@ -98,8 +102,13 @@ def add_layers(
             continue
         else:
             node = add_like(conversion, stage, source, f"{path}.{name}", {source.all_input_nodes[0]: value}, path)
+        node.meta["axis"] = wants
         nodes.append(node)
         value = node
+    ordered = in_order(stage.graph, value, axis)
+    nodes += [ordered] if ordered is not value else []
+    for node in nodes:
+        node.meta["unit"] = path
     return nodes
 
 
