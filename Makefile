@@ -4,16 +4,20 @@
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
+N ?= 1000
 BIN := $(abspath $(VENV))/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint typecheck coverage wheel clean
+.PHONY: help demo test lint typecheck coverage coverage-all docs wheel clean
 
 help:
 	@echo "make demo      convert ResNet32, show its stages, take one training step of the result"
 	@echo "make test      ruff, mypy and all tests"
 	@echo "make lint      ruff and mypy alone"
-	@echo "make coverage  which networks convert (benchmarks/results/coverage.md)"
+	@echo "make coverage  which networks convert: torchvision's CNNs, a timm network of each family; minutes"
+	@echo "make coverage-all  all 702, on JOBS processes, from where an interrupted run was; about an hour"
+	@echo "make docs      the pictures of docs/, drawn anew"
+	@echo "make fuzz      convert and check N=1000 random networks; about a second each"
 	@echo "make wheel     build the package into dist/"
 	@echo "make clean     remove builds and caches; .venv stays"
 
@@ -54,7 +58,19 @@ typecheck: $(VENV)/.dev
 		td_compiler benchmarks examples tests
 
 coverage: $(VENV)/.models
-	$(BIN)/python -m benchmarks coverage
+	$(BIN)/python -m benchmarks coverage --jobs $(JOBS) --resume
+
+coverage-all: $(VENV)/.models
+	$(BIN)/python -m benchmarks coverage --models torchvision-cnns timm-cnns --jobs $(JOBS) --resume \
+		--output benchmarks/results/coverage.md
+
+docs: $(VENV)/.dev
+	$(BIN)/tdc inspect zoo:lenet_fc --plot docs/images/lenet_fc.svg
+	$(BIN)/tdc inspect torchvision:resnet18 --plot docs/images/resnet18.svg
+	$(BIN)/tdc inspect torchvision:mobilenet_v2 --plot docs/images/mobilenet_v2.svg
+
+fuzz: $(VENV)/.dev
+	FUZZ_EXAMPLES=$(N) $(BIN)/python -m pytest -s -x tests/fuzz_networks.py
 
 wheel: $(VENV)/.dev
 	rm -rf build/lib dist

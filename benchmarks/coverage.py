@@ -1,112 +1,60 @@
 """Which networks convert, in which filter arrangement, and what their top-down networks cost.
 
-Networks are made and converted on the meta device: no weights are drawn, so a large network takes no more memory than a
-small one. A conversion counts as done when the top-down network also runs there and has the source's output shape.
+Every network is made, converted and checked by `td_compiler.verify`. By default this happens on the meta device: no
+weights are drawn, so a large network takes no more memory than a small one, and what needs values is not checked. With
+--real the networks have values: loss and gradients must be finite, and the emitted source must load strictly and give
+equal bits. A run that was interrupted goes on from where it was with --resume.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import contextlib
 import json
 import os
 import platform
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TypeAlias, get_args
+from typing import get_args
 
 import torch
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Column, Table
-from torch import nn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import td_compiler
-from td_compiler import ConversionError, reverse
+from benchmarks.coverage_models import GROUPS, expand, family
+from benchmarks.coverage_rows import Journal, Row, Task, code_version, convert, write_atomically
+from benchmarks.coverage_tables import markdown, reasons, tally, terminal_table
+from benchmarks.coverage_workers import Lost, run_tasks
 from td_compiler.options import Filters
-from td_compiler.sources import LIBRARIES, LoadedSource, load_source, model_names
-from td_compiler.zoo import ZOO
+from td_compiler.sources import SourceError
 
-__all__ = ["DEFAULT_MODELS", "Journal", "Row", "main"]
-
-DEFAULT_MODELS = (
-    *(f"zoo:{name}" for name in ZOO),
-    *(f"torchvision:resnet{depth}" for depth in (18, 34, 50, 101, 152)),
-    "torchvision:resnext50_32x4d",
-    "torchvision:wide_resnet50_2",
-    *(f"torchvision:vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn")),
-    "torchvision:mobilenet_v2",
-)
-
-
-Key: TypeAlias = tuple[str, Filters]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One network in one filter arrangement.
-
-    Attributes:
-        model: the network's name, e.g. `torchvision:resnet18`.
-        filters: mirror, uniform or reversed.
-        result: converted; refused (a ConversionError); not made (the network could not be constructed); failed
-            (anything else: a defect of the compiler).
-        why: for what is not converted, the error in one line.
-        scales: the pyramid's scales, finest first.
-        parameters_bu, parameters_td: trainable and frozen parameters.
-        macs_bu, macs_td: multiply-accumulate operations for one image at the network's input size.
-        seconds: time of the conversion, without the making of the network.
-    """
-
-    model: str
-    filters: Filters
-    result: str
-    why: str = ""
-    scales: str = ""
-    parameters_bu: int = 0
-    parameters_td: int = 0
-    macs_bu: int = 0
-    macs_td: int = 0
-    seconds: float = 0.0
+__all__ = ["main"]
 
 
 def main(arguments: Sequence[str], prog: str) -> int:
-    """Convert networks on the meta device and report which ones convert, at what cost.
+    """Convert networks and report which ones convert, at what cost.
 
     Args:
         arguments: the command line's options.
         prog: what stands before them, for the help.
 
     Returns:
-        The exit status: 0, or 130 if interrupted.
+        The exit status: 0, 2 if the networks named make no sense, or 130 if interrupted.
     """
-    options = _parser(prog).parse_args(arguments)
-    output: Path = options.output
-    wanted = [(model, filters) for model in _expand(options.models) for filters in dict.fromkeys(options.filters)]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    journal = Journal(output.with_suffix(".jsonl"), resume=options.resume)
-
-    console = Console(stderr=True)
-    interrupted = False
+    parser = _parser(prog)
+    options = parser.parse_args(arguments)
     try:
-        _run_missing(wanted, journal, console)
-    except KeyboardInterrupt:
-        interrupted = True
-
-    rows = [journal.rows[key] for key in wanted if key in journal.rows]
-    tally = f"{sum(row.result == 'converted' for row in rows)} of {len(rows)} conversions succeeded."
-    if len(rows) < len(wanted):
-        tally += f" {len(wanted) - len(rows)} more were not tried."
-    _write_atomically(output, _markdown(rows, tally))
-    Console().print(_summary(rows))
-    console.print(f"{tally} Written to {output}.")
-    if interrupted:
-        console.print("Interrupted; --resume goes on from here.")
-        return 130
-    return 0
+        if options.summary:
+            return _summarise(options.summary, as_json=options.json)
+        return _sweep(options)
+    except (ValueError, SourceError, OSError) as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `--summary ... | head`
+        return 0
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -114,165 +62,113 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--models",
         nargs="+",
-        default=DEFAULT_MODELS,
+        default=["torchvision-cnns", "timm-families"],
         metavar="NAME",
-        help="zoo:NAME, torchvision:NAME, timm:NAME, a file, or all-zoo, all-torchvision, all-timm "
-        "(default: the zoo, and torchvision's ResNets, VGGs and MobileNetV2)",
+        help="zoo:NAME, torchvision:NAME, timm:NAME, a file, a pattern such as 'timm:resnet*', or a group: "
+        f"{', '.join(GROUPS)} (default: torchvision-cnns timm-families)",
     )
+    parser.add_argument("--family", nargs="+", default=[], metavar="PATTERN", help="of these only, e.g. '*.resnet'")
     arrangements = get_args(Filters)
-    parser.add_argument("--filters", nargs="+", choices=arrangements, default=arrangements, help="default: all three")
+    parser.add_argument("--filters", nargs="+", choices=arrangements, default=["mirror"], help="default: mirror")
+    parser.add_argument("--real", action="store_true", help="with weights, on the CPU")
+    parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="processes at once (default: 1)")
+    parser.add_argument("--timeout", type=_positive, default=60, metavar="S", help="seconds a network (default: 60)")
     parser.add_argument(
         "--output",
         type=Path,
-        default=Path("benchmarks/results/coverage.md"),
+        default=Path("build/coverage.md"),
         metavar="FILE",
-        help="the table, in Markdown; its rows stand in a .jsonl beside it (default: %(default)s)",
+        help="the tables, in Markdown; their rows stand in a .jsonl beside it (default: %(default)s)",
     )
-    parser.add_argument("--resume", action="store_true", help="keep the rows that an earlier run finished")
+    parser.add_argument("--each", action="store_true", help="also a table with a line for every network")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the rows that an earlier run with the same code made"
+    )
+    parser.add_argument("--retry", action="store_true", help="keep the rows of what converted, with whatever code")
+    parser.add_argument("--summary", type=Path, metavar="FILE", help="only count the reasons in a .jsonl")
+    parser.add_argument("--json", action="store_true", help="with --summary: one JSON object a line")
     return parser
 
 
-class Journal:
-    """The rows finished so far, kept in a file of one JSON object a line, written as soon as each is there."""
-
-    def __init__(self, path: Path, *, resume: bool) -> None:
-        self.path = path
-        self.rows: dict[Key, Row] = {}
-        lines = path.read_text(encoding="utf-8").splitlines() if resume and path.exists() else []
-        for line in lines:
-            try:
-                fields = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the line that a killed run was writing
-            row = Row(**fields)
-            self.rows[row.model, row.filters] = row
-        _write_atomically(path, "".join(map(_json_line, self.rows.values())))
-
-    def add(self, row: Row) -> None:
-        """Keep a finished row, in memory and in the file."""
-        with self.path.open("a", encoding="utf-8") as lines:
-            lines.write(_json_line(row))
-        self.rows[row.model, row.filters] = row
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
 
 
-def _expand(models: Iterable[str]) -> list[str]:
-    names: list[str] = []
-    for model in models:
-        library = model.removeprefix("all-")
-        if model != library and library in LIBRARIES:
-            names += [f"{library}:{name}" for name in model_names(library)]
-        else:
-            names.append(model)
-    return list(dict.fromkeys(names))
-
-
-def _run_missing(wanted: Sequence[Key], journal: Journal, console: Console) -> None:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=len(wanted))
-        for model, keys in itertools.groupby(wanted, key=lambda key: key[0]):
-            planned = list(keys)
-            missing = [filters for _, filters in planned if (model, filters) not in journal.rows]
-            progress.update(task, advance=len(planned) - len(missing))
-            source = _load(model) if missing else None
-            for filters in missing:
-                progress.update(task, description=f"{model} {filters}")
-                journal.add(_convert(source, model, filters))
-                progress.advance(task)
-
-
-def _load(model: str) -> LoadedSource | str:
-    """The network on the meta device, or why there is none."""
+def _sweep(options: argparse.Namespace) -> int:
+    device = "cpu" if options.real else "meta"
+    threads = max(1, (os.cpu_count() or 1) // options.jobs) if options.real else 1
+    models = expand(options.models, options.family)
+    wanted = [Task(model, filters, device, threads) for filters in dict.fromkeys(options.filters) for model in models]
+    output: Path = options.output
+    output.parent.mkdir(parents=True, exist_ok=True)
+    journal = Journal(output.with_suffix(".jsonl"), keep=_which_to_keep(options))
+    missing = [task for task in wanted if task.key not in journal.rows]
+    console = Console(stderr=True)
+    interrupted = False
     try:
-        return load_source(model, {}, device="meta")
-    except Exception as error:
-        return _one_line(error)
+        _run(missing, len(wanted), journal, options, console)
+    except KeyboardInterrupt:
+        interrupted = True
+
+    rows = [journal.rows[task.key] for task in wanted if task.key in journal.rows]
+    untried = f" {len(wanted) - len(rows)} more were not tried." if len(rows) < len(wanted) else ""
+    write_atomically(output, markdown(rows, "Coverage", f"{_made(options, device)}{untried}", each=options.each))
+    Console().print(terminal_table(rows))
+    console.print(f"{tally(rows)}.{untried} Written to {output}.")
+    if interrupted:
+        console.print("Interrupted; --resume goes on from here.")
+        return 130
+    return 0
 
 
-def _convert(source: LoadedSource | str | None, model: str, filters: Filters) -> Row:
-    if not isinstance(source, LoadedSource):
-        return Row(model, filters, "not made", why=source or "")
-    start = time.perf_counter()
-    try:
-        td = reverse(source.model, filters=filters, input_size=source.input_size)
-        seconds = time.perf_counter() - start
-        _check_output(source.model, td, td.report.input_size)
-    except ConversionError as error:
-        return Row(model, filters, "refused", why=_one_line(error))
-    except Exception as error:
-        return Row(model, filters, "failed", why=f"{type(error).__name__}: {_one_line(error)}")
-    bottom_up = [stage.bottom_up for stage in td.report.stages if stage.bottom_up]
-    top_down = [stage.top_down for stage in td.report.stages]
-    return Row(
-        model,
-        filters,
-        "converted",
-        scales=", ".join(map(str, td.scales)),
-        parameters_bu=sum(cost.parameters for cost in bottom_up),
-        parameters_td=sum(cost.parameters for cost in top_down),
-        macs_bu=sum(cost.macs for cost in bottom_up),
-        macs_td=sum(cost.macs for cost in top_down),
-        seconds=round(seconds, 2),
+def _which_to_keep(options: argparse.Namespace) -> Callable[[Row], bool]:
+    if options.retry:
+        return lambda row: row.result == "converted"
+    if options.resume:
+        return lambda row: row.code == code_version()
+    return lambda row: False
+
+
+def _run(tasks: Sequence[Task], total: int, journal: Journal, options: argparse.Namespace, console: Console) -> None:
+    columns = (
+        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
+        *(TimeElapsedColumn(), TimeRemainingColumn()),
     )
+    results = run_tasks(tasks, convert, jobs=options.jobs, timeout=options.timeout)
+    with Progress(*columns, console=console) as progress, contextlib.closing(results):
+        bar = progress.add_task("", total=total, completed=total - len(tasks))
+        for task, result in results:
+            if isinstance(result, Lost):
+                result = Row(
+                    *task.key, family=family(task.model), result="failed", why=(result.why,), code=code_version()
+                )
+            journal.add(result)
+            progress.update(bar, advance=1, description=f"{task.model} {task.filters}: {result.result}")
 
 
-def _check_output(model: nn.Module, td: nn.Module, input_size: tuple[int, int, int]) -> None:
-    images = torch.empty(2, *input_size, device="meta")
-    was_training = model.training
-    with torch.no_grad():
-        expected, found = model.eval()(images).shape, td.eval()(images).shape
-    model.train(was_training)
-    if found != expected:
-        raise RuntimeError(f"the top-down network puts out {tuple(found)}, its source {tuple(expected)}")
+def _made(options: argparse.Namespace, device: str) -> str:
+    libraries = [f"torch {torch.__version__}"]
+    for name in ("torchvision", "timm"):
+        with contextlib.suppress(ImportError):
+            libraries.append(f"{name} {__import__(name).__version__}")
+    versions = f"td-compiler {td_compiler.__version__}, {', '.join(libraries)}, Python {platform.python_version()}"
+    where = "on the meta device" if device == "meta" else "with weights"
+    command = " ".join(["--models", *options.models, "--filters", *options.filters] + ["--real"] * options.real)
+    return f"Converted and checked {where} by `python -m benchmarks coverage {command}`, with {versions}."
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _json_line(row: Row) -> str:
-    return json.dumps(asdict(row)) + "\n"
-
-
-def _summary(rows: Sequence[Row]) -> Table:
-    """The rows for a terminal: ratios only."""
-    table = Table(
-        Column("model", no_wrap=True),
-        "filters",
-        "result",
-        "parameters",
-        "MACs",
-        "s",
-        caption="parameters, MACs: TD / BU",
-    )
-    for row in rows:
-        if row.result == "converted":
-            parameters, macs = row.parameters_td / row.parameters_bu, row.macs_td / row.macs_bu
-            table.add_row(row.model, row.filters, row.result, f"{parameters:.2f}", f"{macs:.2f}", f"{row.seconds:.1f}")
-        else:
-            table.add_row(row.model, row.filters, escape(f"{row.result}: {row.why}"))
-    return table
-
-
-HEADINGS = ["model", "filters", "result", "scales", "parameters BU", "parameters TD"]
-HEADINGS += ["MACs TD / BU", "seconds", "why not"]
-
-
-def _cells(row: Row) -> list[str]:
-    if row.result != "converted":
-        return [row.model, row.filters, row.result, "", "", "", "", "", row.why.replace("|", "\\|")]
-    parameters, ratio = (f"{row.parameters_bu:,}", f"{row.parameters_td:,}"), f"{row.macs_td / row.macs_bu:.2f}"
-    return [row.model, row.filters, row.result, row.scales, *parameters, ratio, f"{row.seconds:.2f}", ""]
-
-
-def _markdown(rows: Sequence[Row], tally: str) -> str:
-    lines = [HEADINGS, ["---"] * len(HEADINGS), *map(_cells, rows)]
-    versions = f"td-compiler {td_compiler.__version__}, torch {torch.__version__}, Python {platform.python_version()}"
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return f"# Coverage\n\n{tally} Made with {versions}.\n\n{table}\n"
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)
+def _summarise(path: Path, *, as_json: bool) -> int:
+    rows = Journal.read(path)
+    found = reasons(rows)
+    if as_json:
+        for reason in found:
+            print(json.dumps({"count": len(reason.models), **asdict(reason)}))
+        return 0
+    print(f"{tally(rows)}.")
+    for reason in found:
+        print(f"\n{len(reason.models)} {reason.result}: {reason.text}\n  e.g. {reason.models[0]}: {reason.example}")
+        print(f"  {' '.join(reason.models)}")
+    return 0

@@ -129,8 +129,8 @@ def _evaluate(node: fx.Node, bones: nn.Module, values: dict[fx.Node, torch.Tenso
 def _bottom_up_cost(conversion: Conversion, scale: Pair, units: int) -> Cost | None:
     """A strided unit counts, whole, at the scale that it leads to, as does a pooling."""
     head = set(conversion.found.head)
-    inside = [unit for unit in conversion.units if unit.output.meta["scale"] == scale]
-    nodes = [node for unit in inside for node in unit.nodes if node not in head]
+    inside = [u for u in conversion.units if u.output.meta["scale"] == scale and u.output not in head]
+    nodes = [node for unit in inside for node in unit.nodes]
     if not nodes:
         return None
     cost = _cost(conversion.captured.module, lambda n: n.meta["value"], nodes, scale, units)

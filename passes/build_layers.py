@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from td_compiler.capture import works_in_place
 from td_compiler.conversion import Conversion, Pass, layer_of
 from td_compiler.initialise import initialise_he
 from td_compiler.operators import LAYERS, Operator
@@ -37,6 +38,9 @@ class BuildLayers(Pass):
         initialise = getattr(conversion.model, "initialise", initialise_he)
         for graph in conversion.graphs():
             for node in graph.nodes:
+                _spare_input(node, layer_of(conversion, node))
+        for graph in conversion.graphs():
+            for node in graph.nodes:
                 layer = layer_of(conversion, node)
                 if layer is not None and str(node.target) not in conversion.modules:
                     conversion.modules[str(node.target)] = _build(conversion, node, layer, initialise)
@@ -46,6 +50,18 @@ class BuildLayers(Pass):
     def ensures(self, conversion: Conversion) -> None:
         called = {str(n.target) for g in conversion.graphs() for n in g.nodes if n.op == "call_module"}
         assert called == set(conversion.modules)
+
+
+def _spare_input(node: fx.Node, layer: Layer | None) -> None:
+    """An operation whose input others read too, or that a stage hands on, may not overwrite it."""
+    if not works_in_place(node, layer.prototype if layer else None):
+        return
+    read = node.args[0]
+    if isinstance(read, fx.Node) and (len(read.users) > 1 or read.op == "placeholder"):
+        if layer is not None:
+            layer.changes["inplace"] = False
+        elif "inplace" in node.kwargs:
+            node.update_kwarg("inplace", False)
 
 
 def _build(conversion: Conversion, node: fx.Node, layer: Layer, initialise: Callable[[nn.Module], None]) -> nn.Module:
@@ -168,33 +184,43 @@ def _fill(
     if not tensors or device.type == "meta":
         return
     module.to_empty(device=device)
-    kept = dict(_kept_values(module, original)) if original is not None and conversion.options.init == "keep" else {}
-    values = module.state_dict(keep_vars=True)
-    if set(kept) != set(values):
-        with torch.no_grad():
-            _restore_constants(module, original)
-            for part in module.modules():
-                initialise(part)
+    source = _tensors(original) if original is not None else {}
+    values = _tensors(module)
+    kept = [name for name in values if name in source and source[name].shape == values[name].shape]
     with torch.no_grad():
-        for name, value in kept.items():
-            values[name].copy_(value)
+        if len(kept) < len(values) or conversion.options.init == "fresh":
+            _draw(module, values, source, initialise)
+        for name in kept:
+            if conversion.options.init == "keep":
+                values[name].copy_(source[name])
 
 
-def _kept_values(module: nn.Module, original: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    source = original.state_dict(keep_vars=True)
-    return [
-        (name, source[name].detach())
-        for name, value in module.state_dict(keep_vars=True).items()
-        if name in source and source[name].shape == value.shape
-    ]
+def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by name, those that no state dict holds included."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
-def _restore_constants(module: nn.Module, original: nn.Module | None) -> None:
-    """Give every tensor a value even if `initialise` knows nothing of the layer: the mean of the source's, else 0."""
-    source = original.state_dict(keep_vars=True) if original is not None else {}
-    for name, value in module.state_dict(keep_vars=True).items():
+def _draw(
+    module: nn.Module,
+    values: dict[str, torch.Tensor],
+    source: dict[str, torch.Tensor],
+    initialise: Callable[[nn.Module], None],
+) -> None:
+    """Give every tensor a new value: by the layer's own reset and `initialise`, else the mean of the source's.
+
+    Buffers that are constants, such as the taps of a filter, keep theirs.
+    """
+    for name, value in values.items():
+        if not isinstance(value, nn.Parameter) and name in source and source[name].shape == value.shape:
+            value.copy_(source[name])
+            continue
         mean = source[name].float().mean() if name in source and source[name].numel() else torch.zeros(())
         value.fill_(mean.to(value.dtype).item())
+    for part in module.modules():
+        reset = getattr(part, "reset_parameters", None)
+        if callable(reset):
+            reset()
+        initialise(part)
 
 
 def _reversed_padding(conv: nn.Conv2d) -> list[int]:

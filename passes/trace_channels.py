@@ -32,7 +32,7 @@ class TraceChannels(Pass):
             if node is conversion.captured.image:
                 node.meta.update(axis=1, width=node.meta["value"].shape[1], size=tuple(node.meta["value"].shape[2:]))
             elif source is not None and _tensors(node.meta.get("value")):
-                node.meta.update(_follow(conversion, node, source))
+                node.meta.update({**_follow(conversion, node, source), **_known_factor(node)})
 
     def ensures(self, conversion: Conversion) -> None:
         assert "width" in conversion.captured.output.meta, "the class scores do not come from the image"
@@ -40,6 +40,11 @@ class TraceChannels(Pass):
 
 # What makes a map (N, C, H, W) of a tensor with more or fewer axes.
 _UNFOLDING = {"view", "reshape", "unflatten", "squeeze", "sum", "mean", "getitem", "unbind"}
+
+
+def _known_factor(node: fx.Node) -> dict[str, Any]:
+    """The factor that tracing found for a pooling of the user's own."""
+    return {"factor": node.meta["factor"]} if "factor" in node.meta else {}
 
 
 def is_map(node: fx.Node) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import fx, nn
 from td_compiler.errors import ConversionError
 from td_compiler.tracing import NeedsLeaf, ValueTracer
 
-__all__ = ["Capture", "capture", "skeleton"]
+__all__ = ["Capture", "capture", "skeleton", "works_in_place"]
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
@@ -84,6 +85,7 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> Capture:
     captured = Capture(graph, bones)
     captured.dropped = [path for path in tracer.branches_dropped if not isinstance(bones.get_submodule(path), _NORMS)]
     _functions_as_layers(captured)
+    _values_for_places(captured)
     _check_output(captured)
     return captured
 
@@ -93,6 +95,29 @@ def _drop_asserts(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if node.op == "call_function" and node.target is torch._assert:
             graph.erase_node(node)
+
+
+def _values_for_places(captured: Capture) -> None:
+    """What reads a tensor after an operation changed it in place reads that operation's result, as it did in fact."""
+    order = {node: i for i, node in enumerate(captured.graph.nodes)}
+    for node in list(captured.graph.nodes):
+        if works_in_place(node, captured.module(node)):
+            changed = node.args[0]
+            later = [user for user in changed.users if order[user] > order[node]]
+            for user in later:
+                user.replace_input_with(changed, node)
+
+
+def works_in_place(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether an operation overwrites its first input."""
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    if node.op == "call_module":
+        return bool(getattr(module, "inplace", False))
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    name = str(getattr(node.target, "__name__", ""))
+    return node.kwargs.get("inplace") is True or node.target is operator.iadd or name.endswith("_")
 
 
 def _functions_as_layers(captured: Capture) -> None:

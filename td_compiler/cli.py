@@ -1,8 +1,8 @@
-"""The command line: `tdc convert`, `tdc inspect`, `tdc list`.
+"""The command line: `tdc convert`, `tdc inspect`, `tdc verify`, `tdc list`.
 
-Exit codes: 0 done, 1 the conversion is refused or fails, 2 the command is wrong (an option's value, an unknown name, a
-missing file, an output that exists), 130 interrupted. An error is one line on standard error. torch is imported only by
-commands that need it, so that `--help` and `--version` answer at once.
+Exit codes: 0 done, 1 the conversion is refused, fails or does not verify, 2 the command is wrong (an option's value, an
+unknown name, a missing file, an output that exists), 130 interrupted. An error is one line on standard error. torch is
+imported only by commands that need it, so that `--help` and `--version` answer at once.
 """
 
 from __future__ import annotations
@@ -210,7 +210,9 @@ def convert(
 
 @app.command(
     epilog=_examples(
-        "tdc inspect zoo:resnet32", "tdc inspect timm:efficientnet_b0 --filters uniform --input-size 3,320,320"
+        "tdc inspect zoo:resnet32",
+        "tdc inspect timm:efficientnet_b0 --filters uniform --input-size 3,320,320",
+        "tdc inspect torchvision:resnet18 --plot resnet18.svg",
     )
 )
 def inspect(
@@ -224,9 +226,14 @@ def inspect(
     init: Init = None,
     input_size: InputSize = None,
     arg: Arguments = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    plot: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Draw both networks into a .svg or .png file, replacing it."),
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """Show the bottom-up network (BU) beside its top-down network (TD), scale by scale; nothing is written."""
+    """Show the bottom-up network (BU) beside its top-down network (TD), scale by scale."""
     with _debugging(debug):
         from td_compiler import commands
 
@@ -242,7 +249,45 @@ def inspect(
             init=init,
             input_size=input_size,
         )
-        commands.inspect(request)
+        commands.inspect(request, as_json=as_json, plot=plot)
+
+
+@app.command(epilog=_examples("tdc verify zoo:resnet32", "tdc verify timm:efficientnet_b0 --filters uniform --meta"))
+def verify(
+    source: Source,
+    filters: Filters = None,
+    merge: Merge = None,
+    upsample: Upsample = None,
+    downsample: Downsample = None,
+    stem: Stem = None,
+    head_width: HeadWidth = None,
+    init: Init = None,
+    input_size: InputSize = None,
+    arg: Arguments = None,
+    meta: Annotated[
+        bool, typer.Option("--meta", help="Build the network without weights: fast at any size, values unchecked.")
+    ] = False,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="torch's seed, for the weights.")] = None,
+    debug: Debug = False,
+) -> int:
+    """Convert a network and check the result, property by property; exits with 1 if one does not hold."""
+    with _debugging(debug):
+        from td_compiler import commands
+
+        request = commands.Request.read(
+            source,
+            arg,
+            seed,
+            filters=filters,
+            merge=merge,
+            upsample=upsample,
+            downsample=downsample,
+            stem=stem,
+            head_width=head_width,
+            init=init,
+            input_size=input_size,
+        )
+        return 0 if commands.verify(request, meta=meta) else 1
 
 
 @app.command("list", epilog=_examples("tdc list", "tdc list zoo", "tdc list timm | grep mobilenet"))

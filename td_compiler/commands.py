@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -27,10 +28,11 @@ from td_compiler.errors import ConversionError
 from td_compiler.files import write_together
 from td_compiler.network import TopDownNet
 from td_compiler.options import Options
+from td_compiler.receptive import with_receptive_fields
 from td_compiler.sources import LIBRARIES, LoadedSource, SourceError, load_source, model_names, source_name
-from td_compiler.tables import print_report, total
+from td_compiler.tables import as_data, print_report, print_verification, total
 
-__all__ = ["Request", "UsageError", "convert", "inspect", "list_models"]
+__all__ = ["Request", "UsageError", "convert", "inspect", "list_models", "verify"]
 
 
 class UsageError(ConversionError):
@@ -116,16 +118,49 @@ def convert(request: Request, out: str | None, *, weights: bool, force: bool) ->
     _summarise(name, td, file=sys.stdout)
 
 
-def inspect(request: Request) -> None:
+def inspect(request: Request, *, as_json: bool = False, plot: str | None = None) -> None:
     """Print the bottom-up network beside its top-down network, scale by scale.
 
     The network is built on the meta device, where that works, so that its size costs neither time nor memory.
 
+    Args:
+        request: what to convert and how.
+        as_json: print JSON (:func:`td_compiler.tables.as_data`) instead of a table.
+        plot: a .svg or .png file to draw both networks into.
+
+    Raises:
+        UsageError: if `plot` cannot be written.
+        ConversionError: if the source or its conversion is refused, or matplotlib is missing.
+    """
+    picture = _picture(plot) if plot is not None else None
+    loaded, td = _reverse(request, device="meta")
+    report = with_receptive_fields(td.report, loaded.model, td)
+    if as_json:
+        print(json.dumps(as_data(report), indent=2))
+    else:
+        print_report(report, Console())
+    if picture is not None:
+        from td_compiler.plot import plot_networks  # needs matplotlib, which is an extra
+
+        plot_networks(td, picture, title=source_name(request.source))
+        print(f"wrote {picture}", file=sys.stderr if as_json else sys.stdout)
+
+
+def verify(request: Request, *, meta: bool) -> bool:
+    """Convert a source and print every check of the result; returns whether all hold.
+
+    Args:
+        request: what to convert and how.
+        meta: build the network on the meta device, where that works, which leaves out what needs values.
+
     Raises:
         ConversionError: if the source or its conversion is refused.
     """
-    _, td = _reverse(request, device="meta")
-    print_report(td.report, Console())
+    loaded, options = _load(request, device="meta" if meta else None)
+    with contextlib.redirect_stdout(sys.stderr):
+        verification = td_compiler.verify(loaded.model, **options)
+    print_verification(verification, Console())
+    return verification.passed
 
 
 def list_models(library: str | None) -> None:
@@ -173,6 +208,17 @@ def _argument(text: str) -> tuple[str, Any]:
         return name, value
 
 
+def _picture(plot: str) -> Path:
+    target = Path(plot)
+    if target.suffix not in {".svg", ".png"}:
+        raise UsageError(f"--plot {plot}: FILE is a .svg or .png file.")
+    if not target.parent.is_dir():
+        raise UsageError(f"{target} cannot be written: there is no folder {target.parent}.")
+    if target.exists() and not target.is_file():
+        raise UsageError(f"{target} cannot be written: it is not a file.")
+    return target
+
+
 def _target(out: str | None, name: str, *, weights: bool, force: bool) -> Path | None:
     """The file to write, None for standard output."""
     if out == "-":
@@ -197,12 +243,16 @@ def _target(out: str | None, name: str, *, weights: bool, force: bool) -> Path |
 
 
 def _reverse(request: Request, device: str | None = None) -> tuple[LoadedSource, TopDownNet]:
+    loaded, options = _load(request, device)
+    with contextlib.redirect_stdout(sys.stderr):  # the network's own code runs, and may print
+        return loaded, reverse(loaded.model, **options)
+
+
+def _load(request: Request, device: str | None = None) -> tuple[LoadedSource, dict[str, Any]]:
     if request.seed is not None:
         torch.manual_seed(request.seed)
     loaded = load_source(request.source, request.arguments, device=device)
-    options = {"input_size": loaded.input_size, **request.options}
-    with contextlib.redirect_stdout(sys.stderr):  # the network's own code runs, and may print
-        return loaded, reverse(loaded.model, **options)
+    return loaded, {"input_size": loaded.input_size, **request.options}
 
 
 def _class_name(source: str, loaded: LoadedSource) -> str:

@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-__all__ = ["Cost", "Report", "StageReport"]
+__all__ = ["Cost", "ReceptiveField", "Report", "StageReport"]
+
+
+class ReceptiveField(NamedTuple):
+    """What one pixel of a stage's map sees of the image, (height, width) in image pixels.
+
+    Attributes:
+        smallest: through the entry that sees least.
+        largest: through all entries together.
+    """
+
+    smallest: tuple[int, int]
+    largest: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -19,6 +32,7 @@ class Cost:
         parameters: trainable and frozen parameters.
         macs: multiply-accumulate operations of convolutions and linear layers.
         activation_bytes: memory of every layer's output.
+        receptive_field: of the last map, where :func:`td_compiler.receptive.with_receptive_fields` has added it.
     """
 
     scale: int | tuple[int, int]
@@ -28,6 +42,7 @@ class Cost:
     parameters: int
     macs: int
     activation_bytes: int
+    receptive_field: ReceptiveField | None = None
 
 
 @dataclass(frozen=True)

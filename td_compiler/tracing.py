@@ -20,6 +20,7 @@ __all__ = ["NeedsLeaf", "ValueTracer", "evaluate", "leaf"]
 
 T = TypeVar("T", bound=type[nn.Module])
 _LEAVES: set[type[nn.Module]] = set()
+_PROBE = 240  # divisible by every usual stride
 _BATCH = 2  # not 1, so that nothing squeezes or specialises on it
 
 
@@ -190,27 +191,31 @@ class ValueTracer(fx.Tracer):
         if self._computing:
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
-        if not self.is_leaf_module(m, path) and self._shrinks(m, args, kwargs):
-            return self.create_proxy("call_module", path, args, kwargs)
+        factor = None if self.is_leaf_module(m, path) else self._shrinks(m, args, kwargs)
+        if factor is not None:
+            proxy = self.create_proxy("call_module", path, args, kwargs)
+            proxy.node.meta["factor"] = factor
+            return proxy
         return super().call_module(m, forward, args, kwargs)
 
-    def _shrinks(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether a module without parameters makes a map smaller: a pooling of the user's own, kept whole."""
+    def _shrinks(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int] | None:
+        """The factor by which a module without parameters makes any map smaller: a pooling of the user's own."""
         if len(args) != 1 or kwargs or not isinstance(args[0], fx.Proxy) or next(module.parameters(), None) is not None:
-            return False
+            return None
         before = args[0].node.meta["value"]
         if not isinstance(before, torch.Tensor) or before.dim() != 4:
-            return False
+            return None
         self._computing = True
-        try:
-            after = module(before)
+        try:  # on maps so large that borders do not count
+            sizes = [tuple(module(before.new_empty(*before.shape[:2], n, n)).shape[2:]) for n in (_PROBE, 2 * _PROBE)]
         except Exception:  # whatever it is, tracing through it will say it better
-            return False
+            return None
         finally:
             self._computing = False
-        if not isinstance(after, torch.Tensor) or after.dim() != 4 or after.shape[-2:] == (1, 1):
-            return False
-        return after.shape[-2] < before.shape[-2] and after.shape[-1] < before.shape[-1]
+        factors = [tuple(round(n / side) for side in size) for n, size in zip((_PROBE, 2 * _PROBE), sizes, strict=True)]
+        if len(sizes[0]) != 2 or factors[0] != factors[1] or factors[0] == (1, 1):
+            return None
+        return factors[0][0], factors[0][1]
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         return attr_val if self._computing else super().getattr(attr, attr_val, parameter_proxy_cache)
