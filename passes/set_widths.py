@@ -120,8 +120,8 @@ class _Solver:
         if row is not None and row.width is Width.FREE:
             self._relate_layer(node, layer, operands[0], place)
             return
-        if isinstance(layer.prototype if layer else None, nn.GroupNorm):
-            self._need_multiple(operands[0], layer.prototype.num_groups)  # type: ignore[union-attr, arg-type]
+        if layer is not None and isinstance(layer.prototype, nn.GroupNorm) and layer.source == node.target:
+            self._need_multiple(operands[0], layer.prototype.num_groups)  # a new norm takes the groups that fit
         if "source" not in node.meta:
             for operand in operands:
                 self._union(node, operand)

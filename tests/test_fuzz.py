@@ -20,7 +20,11 @@ from tests.regressions import OPEN, REGRESSIONS
 # What is refused for a good reason: no network that is drawn has one.
 REFUSALS: tuple[str, ...] = ()
 
-MENDED = [row for row in REGRESSIONS if row[0] not in OPEN]
+NOT_MENDED = pytest.mark.xfail(strict=True, reason="found by fuzzing, not mended yet")
+FINDINGS = [
+    pytest.param(spec, choices, id=name, marks=NOT_MENDED if name in OPEN else ())
+    for name, spec, choices in REGRESSIONS
+]
 
 
 def check(spec: Network, choices: dict[str, Any]) -> None:
@@ -41,7 +45,7 @@ def check(spec: Network, choices: dict[str, Any]) -> None:
         assert found == expected
 
 
-@pytest.mark.parametrize(("spec", "choices"), [row[1:] for row in MENDED], ids=[row[0] for row in MENDED])
+@pytest.mark.parametrize(("spec", "choices"), FINDINGS)
 def test_what_was_found_before(spec: Network, choices: dict[str, Any]) -> None:
     check(spec, choices)
 
