@@ -88,7 +88,7 @@ def _grow_block(conversion: Conversion, stage: TopDownStage) -> None:
     span: list[fx.Node] = []
     for node in nodes:
         inputs = [n for n in node.all_input_nodes if n in grown or n in due or n is entrance or n in span]
-        maps = [n for n in inputs if not _is_vector(n)]
+        maps = [n for n in inputs if not _is_vector(n, node)]
         extends = _has_extent(conversion, node)
         joins = any(n in grown for n in maps)
         must_grow = joins or (extends and (node in strided or any(n in due for n in maps)))
@@ -115,11 +115,12 @@ def _grow_block(conversion: Conversion, stage: TopDownStage) -> None:
     stage.spans[unit] = span
 
 
-def _is_vector(node: fx.Node) -> bool:
-    """Whether a node is no map but a gate, one number per channel."""
-    source = node.meta.get("source")
-    value = source.meta["value"] if source is not None else None
-    return isinstance(value, torch.Tensor) and value.shape[-2:] == (1, 1)
+def _is_vector(node: fx.Node, user: fx.Node) -> bool:
+    """Whether a node is no map but a gate, one number per channel, for a map that its user also reads."""
+    values = [n.meta["source"].meta["value"] for n in (node, user) if n.meta.get("source") is not None]
+    if len(values) < 2 or not all(isinstance(value, torch.Tensor) for value in values):
+        return False
+    return values[0].shape[-2:] == (1, 1) != values[1].shape[-2:]
 
 
 def _has_extent(conversion: Conversion, node: fx.Node) -> bool:

@@ -337,6 +337,12 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
 
 
 def test_an_interrupt_is_one_line(folder: Path) -> None:
-    (folder / "slow.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    lines = [
+        "import os, signal, time",
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored",
+        "os.kill(os.getpid(), signal.SIGINT)",
+        "time.sleep(60)",
+    ]
+    (folder / "slow.py").write_text("\n".join(lines))
     done = python("-m", "td_compiler", "convert", "slow.py")
     assert (done.returncode, done.stderr.strip()) == (130, "tdc: error: interrupted")
