@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 N ?= 1000
+SEED ?= $(shell date +%s)
 BIN := $(abspath $(VENV))/bin
 
 .DELETE_ON_ERROR:
@@ -70,7 +71,7 @@ docs: $(VENV)/.dev
 	$(BIN)/tdc inspect torchvision:mobilenet_v2 --plot docs/images/mobilenet_v2.svg
 
 fuzz: $(VENV)/.dev
-	FUZZ_EXAMPLES=$(N) $(BIN)/python -m pytest -s -x tests/fuzz_networks.py
+	FUZZ_EXAMPLES=$(N) FUZZ_SEED=$(SEED) $(BIN)/python -m pytest -n $(JOBS) -x tests/test_fuzz_networks.py
 
 wheel: $(VENV)/.dev
 	rm -rf build/lib dist

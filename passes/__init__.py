@@ -8,13 +8,14 @@
 | 1.2 units between cut points, 1.3 downsampling | `find_units` |
 | 1.4 stem, 1.5 head, stages | `find_stages` |
 | 2.3 order, 2.7 stem downsampling | `reverse_stages` |
+| 6.5 a classifier of pixels | `replace_head` |
 | 2.6 filters and kernel sizes | `arrange_filters` |
 | 2.4 projections of transition blocks | `match_shortcuts` |
 | 2.4 strides and poolings, 2.8 sizes, 2.9 upsampling | `replace_downsampling` |
 | 2.4 plain transitions | `insert_transitions` |
 | 2.1 pyramid, 2.2 entries | `insert_entries` |
 | 2.5 merges | `insert_merges` |
-| 2.6 widths through every operator | `set_widths` |
+| 2.6 widths through every operator | `set_widths`, `prune` |
 | 2.6 sizes written as numbers | `rewrite_sizes` |
 | initial weights | `build_layers` |
 | 2.10 the network and its report | `assemble` |
@@ -31,6 +32,7 @@ from td_compiler.passes.insert_merges import InsertMerges
 from td_compiler.passes.insert_transitions import InsertTransitions
 from td_compiler.passes.match_shortcuts import MatchShortcuts
 from td_compiler.passes.replace_downsampling import ReplaceDownsampling
+from td_compiler.passes.replace_head import ReplaceHead
 from td_compiler.passes.reverse_stages import ReverseStages
 from td_compiler.passes.rewrite_sizes import RewriteSizes
 from td_compiler.passes.set_widths import SetWidths
@@ -43,6 +45,7 @@ PIPELINE: tuple[Pass, ...] = (
     FindUnits(),
     FindStages(),
     ReverseStages(),
+    ReplaceHead(),
     ArrangeFilters(),
     MatchShortcuts(),
     ReplaceDownsampling(),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import fx, nn
 
 from td_compiler.conversion import Conversion, Pass
 from td_compiler.operators import Kind, Width
+from td_compiler.passes.branches import branches
+from td_compiler.passes.set_widths import is_depthwise
 from td_compiler.stages import Stage, TopDownStage, Unit
 
 __all__ = ["ArrangeFilters"]
@@ -28,6 +32,11 @@ class ArrangeFilters(Pass):
                 _want(conversion, stage, unit, common or unit.width)
         for i, stage in enumerate(conversion.stages):
             stage.width = _stage_width(conversion, i, common)
+        if common is not None:
+            for stage in conversion.stages:
+                for unit in stage.units:
+                    entering = stage.width if unit is stage.units[0] else common
+                    _settle(conversion, stage, unit, entering, common)
         _widen_last(conversion)
         if conversion.options.filters == "reversed":
             for stage in conversion.stages:
@@ -38,8 +47,27 @@ class ArrangeFilters(Pass):
 
 
 def _low_median(conversion: Conversion) -> int:
-    widths = sorted(stage.width for stage in conversion.found.stages if stage.units)
-    return widths[(len(widths) - 1) // 2]
+    """The low median of the stages' widths, rounded to what all groups that read or make a unit's map divide."""
+    stages = [stage for stage in conversion.found.stages if stage.units]
+    widths = sorted(stage.width for stage in stages)
+    multiple = math.lcm(*(_groups(conversion, unit) for stage in stages for unit in stage.units))
+    return max(1, round(widths[(len(widths) - 1) // 2] / multiple)) * multiple
+
+
+def _groups(conversion: Conversion, unit: Unit) -> int:
+    """What a unit's input and output widths, if they are the same, must be a multiple of."""
+    made, multiple = branches(conversion, unit, unit.output), 1
+    for node in unit.nodes:
+        layer = conversion.captured.module(node)
+        if isinstance(layer, nn.GroupNorm):
+            groups, ends = layer.num_groups, [branches(conversion, unit, node)]
+        elif isinstance(layer, nn.Conv2d) and not is_depthwise(layer):
+            groups, ends = layer.groups, [branches(conversion, unit, node.all_input_nodes[0]), [node]]
+        else:
+            continue
+        if any(end in ([unit.input], made) for end in ends):
+            multiple = math.lcm(multiple, groups)
+    return multiple
 
 
 def _want(conversion: Conversion, stage: TopDownStage, unit: Unit, width: int) -> None:
@@ -49,6 +77,17 @@ def _want(conversion: Conversion, stage: TopDownStage, unit: Unit, width: int) -
         row = conversion.row(source)
         if row is not None and row.width is Width.FREE:
             node.meta["wanted"] = max(1, round(source.meta["width"] * width / unit.width))
+
+
+def _settle(conversion: Conversion, stage: TopDownStage, unit: Unit, entering: int, width: int) -> None:
+    """Where branches are concatenated, let the widest take up what rounding leaves of the unit's width."""
+    parts = branches(conversion, unit, unit.output)
+    free = [stage.copies[unit][node] for node in parts or () if node is not unit.input]
+    if parts is None or not all("wanted" in node.meta for node in free) or len(free) < 2:
+        return
+    rest = width - sum(node.meta["wanted"] for node in free) - entering * parts.count(unit.input)
+    widest = max(free, key=lambda node: int(node.meta["wanted"]))
+    widest.meta["wanted"] = max(1, widest.meta["wanted"] + rest)
 
 
 def _stage_width(conversion: Conversion, index: int, common: int | None) -> int:
@@ -84,7 +123,14 @@ def _entering_width(conversion: Conversion, stage: TopDownStage, common: int | N
     width = common or unit.width
     if stage.transition == "block" or not _grows(conversion, unit):
         return width
-    return max(1, round(unit.input.meta["width"] * width / unit.width))
+    parts = branches(conversion, unit, unit.output)
+    if parts is None or parts.count(unit.input) != 1:
+        return max(1, round(unit.input.meta["width"] * width / unit.width))
+    added = sum(stage.copies[unit][node].meta["wanted"] for node in parts if node is not unit.input)
+    return max(1, width - int(added))
+
+
+_KEEP_CHANNELS = {Kind.POOL, Kind.PAD, Kind.NORM, Kind.ACTIVATION, Kind.DROPOUT}
 
 
 def _grows(conversion: Conversion, unit: Unit) -> bool:
@@ -97,7 +143,7 @@ def _grows(conversion: Conversion, unit: Unit) -> bool:
             return concatenates
         row = conversion.row(node)
         is_sum = row is not None and row.width is Width.SUM
-        if node in inside and node not in reached and (is_sum or conversion.kind(node) in {Kind.POOL, Kind.PAD}):
+        if node in inside and node not in reached and (is_sum or conversion.kind(node) in _KEEP_CHANNELS):
             reached.add(node)
             concatenates |= is_sum
             stack.extend(n for n in node.all_input_nodes if "width" in n.meta)
@@ -138,4 +184,4 @@ def _spatial(conversion: Conversion, stage: Stage) -> list[tuple[int, ...]]:
 
 def _is_spatial(conversion: Conversion, node: fx.Node) -> bool:
     module = conversion.captured.module(node)
-    return conversion.kind(node) is Kind.CONV and isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1
+    return conversion.kind(node) is Kind.CONV and max(getattr(module, "kernel_size", (1,))) > 1

@@ -74,18 +74,18 @@ def _rename_reserved(conversion: Conversion) -> None:
 def _report(conversion: Conversion, network: TopDownNet) -> Report:
     values = _run_on_meta(conversion)
     rows = []
-    for stage in reversed(conversion.stages):
-        native = next((s for s in conversion.found.stages if s.scale == stage.scale), None)
+    # By rank, not by scale: with the stem's factors leading, the two networks' scales may differ.
+    for native, stage in zip(conversion.found.stages, reversed(conversion.stages), strict=True):
         rows.append(
             StageReport(
                 f"stage{stage.key}",
                 _plain(stage.scale),
-                _bottom_up_cost(conversion, stage.scale, len(native.units)) if native else None,
+                _bottom_up_cost(conversion, native.scale, len(native.units)),
                 _top_down_cost(conversion, values, stage.graph, stage.scale, len(stage.units)),
             )
         )
     head = conversion.found.head
-    bottom_up = _cost(conversion.captured.module, lambda n: n.meta["value"], head, (1, 1), 0)
+    bottom_up = _cost(conversion.captured.module, lambda n: n.meta["value"], head, (1, 1), 0) if head else None
     assert conversion.head_graph is not None
     rows.append(StageReport("head", 1, bottom_up, _top_down_cost(conversion, values, conversion.head_graph, (1, 1), 0)))
     source = type(conversion.model).__name__
@@ -108,8 +108,8 @@ def _run_on_meta(conversion: Conversion) -> dict[fx.Node, torch.Tensor]:
             else:
                 values[node] = _evaluate(node, bones, values)
         carried = values[graph.output_node()]
-    expected = conversion.captured.output.meta["value"].shape
-    assert carried.shape == expected, f"the output is {tuple(carried.shape)} where the source gives {tuple(expected)}"
+    expected = conversion.output_shape
+    assert carried.shape == expected, f"the output is {tuple(carried.shape)}, not {tuple(expected)}"
     return values
 
 
@@ -159,7 +159,7 @@ def _cost(module_of, value_of, nodes: Iterable[fx.Node], scale: Pair, units: int
             modules.add(module)
             row = lookup(node, module)
             if row is not None and row.kind in {Kind.CONV, Kind.LINEAR}:
-                macs += value[0].numel() * module.weight[0].numel()
+                macs += value[0].numel() * row.taps(module)
     assert last is not None
     size = tuple(last.shape[-2:]) if last.dim() == 4 else (1, 1)
     parameters = sum(p.numel() for module in modules for p in module.parameters())

@@ -13,7 +13,7 @@ from torch import fx, nn
 from td_compiler.capture import works_in_place
 from td_compiler.conversion import Conversion, Pass, layer_of
 from td_compiler.initialise import initialise_he
-from td_compiler.operators import LAYERS, Operator
+from td_compiler.operators import layer_row
 from td_compiler.passes.set_widths import is_depthwise
 from td_compiler.stages import Layer
 from td_compiler.upsample import TransposedUpsample
@@ -124,15 +124,11 @@ def _clone(module: nn.Module) -> nn.Module:
     return clone
 
 
-def _row(module: nn.Module) -> Operator | None:
-    return next((LAYERS[base] for base in type(module).__mro__ if base in LAYERS), None)
-
-
 def _resize(
     conversion: Conversion, node: fx.Node, module: nn.Module, layer: Layer, width_in: int, width_out: int
 ) -> None:
     """Give a module's parameters, buffers and size attributes their new widths, still on the meta device."""
-    row = _row(layer.prototype)
+    row = layer_row(layer.prototype)
     if row is None or not row.axes:
         return
     if is_depthwise(layer.prototype):
@@ -144,11 +140,15 @@ def _resize(
         module.num_groups = math.gcd(module.num_groups, width_in)
     if isinstance(module, nn.PReLU) and module.num_parameters == 1:
         return
-    sizes = {"in": width_in, "out": width_out, "in/groups": width_in // groups}
-    for attribute, which in row.sizes.items():
-        is_tuple = isinstance(getattr(module, attribute), tuple)
-        setattr(module, attribute, (sizes[which],) if is_tuple else sizes[which])
     kernel = tuple(getattr(module, "kernel_size", ()))
+    filters = (width_out, width_in // groups, *kernel)
+    sizes = {"in": width_in, "out": width_out, "in/groups": width_in // groups, "filters": math.prod(filters)}
+    for attribute, which in row.sizes.items():
+        if not hasattr(module, attribute):
+            continue
+        is_tuple = isinstance(getattr(module, attribute), tuple)
+        shape = filters if which == "filters" else (sizes[which],)
+        setattr(module, attribute, shape if is_tuple else sizes[which])
     old = getattr(layer.prototype, list(row.sizes)[-1])
     old = old[-1] if isinstance(old, tuple) else old
     _resize_others(module, row.axes, old, width_out)
@@ -156,8 +156,8 @@ def _resize(
         tensor = getattr(module, name, None)
         if tensor is None:
             continue
-        rest = kernel if kernel and len(axes) > 1 else tuple(tensor.shape[len(axes) :])
-        shape = (*(sizes[axis] for axis in axes), *rest)
+        rest = kernel if kernel and axes[-1] == "in/groups" else tuple(tensor.shape[len(axes) :])
+        shape = (*(sizes.get(axis, n) for axis, n in zip(axes, tensor.shape, strict=False)), *rest)
         fresh = torch.empty(shape, device="meta", dtype=tensor.dtype)
         if isinstance(tensor, nn.Parameter):
             module._parameters[name] = nn.Parameter(fresh, tensor.requires_grad)

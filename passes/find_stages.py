@@ -9,6 +9,7 @@ from torch import fx
 from td_compiler.conversion import Conversion, Pass
 from td_compiler.errors import ConversionError
 from td_compiler.operators import Kind, Pair
+from td_compiler.passes.set_widths import place_of
 from td_compiler.stages import Boundary, Stage, StageGraph, Unit, UnitKind
 
 __all__ = ["FindStages"]
@@ -18,7 +19,7 @@ class FindStages(Pass):
     """Sets `conversion.bottom_up` from `conversion.units`; units that already classify move to the head."""
 
     def requires(self, conversion: Conversion) -> None:
-        assert conversion.head, "FindUnits has not run"
+        assert conversion.units or conversion.head, "FindUnits has not run"
 
     def apply(self, conversion: Conversion) -> None:
         _check_convolutions(conversion)
@@ -83,10 +84,11 @@ def _check_cuts(conversion: Conversion, body: list[Unit]) -> None:
             node.meta["stride"] = (1, 1)
         most = _downsamplings(unit)
         if most > 2 or mixed:
-            what = "several resolutions side by side" if mixed else f"{most} downsamplings"
+            first = next(node for node in unit.nodes if node.meta["stride"] != (1, 1))
+            what = "keeps several resolutions side by side" if mixed else f"makes its map smaller {most} times"
             raise ConversionError(
-                f"{unit.path or unit.output.name!r} has {what} and no point in between that every path runs through,"
-                " so its stages cannot be told apart."
+                f"from {place_of(first)!r} to {place_of(unit.output)!r} the network {what} and hands on two tensors or"
+                " more at every point: without one that every path runs through its stages cannot be told apart."
             )
 
 
@@ -123,6 +125,8 @@ def _classifies(conversion: Conversion, body: list[Unit], head: list[Unit]) -> b
         return False
     if unit.kind is UnitKind.OTHER:
         return True
+    if not conversion.head:  # an encoder: it ends in a map
+        return False
     convolutions = [conversion.captured.module(n) for n in unit.nodes if conversion.kind(n) is Kind.CONV]
     if any(getattr(conv, "kernel_size", None) != (1, 1) for conv in convolutions):
         return False

@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from td_compiler.conversion import Conversion, Pass
 from td_compiler.errors import ConversionError
-from td_compiler.operators import Kind, Pair, Width
+from td_compiler.operators import Kind, Pair, Width, pool_kernel
 from td_compiler.passes.trace_channels import is_map
 from td_compiler.stages import Unit, UnitKind
 
@@ -57,12 +57,34 @@ def _main_nodes(conversion: Conversion) -> list[fx.Node]:
 def _refuse_attention(conversion: Conversion) -> None:
     for node in conversion.captured.graph.nodes:
         name = str(getattr(node.target, "__name__", ""))
-        if conversion.kind(node) is Kind.ATTENTION or "attention" in name:
+        if conversion.kind(node) is Kind.ATTENTION or "attention" in name or _attends(conversion, node):
             where = (_module_path(node) or [(str(node.target), object)])[-1][0]
             raise ConversionError(
-                f"the network is a transformer: it attends at {where!r}, which has no top-down counterpart;"
-                " only CNNs convert."
+                f"the network attends at {where!r}: attention between the positions of a map has no top-down"
+                " counterpart, only CNNs convert."
             )
+
+
+def _attends(conversion: Conversion, node: fx.Node) -> bool:
+    """Whether a node multiplies a product of two maps by a third, as (q k) v or q (k v), with no layer in between."""
+    if not _multiplies_maps(conversion, node):
+        return False
+    stack, reached = list(node.all_input_nodes), set()
+    while stack:
+        before = stack.pop()
+        row = conversion.row(before)
+        if before in reached or (row is not None and row.width is Width.FREE):
+            continue
+        if _multiplies_maps(conversion, before):
+            return True
+        reached.add(before)
+        stack.extend(n for n in before.all_input_nodes if "width" in n.meta)
+    return False
+
+
+def _multiplies_maps(conversion: Conversion, node: fx.Node) -> bool:
+    row, maps = conversion.row(node), [n for n in node.all_input_nodes if "width" in n.meta]
+    return row is not None and row.kind is Kind.PRODUCT and len(maps) > 1
 
 
 def _pieces(order: list[fx.Node]) -> list[list[fx.Node]]:
@@ -96,7 +118,9 @@ def averages_all(conversion: Conversion, node: fx.Node) -> bool:
     module = conversion.captured.module(node)
     name = type(module).__name__ if module is not None else str(getattr(node.target, "__name__", ""))
     before = next(n for n in node.all_input_nodes if "width" in n.meta)
-    return "avg" in name.lower() and before.meta["size"] != (1, 1)
+    kernel = pool_kernel(node, module)
+    covers = kernel is None or all(k >= n for k, n in zip(kernel, before.meta["size"], strict=True))
+    return "avg" in name.lower() and before.meta["size"] != (1, 1) and covers
 
 
 def _set_scales(conversion: Conversion, nodes: list[fx.Node]) -> None:
@@ -146,7 +170,8 @@ def _merge_blocks(conversion: Conversion, pieces: list[list[fx.Node]]) -> list[t
     """Join the pieces that lie in one instance of a block class; the flag says whether a piece is a block."""
     joins = [len(piece) > 1 and _joins_paths(conversion, piece) for piece in pieces]
     homes = [_common_module(piece) for piece, joined in zip(pieces, joins, strict=True) if joined]
-    classes = {home[1] for home in homes if home}
+    containers = _containers(pieces)
+    classes = {home[1] for home in homes if home and home[0] not in containers}
     merged: list[tuple[list[fx.Node], bool]] = []
     last_home: str | None = None
     for piece, joined in zip(pieces, joins, strict=True):
@@ -157,6 +182,17 @@ def _merge_blocks(conversion: Conversion, pieces: list[list[fx.Node]]) -> list[t
             merged.append((list(piece), joined or home is not None))
         last_home = home
     return merged
+
+
+def _containers(pieces: list[list[fx.Node]]) -> set[str]:
+    """The modules that make the map smaller at several cut points: they hold stages and are no block."""
+    strides = Counter(
+        path
+        for before, piece in itertools.pairwise(pieces)
+        if piece[-1].meta["scale"] != before[-1].meta["scale"]
+        for path, _ in _shared_modules(piece)
+    )
+    return {path for path, count in strides.items() if count > 1}
 
 
 def _shared_modules(piece: list[fx.Node]) -> list[tuple[str, type]]:
@@ -189,7 +225,8 @@ class _Parser:
             self._flush()
             self._add(nodes, UnitKind.BLOCK)
         elif len(nodes) == 1 and kind is Kind.CONV:
-            if current is not None and current.kind is UnitKind.CONV and self._is_depthwise(current):
+            waits = current is not None and current.kind is UnitKind.CONV and self._is_depthwise(current.nodes)
+            if current is not None and waits and not self._is_depthwise(nodes):
                 self._extend(current, nodes)
             else:
                 self._add([*self._take_pending(), *nodes], UnitKind.CONV)
@@ -212,9 +249,9 @@ class _Parser:
         """An activation in the module that joined the paths belongs to the block; after a norm it would not."""
         return kind is Kind.ACTIVATION and not block.path and _module_path(nodes[0]) == _module_path(block.output)
 
-    def _is_depthwise(self, unit: Unit) -> bool:
-        modules = [self.conversion.captured.module(n) for n in unit.nodes if self.conversion.kind(n) is Kind.CONV]
-        return all(getattr(m, "groups", 1) == getattr(m, "in_channels", 0) > 1 for m in modules)
+    def _is_depthwise(self, nodes: list[fx.Node]) -> bool:
+        modules = [self.conversion.captured.module(n) for n in nodes if self.conversion.kind(n) is Kind.CONV]
+        return bool(modules) and all(getattr(m, "groups", 1) == getattr(m, "in_channels", 0) > 1 for m in modules)
 
     def _take_pending(self) -> list[fx.Node]:
         taken, self._pending = self._pending, []

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from torch import fx
+from torch import fx, nn
 
 from td_compiler.conversion import Conversion, Pass
 from td_compiler.operators import Kind
 from td_compiler.order import in_order
 from td_compiler.passes.replace_downsampling import same_size
-from td_compiler.stages import TopDownStage, Unit
-from td_compiler.style import add_like
+from td_compiler.stages import TopDownStage, Unit, UnitKind
+from td_compiler.style import Style, add_layers, add_like, style_of
 
 __all__ = ["InsertEntries"]
 
@@ -20,7 +20,8 @@ class InsertEntries(Pass):
     """Every stage gets an entry, a unit that reads the pyramid's image of its scale.
 
     In a network with stem it is a copy of the stem at stride 1; in one without a copy of the stage's own first unit,
-    and the first stage's first unit reads the image itself.
+    and the first stage's first unit reads the image itself. Where that unit is no plain convolution (a block, a
+    depthwise or grouped one), which cannot lift an image to a width, the entry is a convolution in the stage's style.
     """
 
     def requires(self, conversion: Conversion) -> None:
@@ -29,7 +30,7 @@ class InsertEntries(Pass):
     def apply(self, conversion: Conversion) -> None:
         for i, stage in enumerate(conversion.stages):
             assert stage.image is not None
-            if i == 0 and stage.units and not conversion.found.stem:
+            if i == 0 and stage.units and not conversion.found.stem and _is_plain(conversion, stage.units[0]):
                 continue
             after = stage.arrival or stage.image
             with stage.graph.inserting_before(after.next):
@@ -50,8 +51,39 @@ def _first_reader(stage: TopDownStage) -> set[fx.Node]:
 
 def _add_entry(conversion: Conversion, index: int) -> fx.Node:
     stage = conversion.stages[index]
+    first = _first_unit(conversion, index)
+    if conversion.found.stem:
+        return _copy_units(conversion, stage, conversion.found.stem)
+    if _is_plain(conversion, first):
+        return _copy_units(conversion, stage, [first])
+    return _make_entry(conversion, stage, first)
+
+
+def _is_plain(conversion: Conversion, unit: Unit) -> bool:
+    """Whether a unit can read an image: an ungrouped convolution with its norm and activation."""
+    return unit.kind is UnitKind.CONV and all(conv.groups == 1 for conv in _convolutions(conversion, unit))
+
+
+def _convolutions(conversion: Conversion, unit: Unit) -> list[nn.Conv2d]:
+    modules = [conversion.captured.module(n) for n in unit.nodes if conversion.kind(n) is Kind.CONV]
+    return [module for module in modules if isinstance(module, nn.Conv2d)]
+
+
+def _make_entry(conversion: Conversion, stage: TopDownStage, first: Unit) -> fx.Node:
+    """A convolution with the unit's first spatial kernel, in the stage's style; bare where a norm is still to come."""
     assert stage.image is not None
-    units = conversion.found.stem or [_first_unit(conversion, index)]
+    style = style_of(conversion, stage)
+    if style.pre_activation:
+        style = Style(style.conv, None, None, pre_activation=False)
+    kernels = [max(conv.kernel_size) for conv in _convolutions(conversion, first)]
+    kernel = next((k for k in kernels if k > 1), 1)
+    path = f"entry.{stage.key}"
+    return add_layers(conversion, stage, style, path, stage.image, kernel + 1 - kernel % 2, stage.width)[-1]
+
+
+def _copy_units(conversion: Conversion, stage: TopDownStage, units: list[Unit]) -> fx.Node:
+    """Copy units at stride 1, reading the image; the last convolution gets the stage's width."""
+    assert stage.image is not None
     convolutions = [n for unit in units for n in unit.nodes if conversion.kind(n) is Kind.CONV]
     path = f"entry.{stage.key}"
     copies: dict[fx.Node, fx.Node] = {units[0].input: stage.image}

@@ -8,6 +8,7 @@ from torch import fx
 
 from td_compiler.conversion import Conversion, Pass, operator_of
 from td_compiler.operators import Kind, Width
+from td_compiler.passes.set_widths import is_depthwise
 from td_compiler.stages import Projection, TopDownStage, Unit, UnitKind
 from td_compiler.style import Style, add_layers, add_like, style_of
 
@@ -85,10 +86,27 @@ def _find_shortcut(conversion: Conversion, unit: Unit) -> _Shortcut | None:
         ways = [_ancestors(node, inside) for node in maps]
         counts = [sum(conversion.kind(n) is Kind.CONV for n in way) for way in ways]
         short = counts.index(min(counts))
-        if counts[short] < counts[1 - short] and counts[short] <= 1:
+        if counts[short] < counts[1 - short] and _choices(conversion, ways[short], join) <= 1:
             chain = tuple(n for n in unit.nodes if n in ways[short] and n not in ways[1 - short])
-            return _Shortcut(join, maps[short], chain, any(conversion.kind(n) is Kind.CONV for n in chain))
+            projects = any(conversion.kind(n) is Kind.CONV for n in chain)
+            if not projects or _all_ways_meet(unit, join):
+                return _Shortcut(join, maps[short], chain, projects)
     return None
+
+
+def _choices(conversion: Conversion, way: set[fx.Node], join: fx.Node) -> int:
+    """How many convolutions of a way to a join choose the map's width: all but the depthwise ones and a gate's."""
+    convolutions = [node for node in way if conversion.kind(node) is Kind.CONV]
+    of_map = [node for node in convolutions if node.meta["size"] != (1, 1) or join.meta["size"] == (1, 1)]
+    modules = [conversion.captured.module(node) for node in of_map]
+    return sum(module is None or not is_depthwise(module) for module in modules)
+
+
+def _all_ways_meet(unit: Unit, join: fx.Node) -> bool:
+    """Whether nothing after a join reads what stands before it: else it joins branches of one way through the block."""
+    at = unit.nodes.index(join)
+    before = {unit.input, *unit.nodes[:at]}
+    return not any(n in before for node in unit.nodes[at + 1 :] for n in node.all_input_nodes)
 
 
 def _multiplies(node: fx.Node) -> bool:
@@ -115,8 +133,11 @@ def _add_projection(
 ) -> list[fx.Node]:
     join, side = copies[shortcut.join], copies[shortcut.side]
     wanted = next(n.meta["wanted"] for n in reversed(stage.spans[unit]) if "wanted" in n.meta)  # the long way's last
-    with stage.graph.inserting_before(join):
-        model = _model_projection(conversion, unit)
+    model = _model_projection(conversion, unit)
+    place = join
+    if model is not None:
+        place = copies[_place(conversion, unit, shortcut.join, model[0], model[1].chain[0])]
+    with stage.graph.inserting_before(place):
         if model is not None:
             nodes = _copy_projection(conversion, stage, unit, copies, *model)
         else:
@@ -127,9 +148,17 @@ def _add_projection(
         if _is_convolution(conversion, node):
             node.meta["wanted"] = wanted
     _replace_argument(join, side, nodes[-1])
-    at = stage.spans[unit].index(join)
+    at = stage.spans[unit].index(place)
     stage.spans[unit][at:at] = nodes
     return nodes
+
+
+def _place(conversion: Conversion, unit: Unit, join: fx.Node, model: Unit, projection: fx.Node) -> fx.Node:
+    """The operation of a block before which its projection stands, as it does in the model; the join if in doubt."""
+    before = model.nodes[: model.nodes.index(projection)]
+    own = unit.nodes[: min(len(before), unit.nodes.index(join))]
+    is_alike = [conversion.kind(n) for n in own] == [conversion.kind(n) for n in before]
+    return unit.nodes[len(before)] if is_alike else join
 
 
 def _is_convolution(conversion: Conversion, node: fx.Node) -> bool:

@@ -6,7 +6,7 @@ import torch
 from torch import fx, nn
 
 from td_compiler.conversion import Conversion, Pass, kind_of, layer_of, operator_of
-from td_compiler.operators import Kind
+from td_compiler.operators import Kind, layer_row
 from td_compiler.order import channel_axis, in_order
 from td_compiler.stages import Layer, TopDownStage
 from td_compiler.upsample import TransposedUpsample, upsample_bilinear, upsample_nearest
@@ -116,11 +116,12 @@ def _grow_block(conversion: Conversion, stage: TopDownStage) -> None:
 
 
 def _is_vector(node: fx.Node, user: fx.Node) -> bool:
-    """Whether a node is no map but a gate, one number per channel, for a map that its user also reads."""
+    """Whether a node is no map but a gate, or what a layer reads beside its map."""
     values = [n.meta["source"].meta["value"] for n in (node, user) if n.meta.get("source") is not None]
     if len(values) < 2 or not all(isinstance(value, torch.Tensor) for value in values):
         return False
-    return values[0].shape[-2:] == (1, 1) != values[1].shape[-2:]
+    beside_a_map = user.op == "call_module" and user.args[0] is not node
+    return beside_a_map or values[0].shape[-2:] == (1, 1) != values[1].shape[-2:]
 
 
 def _has_extent(conversion: Conversion, node: fx.Node) -> bool:
@@ -161,16 +162,16 @@ def _keeps_size(source: fx.Node) -> bool:
 
 def same_size(layer: Layer) -> None:
     """Give a convolution stride 1 and the padding that keeps the size of its map."""
-    conv = layer.prototype
-    assert isinstance(conv, nn.Conv2d)
-    layer.changes["stride"] = (1, 1)
+    conv, row = layer.prototype, layer_row(layer.prototype)
+    assert row is not None, f"{type(conv).__name__} is no convolution of the operator table"
+    layer.changes.update(stride=(1, 1), **row.padding)
     if layer.get("padding") == "same" or _pads_itself(conv):
         return
     extents = [d * (k - 1) for d, k in zip(layer.get("dilation"), layer.get("kernel_size"), strict=True)]
     layer.changes["padding"] = "same" if any(e % 2 for e in extents) else tuple(e // 2 for e in extents)
 
 
-def _pads_itself(conv: nn.Conv2d) -> bool:
+def _pads_itself(conv: nn.Module) -> bool:
     """Whether a convolution of the user's own pads in its forward, by its stride, as TensorFlow's "same" does."""
     if type(conv) is nn.Conv2d or max(conv.kernel_size) == 1 or conv.padding not in {(0, 0), "valid"}:
         return False

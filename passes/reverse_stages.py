@@ -9,6 +9,7 @@ from torch import fx
 from td_compiler.conversion import Conversion, Pass
 from td_compiler.operators import Kind, Pair
 from td_compiler.order import in_order
+from td_compiler.passes.branches import takes_any_width
 from td_compiler.passes.find_units import averages_all
 from td_compiler.stages import Layer, TopDownStage, Unit
 
@@ -58,8 +59,8 @@ def _plan(conversion: Conversion) -> list[TopDownStage]:
         if i:
             scale = (scale[0] // between[i - 1].factor[0], scale[1] // between[i - 1].factor[1])
         started = any(stage.units for stage in stages)
-        strided = i > 0 and between[i - 1].strided and units and started
-        transition = "none" if i == 0 else "block" if strided else "plain"
+        by_block = i > 0 and between[i - 1].strided and units and started and takes_any_width(conversion, units[0])
+        transition = "none" if i == 0 else "block" if by_block else "plain"
         stages.append(TopDownStage(scale, transition, units, native, between[i - 1].between if i else []))  # type: ignore[arg-type]
     return stages
 
@@ -87,9 +88,6 @@ def copy_unit(conversion: Conversion, stage: TopDownStage, unit: Unit, current: 
     stage.spans[unit] = []
     stage.inputs[unit] = current
     for node in unit.nodes:
-        if conversion.kind(node) is Kind.IDENTITY and node.op == "call_module":
-            copies[node] = copies[node.all_input_nodes[0]]
-            continue
         copy = stage.graph.node_copy(node, lambda n, copies=copies: _copied(conversion, stage.graph, copies, n))  # type: ignore[misc]
         copy.meta = {
             "source": node, "unit": unit.path, "class_name": unit.class_name, "stride": node.meta["stride"],
@@ -123,8 +121,8 @@ def _copy_head(conversion: Conversion) -> fx.Graph:
     graph = fx.Graph()
     x = graph.placeholder("x")
     x.meta.update(unit="")
-    first_input = next(n for n in head[0].all_input_nodes if "width" in n.meta)
-    copies = {first_input: in_order(graph, x, first_input.meta["axis"])}
+    features = conversion.found.features if head else conversion.captured.output
+    copies = {features: in_order(graph, x, features.meta["axis"])}
     for node in head:
         kind = conversion.kind(node)
         if kind is Kind.FLATTEN and node.meta["value"].dim() == 2:
@@ -136,5 +134,5 @@ def _copy_head(conversion: Conversion) -> fx.Graph:
             _register(conversion, node)
         copy.meta = {"source": node, "unit": "", "class_name": "", "stride": (1, 1)}
         copies[node] = copy
-    graph.output(copies[head[-1]])
+    graph.output(copies[head[-1] if head else features])
     return graph

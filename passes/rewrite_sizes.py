@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 from torch import fx
@@ -87,10 +88,26 @@ def _view(node: fx.Node) -> None:
     given: Any = node.args[1] if nested else node.args[1:]
     dims = list(given)
     counts = [i for i, d in enumerate(dims) if i > 0 and isinstance(d, int) and d > 1]
-    if change is not None and counts and math.prod(dims[i] for i in counts) == change[0]:
+    if change is None or not counts:
+        return
+    if math.prod(dims[i] for i in counts) == change[0]:
         largest = max(counts, key=lambda i: dims[i])
         dims[largest] = dims[largest] * change[1] // change[0]
-        node.args = (node.args[0], dims) if nested else (node.args[0], *dims)
+    else:
+        _regroup(dims, change[1])
+    node.args = (node.args[0], dims) if nested else (node.args[0], *dims)
+
+
+def _regroup(dims: list[Any], width: int) -> None:
+    """In `x.view(n, groups, c // groups, h, w)`, groups that do not divide the new width become groups that do."""
+    for share in dims:
+        if not isinstance(share, fx.Node) or share.target is not operator.floordiv:
+            continue
+        groups: Any = share.meta.get("source", share).args[1]
+        if groups in dims[1:]:
+            fitting = math.gcd(groups, width)
+            dims[dims.index(groups, 1)] = fitting
+            share.update_arg(1, fitting)
 
 
 _REWRITES = {

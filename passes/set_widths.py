@@ -16,8 +16,9 @@ from torch import fx, nn
 from td_compiler.conversion import Conversion, Pass, layer_of, operator_of
 from td_compiler.errors import ConversionError
 from td_compiler.operators import Kind, Width
+from td_compiler.passes.prune import prune
 from td_compiler.passes.trace_channels import is_map
-from td_compiler.stages import Layer, Projection
+from td_compiler.stages import Layer
 
 __all__ = ["SetWidths", "is_depthwise", "place_of", "root_parameter"]
 
@@ -30,18 +31,32 @@ class SetWidths(Pass):
 
     def apply(self, conversion: Conversion) -> None:
         _Solver(conversion).solve()
-        if _prune(conversion):
+        if prune(conversion):
             _Solver(conversion).solve()
-        last = conversion.graphs()[-1].output_node().all_input_nodes[0]
-        if last.meta["width"] != conversion.captured.output.meta["width"]:
-            raise ConversionError(
-                "the output is no class score: it follows the width of the features; give the network a classifier."
-            )
+        _note_features(conversion)
 
     def ensures(self, conversion: Conversion) -> None:
         for graph in conversion.graphs():
             maps = [n for n in graph.nodes if n.op == "call_module"]
             assert all(isinstance(n.meta.get("width"), int) for n in maps)
+
+
+def _note_features(conversion: Conversion) -> None:
+    """A network without classifier returns its pooled features: as many as its last stage has, not as the source's."""
+    head = conversion.graphs()[-1]
+    width, expected = head.output_node().all_input_nodes[0].meta["width"], conversion.output_shape[1]
+    if width == expected:
+        return
+    read = next(iter(head.nodes)).meta["width"]
+    if width * conversion.found.features.meta["width"] != expected * read:
+        raise ConversionError(
+            f"the output is no class score but {expected} features of a flattened map: give the network a classifier,"
+            " or a global pooling for a head."
+        )
+    conversion.features = width
+    conversion.notes.append(
+        f"The network has no classifier: it returns its {width} features, where the source returns {expected}."
+    )
 
 
 class _Solver:
@@ -54,6 +69,7 @@ class _Solver:
         self._wanted: dict[fx.Node, tuple[int, int]] = {}  # class -> (place in the order, wish) of its first free layer
         self._multiple: dict[fx.Node, int] = {}  # class -> what its width must be a multiple of
         self._derived: dict[fx.Node, tuple[fx.Node, Fraction]] = {}  # node -> the one that it is a part or multiple of
+        self._copied: dict[fx.Node, tuple[fx.Node, int]] = {}  # node with filters for each channel -> that, its wish
 
     def solve(self) -> None:
         """Relate, then read off in running order."""
@@ -119,9 +135,10 @@ class _Solver:
             return
         if row is not None and row.width is Width.FREE:
             self._relate_layer(node, layer, operands[0], place)
+            for other in operands[1:]:
+                if other.op != "get_attr":  # what mixes the filters, one number for each expert
+                    self._given[self._find(other)] = int(other.meta["source"].meta["width"])
             return
-        if layer is not None and isinstance(layer.prototype, nn.GroupNorm) and layer.source == node.target:
-            self._need_multiple(operands[0], layer.prototype.num_groups)  # a new norm takes the groups that fit
         if "source" not in node.meta:
             for operand in operands:
                 self._union(node, operand)
@@ -129,22 +146,26 @@ class _Solver:
         self._relate_by_shape(node, operands)
 
     def _relate_layer(self, node: fx.Node, layer: Layer | None, operand: fx.Node, place: int) -> None:
-        """A layer that chooses its width, unless it has one group per input channel: then it keeps or multiplies."""
-        if layer is not None and is_depthwise(layer.prototype):
-            conv = layer.prototype
-            self._follow(node, operand, Fraction(int(conv.out_channels), int(conv.in_channels)))  # type: ignore[arg-type]
-            return
+        """A layer that chooses its width, unless it has one group per input channel: then it keeps it or a multiple."""
         wish = int(node.meta["wanted"] if "wanted" in node.meta else node.meta["source"].meta["width"])
+        if layer is not None and is_depthwise(layer.prototype):
+            if layer.prototype.out_channels == layer.prototype.in_channels:
+                self._union(node, operand)
+            else:
+                self._copied[node] = (operand, wish)
+            return
         root = self._find(node)
         self._wanted[root] = min((place, wish), self._wanted.get(root, (place, wish)))
-        groups = int(getattr(layer.prototype, "groups", 1)) if layer else 1
-        self._need_multiple(node, groups)
-        self._need_multiple(operand, groups)
+        if layer is not None and layer.source == node.target:  # a new layer takes the groups that fit
+            groups = int(getattr(layer.prototype, "groups", 1))
+            self._need_multiple(node, groups)
+            self._need_multiple(operand, groups)
 
     def _relate_by_shape(self, node: fx.Node, operands: list[fx.Node]) -> None:
         """By the bottom-up widths: what was equal stays equal, a part stays the same part."""
         source = node.meta["source"]
-        if operator_of(self.conversion, node) is None:
+        row = operator_of(self.conversion, node)
+        if row is None or row.width is Width.UNKNOWN:
             self._check_plain(node)
         if source.meta["axis"] == 1 and source.meta["size"] is None and self._folds_map(source):
             return
@@ -159,7 +180,7 @@ class _Solver:
                 self._union(other, first)
 
     def _check_plain(self, node: fx.Node) -> None:
-        """Without a row in the table an operator may not have parameters: they would say how channels flow."""
+        """Without a rule in the table an operator may not have parameters: they would say how channels flow."""
         layer = layer_of(self.conversion, node)
         of_layer = list(layer.prototype.parameters()) if layer else []
         if of_layer or any(n.op == "get_attr" and n.target != "training" for n in _arguments(node)):
@@ -209,11 +230,14 @@ class _Solver:
         return isinstance(dim, int) and dim % source.meta["value"].dim() == source.meta["axis"]
 
     def _folds_map(self, source: fx.Node) -> bool:
-        """Whether a node folds a map's pixels into features."""
+        """Whether a node folds a map's pixels into features; a map of one pixel only where no pooling made it so."""
         if source not in self.conversion.found.head:
             return False
         before = next(n for n in source.all_input_nodes if "width" in n.meta)
-        return source.meta["value"].dim() == 2 and is_map(before) and source.meta["width"] != before.meta["width"]
+        if source.meta["value"].dim() != 2 or not is_map(before):
+            return False
+        one_pixel = self.conversion.kind(source) is Kind.FLATTEN and not self._is_pooled(source)
+        return source.meta["width"] != before.meta["width"] or one_pixel
 
     def _evaluate(self, node: fx.Node) -> None:
         row, source = operator_of(self.conversion, node), node.meta.get("source")
@@ -221,6 +245,9 @@ class _Solver:
         if node in self._derived:
             operand, share = self._derived[node]
             self._given[self._find(node)] = int(self._width(operand) * share)
+        elif node in self._copied:
+            operand, wish = self._copied[node]
+            self._given[self._find(node)] = self._width(operand) * max(1, round(wish / self._width(operand)))
         elif row is not None and row.width is Width.SUM and node.op.startswith("call") and self._joins_channels(node):
             self._given[self._find(node)] = sum(self._width(n) for n in inputs)
         elif source is not None and node.op.startswith("call") and self._is_flatten(node):
@@ -235,10 +262,12 @@ class _Solver:
         """Height times width that a flatten folds into the features: fixed by a pooling before it, else the image's."""
         source = node.meta["source"]
         before = next(n for n in source.all_input_nodes if "width" in n.meta)
+        return math.prod(before.meta["size"] if self._is_pooled(source) else self.conversion.input_size[1:])
+
+    def _is_pooled(self, source: fx.Node) -> bool:
+        """Whether the head pools before a node of its own."""
         head = self.conversion.found.head
-        earlier = head[: head.index(source)]
-        pooled = any(self.conversion.kind(n) in {Kind.GLOBAL_POOL, Kind.POOL} for n in earlier)
-        return math.prod(before.meta["size"] if pooled else self.conversion.input_size[1:])
+        return any(self.conversion.kind(n) in {Kind.GLOBAL_POOL, Kind.POOL} for n in head[: head.index(source)])
 
     def _width(self, node: fx.Node) -> int:
         root = self._find(node)
@@ -282,65 +311,11 @@ def parameter_axis(node: fx.Node, user: fx.Node) -> int | None:
 
 def is_depthwise(module: nn.Module) -> bool:
     """Whether a convolution has one filter per input channel, so that it sets no width of its own."""
-    if not isinstance(module, nn.Conv2d):
-        return False
-    return module.groups == module.in_channels > 1
+    groups, inputs = getattr(module, "groups", 1), getattr(module, "in_channels", 0)
+    return bool(groups == inputs > 1)
 
 
 def place_of(node: fx.Node) -> str:
     """A bottom-up node as the user knows it: its module's path, else its name in the graph."""
     stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
     return stack[-1] if stack else node.name
-
-
-def _prune(conversion: Conversion) -> bool:
-    """Take away 1x1 transitions and projections between equal widths; whether there were any."""
-    pruned = False
-    for stage in conversion.stages:
-        adapted, x = stage.adapted, stage.x
-        if adapted is not None and x is not None and x.meta["width"] == adapted.meta["width"]:
-            adapted.replace_all_uses_with(x)
-            stage.adapted = None
-            pruned = True
-        for projection in stage.projections:
-            entrance = stage.inputs[projection.unit]
-            if entrance.meta["width"] == projection.join.meta["width"]:
-                _bypass(conversion, projection, entrance)
-                pruned = True
-        if pruned:
-            _erase_unused(stage.graph)
-    return pruned
-
-
-def _bypass(conversion: Conversion, projection: Projection, entrance: fx.Node) -> None:
-    """Let the join read the block's input, upsampled where the projection was."""
-    way: list[fx.Node] = []  # from the join back to where the projection reads
-    user, inner = projection.join, set(projection.nodes)
-    while True:
-        step = next((n for n in user.all_input_nodes if n in inner or _leads_from(conversion, n, inner)), None)
-        if step is None:
-            break
-        way.append(step)
-        user = step
-    if user is not projection.join and _is_upsample(conversion, user.all_input_nodes[0]):
-        way.append(user.all_input_nodes[0])
-    grown = [node for node in way if _is_upsample(conversion, node)]
-    projection.join.replace_input_with(way[0], grown[0] if grown else entrance)
-    if grown:
-        grown[0].replace_input_with(grown[0].all_input_nodes[0], entrance)
-
-
-def _leads_from(conversion: Conversion, node: fx.Node, inner: set[fx.Node]) -> bool:
-    """Whether a node upsamples one of the given nodes."""
-    return _is_upsample(conversion, node) and node.all_input_nodes[0] in inner
-
-
-def _is_upsample(conversion: Conversion, node: fx.Node) -> bool:
-    row = operator_of(conversion, node)
-    return row is not None and row.kind is Kind.UPSAMPLE
-
-
-def _erase_unused(graph: fx.Graph) -> None:
-    for node in reversed(graph.nodes):
-        if node.op.startswith("call_") and not node.users:
-            graph.erase_node(node)

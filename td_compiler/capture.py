@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -18,9 +19,10 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from td_compiler.errors import ConversionError
+from td_compiler.options import Task
 from td_compiler.tracing import NeedsLeaf, ValueTracer
 
-__all__ = ["Capture", "capture", "skeleton", "works_in_place"]
+__all__ = ["Capture", "capture", "check_output", "skeleton", "works_in_place"]
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
@@ -32,7 +34,7 @@ class Capture:
         graph: its operations; `node.meta["value"]` is what each computed, `node.meta["nn_module_stack"]` where.
         modules: the skeleton's modules by path, parameters on the meta device.
         image: the placeholder of the images (N, C, H, W).
-        output: the node of the class scores (N, K).
+        output: the node of what the network returns: class scores (N, K), an encoder's map (N, C, h, w).
         dropped: paths of modules whose branches for training were left out.
     """
 
@@ -41,7 +43,11 @@ class Capture:
         self.modules = dict(root.named_modules(remove_duplicate=False))
         self.image = next(node for node in graph.nodes if node.op == "placeholder")
         self.dropped: list[str] = []
-        self.output: fx.Node = graph.output_node().args[0]  # type: ignore[assignment]
+
+    @property
+    def output(self) -> fx.Node:
+        """What the graph returns."""
+        return self.graph.output_node().args[0]  # type: ignore[return-value]
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """The layer that a `call_module` node calls, else None."""
@@ -68,7 +74,7 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> Capture:
     error.
 
     Raises:
-        ConversionError: if the model cannot be traced, refuses the input size or returns no class scores.
+        ConversionError: if the model cannot be traced, or refuses the input size.
     """
     bones = skeleton(model)
     leaves: set[str] = set()
@@ -83,10 +89,10 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> Capture:
             leaves.add(reason.path)
     _drop_asserts(graph)
     captured = Capture(graph, bones)
+    _drop_identities(captured)
     captured.dropped = [path for path in tracer.branches_dropped if not isinstance(bones.get_submodule(path), _NORMS)]
     _functions_as_layers(captured)
     _values_for_places(captured)
-    _check_output(captured)
     return captured
 
 
@@ -95,6 +101,14 @@ def _drop_asserts(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if node.op == "call_function" and node.target is torch._assert:
             graph.erase_node(node)
+
+
+def _drop_identities(captured: Capture) -> None:
+    """Layers that return their input make no stage, no unit and no projection."""
+    for node in captured.graph.find_nodes(op="call_module"):
+        if isinstance(captured.module(node), nn.Identity):
+            node.replace_all_uses_with(node.args[0])
+            captured.graph.erase_node(node)
 
 
 def _values_for_places(captured: Capture) -> None:
@@ -125,6 +139,7 @@ def _functions_as_layers(captured: Capture) -> None:
 
     So a norm with an activation of its own is read as norm and activation, and follows the mode as any norm does.
     """
+    made: set[str] = set()
     for node in captured.graph.nodes:
         make = _LAYERS_OF.get(node.target) if node.op == "call_function" else None
         if make is None:
@@ -139,9 +154,10 @@ def _functions_as_layers(captured: Capture) -> None:
             layer._parameters[part] = getattr(owner, part, None)
         for part in list(layer._buffers):
             layer._buffers[part] = getattr(owner, part, None)
-        _rename_children(captured, path)
         captured.modules[path] = layer
+        made.add(path)
         node.op, node.target, node.args, node.kwargs = "call_module", path, (given["input"],), {}
+    _rename_children(captured, made)
 
 
 def _arguments(node: fx.Node) -> dict[str, Any]:
@@ -195,21 +211,42 @@ _LAYERS_OF: dict[Any, Callable[[dict[str, Any]], nn.Module]] = {
 }
 
 
-def _rename_children(captured: Capture, path: str) -> None:
+def _rename_children(captured: Capture, made: set[str]) -> None:
     """What was a child of a module that is now a layer stands beside it: `bn1.act` -> `bn1_act`."""
-    for node in captured.graph.nodes:
+    for node in captured.graph.find_nodes(op="call_module"):
         target = str(node.target)
-        if node.op == "call_module" and target.startswith(path + "."):
-            module = captured.modules[target]
-            if next(module.parameters(), None) is None:
-                node.target = path + "_" + target[len(path) + 1 :].replace(".", "_")
-                captured.modules[node.target] = module
+        parents = itertools.accumulate(target.split(".")[:-1], "{}.{}".format)
+        path = next((parent for parent in parents if parent in made), None)
+        module = captured.modules[target]
+        if path is not None and next(module.parameters(), None) is None:
+            node.target = path + "_" + target[len(path) + 1 :].replace(".", "_")
+            captured.modules[node.target] = module
 
 
-def _check_output(captured: Capture) -> None:
+def check_output(captured: Capture, task: Task) -> None:
+    """Refuse a network that does not return one tensor of the form that the task starts from.
+
+    Raises:
+        ConversionError: naming what the network returns instead.
+    """
     output = captured.output
     value = output.meta["value"] if isinstance(output, fx.Node) else None
-    if not isinstance(value, torch.Tensor) or value.dim() != 2:
-        kind = type(output if value is None else value).__name__
-        shape = f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"({kind})"
-        raise ConversionError(f"the output {shape} is no class score: the network must return one tensor (N, classes).")
+    allowed, dims = _OUTPUTS[task]
+    if isinstance(value, torch.Tensor) and value.dim() in dims:
+        return
+    kind = type(output if value is None else value).__name__
+    shape = f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"({kind})"
+    raise ConversionError(f"the output {shape} is {allowed}")
+
+
+_OUTPUTS: dict[Task, tuple[str, set[int]]] = {
+    "classification": (
+        "no class score: the network must return one tensor (N, classes), or, as an encoder for task='segmentation',"
+        " one map (N, C, H, W).",
+        {2},
+    ),
+    "segmentation": (
+        "neither a map nor a class score: an encoder must return one tensor, (N, C, H, W) or (N, classes).",
+        {2, 4},
+    ),
+}

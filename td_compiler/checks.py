@@ -17,6 +17,8 @@ import torch
 from torch import nn
 
 from td_compiler.emission import emit_source
+from td_compiler.network import TopDownNet
+from td_compiler.operators import Width, lookup
 from td_compiler.settings import compare_settings, filters_of, left_out
 from td_compiler.subject import Size, Subject, tensors_in
 
@@ -64,12 +66,12 @@ def describe(error: Exception) -> str:
 
 
 def output_shape(subject: Subject) -> str:
-    """Class scores have the source's shape, at the size read and at an odd one (SPEC 2.8)."""
+    """Scores have the source's shape, or for pixels the image's, at the size read and at an odd one (SPEC 2.8)."""
     for size in subject.sizes:
-        expected, scores = subject.source_shape(size), subject.maps(size)[2]
+        expected, scores = subject.expected_shape(size), subject.maps(size)[2]
         if scores.shape != expected:
-            raise Violation(f"{tuple(scores.shape)} where the source gives {tuple(expected)} for {_times(size)}")
-    shape = tuple(subject.source_shape(subject.sizes[0]))
+            raise Violation(f"{tuple(scores.shape)} for images of {_times(size)}, expected {tuple(expected)}")
+    shape = tuple(subject.expected_shape(subject.sizes[0]))
     other = f" and {_times(subject.sizes[1])}" if len(subject.sizes) > 1 else "; the source takes no odd size"
     return f"{shape} for images of {_times(subject.sizes[0])}{other}"
 
@@ -145,21 +147,27 @@ def _pair(scale: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def widths(subject: Subject) -> str:
-    """The stages' widths are the source's in the order of the arrangement (SPEC 2.6)."""
+    """The stages' widths are the source's in the order of the arrangement (SPEC 2.6).
+
+    Under `uniform` a body that concatenates has the common width only about: it is the sum of parts that have groups to
+    keep, or that add to what they read.
+    """
     rows = subject.td.report.stages[:-1]
     before = [row.bottom_up.width for row in rows if row.bottom_up is not None and row.bottom_up.units]
     after = [row.top_down.width for row in rows if row.top_down.units]
     how, wanted = subject.options.filters, subject.options.head_width
     if len(before) != len(after):
         raise Violation(f"{len(before)} stages with a body in the source, {len(after)} in the top-down network")
-    arrangements = {"mirror": before, "reversed": before[::-1], "uniform": [after[-1]] * len(after)}
+    sums = [how == "uniform" and _concatenates(subject.td, row.name) for row in rows if row.top_down.units]
+    common = next((width for width, is_sum in zip(after, sums, strict=True) if not is_sum), min(after))
+    arrangements = {"mirror": before, "reversed": before[::-1], "uniform": [common] * len(after)}
     expected = arrangements[how]
-    compared = list(zip(after, expected, strict=True))
+    compared = list(zip(after, expected, sums, strict=True))
     if wanted is not None:
         if after[0] < min(wanted, expected[0]):
             raise Violation(f"the last stage has {after[0]} filters where at least {wanted} were asked for")
         compared = compared[1:]
-    if any(found != should for found, should in compared):
+    if any(2 * found < should if is_sum else found != should for found, should, is_sum in compared):
         raise Violation(f"widths {after[::-1]}, coarse to fine, under {how!r}; expected {expected[::-1]}")
     if how != "uniform" and wanted is None:
         filters = filters_of(subject.model, subject.td, subject.images(subject.sizes[0], "meta"))
@@ -167,6 +175,14 @@ def widths(subject: Subject) -> str:
         if changed:
             raise Violation(f"under {how!r} convolutions keep their filters, but not {_few(changed)}")
     return f"{', '.join(map(str, after[::-1]))}, coarse to fine; in the source {', '.join(map(str, before[::-1]))}"
+
+
+def _concatenates(td: TopDownNet, stage: str) -> bool:
+    """Whether the body of a stage concatenates channels; that the merge does is no matter."""
+    graph = next(segment.graph for segment in td.segments if segment.name == stage)
+    rows = ((node, lookup(node, None)) for node in graph.nodes if node.op == "call_function")
+    sums = [node for node, row in rows if row is not None and row.width is Width.SUM]
+    return any(not str(node.meta.get("unit")).startswith("merge.") for node in sums)
 
 
 def settings(subject: Subject) -> str:
@@ -178,8 +194,12 @@ def settings(subject: Subject) -> str:
 
 
 def names(subject: Subject) -> str:
-    """The source's layers are there under their names; only stem and projections may have gone (SPEC 2.2, 2.4)."""
-    lost, stem, kept = left_out(subject.model, subject.td, subject.images(subject.sizes[0], "meta"))
+    """The source's layers are there under their names; only stem and projections may have gone (SPEC 2.2, 2.4).
+
+    So may its classifier for the sake of one for pixels (SPEC 6.5).
+    """
+    images, own_head = subject.images(subject.sizes[0], "meta"), subject.options.task == "classification"
+    lost, stem, kept = left_out(subject.model, subject.td, images, head=own_head)
     if lost:
         raise Violation(f"gone from the top-down network: {_few(lost)}")
     return f"{kept} layers" + (f"; the stem's {_few(stem)} live on in the entries" if stem else "")

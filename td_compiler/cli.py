@@ -18,6 +18,21 @@ import typer
 from typer.core import TyperGroup
 
 from td_compiler import __version__
+from td_compiler.cli_options import (
+    Arguments,
+    Debug,
+    Downsample,
+    Filters,
+    HeadWidth,
+    Init,
+    InputSize,
+    Merge,
+    NumClasses,
+    Source,
+    Stem,
+    Task,
+    Upsample,
+)
 from td_compiler.errors import ConversionError
 
 __all__ = ["app", "main"]
@@ -87,66 +102,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_NETWORK = "The top-down network"
-
-Source = Annotated[
-    str,
-    typer.Argument(metavar="SOURCE", help="model.py, model.py:NAME, zoo:NAME, torchvision:NAME or timm:NAME."),
-]
-Arguments = Annotated[
-    list[str] | None,
-    typer.Option("--arg", metavar="KEY=VALUE", help="A keyword argument of the model's class or factory; repeatable."),
-]
-InputSize = Annotated[
-    str | None,
-    typer.Option(
-        "--input-size", metavar="C,H,W", help="The image size; by default the model's own, or found by trying."
-    ),
-]
-Filters = Annotated[
-    str | None,
-    typer.Option(
-        metavar="mirror|uniform|reversed",
-        help="Widths: the stages' own, one for all, or growing with depth. The first is the default, here and below.",
-        rich_help_panel=_NETWORK,
-    ),
-]
-Merge = Annotated[
-    str | None,
-    typer.Option(
-        metavar="combined|add|concat", help="How a map x takes in the image's entry e.", rich_help_panel=_NETWORK
-    ),
-]
-Upsample = Annotated[
-    str | None,
-    typer.Option(metavar="nearest|bilinear|transposed", help="How maps grow.", rich_help_panel=_NETWORK),
-]
-Downsample = Annotated[
-    str | None,
-    typer.Option(
-        metavar="gaussian|blur|blurpool|pool|none|area|laplacian",
-        help="How the image is brought to each scale.",
-        rich_help_panel=_NETWORK,
-    ),
-]
-Stem = Annotated[
-    str | None,
-    typer.Option(metavar="trailing|leading", help="Where the stem's downsampling is undone.", rich_help_panel=_NETWORK),
-]
-HeadWidth = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="Widen the last unit to at least N filters.", rich_help_panel=_NETWORK),
-]
-Init = Annotated[
-    str | None,
-    typer.Option(
-        metavar="keep|fresh",
-        help="Keep weights whose shape did not change, or draw all anew.",
-        rich_help_panel=_NETWORK,
-    ),
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-
 
 @app.callback()
 def _tdc(
@@ -177,6 +132,8 @@ def convert(
     stem: Stem = None,
     head_width: HeadWidth = None,
     init: Init = None,
+    task: Task = None,
+    num_classes: NumClasses = None,
     input_size: InputSize = None,
     arg: Arguments = None,
     out: Annotated[
@@ -203,6 +160,8 @@ def convert(
             stem=stem,
             head_width=head_width,
             init=init,
+            task=task,
+            num_classes=num_classes,
             input_size=input_size,
         )
         commands.convert(request, out, weights=weights, force=force)
@@ -224,6 +183,8 @@ def inspect(
     stem: Stem = None,
     head_width: HeadWidth = None,
     init: Init = None,
+    task: Task = None,
+    num_classes: NumClasses = None,
     input_size: InputSize = None,
     arg: Arguments = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -247,6 +208,8 @@ def inspect(
             stem=stem,
             head_width=head_width,
             init=init,
+            task=task,
+            num_classes=num_classes,
             input_size=input_size,
         )
         commands.inspect(request, as_json=as_json, plot=plot)
@@ -262,6 +225,8 @@ def verify(
     stem: Stem = None,
     head_width: HeadWidth = None,
     init: Init = None,
+    task: Task = None,
+    num_classes: NumClasses = None,
     input_size: InputSize = None,
     arg: Arguments = None,
     meta: Annotated[
@@ -285,6 +250,8 @@ def verify(
             stem=stem,
             head_width=head_width,
             init=init,
+            task=task,
+            num_classes=num_classes,
             input_size=input_size,
         )
         return 0 if commands.verify(request, meta=meta) else 1

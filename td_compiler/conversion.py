@@ -36,6 +36,7 @@ class Conversion:
         modules: path -> module, once the widths are known.
         parameters: path -> parameter or buffer that stands outside any layer.
         result: the finished network.
+        features: how many features the network returns, once the widths are known, if it has no classifier.
         notes: sentences for the report.
     """
 
@@ -52,6 +53,7 @@ class Conversion:
     modules: dict[str, nn.Module] = field(default_factory=dict)
     parameters: dict[str, torch.Tensor] = field(default_factory=dict)
     result: TopDownNet | None = None
+    features: int | None = None
     notes: list[str] = field(default_factory=list)
 
     @cached_property
@@ -70,6 +72,14 @@ class Conversion:
         """The stages found; only after the pass `FindStages`."""
         assert self.bottom_up is not None, "FindStages has not run"
         return self.bottom_up
+
+    @property
+    def output_shape(self) -> torch.Size:
+        """What the top-down network puts out for as many images as the source was traced with."""
+        given: torch.Size = self.captured.output.meta["value"].shape
+        if self.options.task == "segmentation":
+            return torch.Size((given[0], self.options.num_classes or 0, *self.input_size[1:]))
+        return torch.Size((given[0], self.features)) if self.features is not None else given
 
     def growth(self, node: fx.Node) -> Pair:
         """The factor (height, width) by which a bottom-up node makes its map larger; a padding's rounds to 1."""

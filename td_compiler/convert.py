@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from td_compiler.capture import Capture, capture
+from td_compiler.capture import Capture, capture, check_output
 from td_compiler.conversion import Conversion
 from td_compiler.errors import ConversionError
 from td_compiler.input_size import find_input_size
 from td_compiler.network import TopDownNet
-from td_compiler.options import Downsampler, Filters, Init, Merge, Options, Stem, Upsample
+from td_compiler.options import Downsampler, Filters, Init, Merge, Options, Stem, Task, Upsample
 from td_compiler.passes import PIPELINE
 from td_compiler.pyramid import Downsample
 
@@ -26,13 +26,16 @@ def reverse(
     stem: Stem = "trailing",
     head_width: int | None = None,
     init: Init = "keep",
+    task: Task = "classification",
+    num_classes: int | None = None,
     input_size: tuple[int, int, int] | None = None,
 ) -> TopDownNet:
     """Turn a bottom-up CNN into its top-down network (Lelekas et al., Top-Down Networks, section 3).
 
     Args:
         model: a CNN that takes images (N, C, H, W) and returns class scores (N, K). It is never changed; it may live on
-            any device, the meta device included, in any floating dtype.
+            any device, the meta device included, in any floating dtype. For `task="segmentation"` it may be an
+            encoder that returns its last map (N, C, h, w).
         filters: `mirror` reverses the stages with their widths, `uniform` gives every unit the median width, `reversed`
             keeps the widths growing with depth (paper section 3.3).
         merge: how a scale's map and image meet: `combined`, `add` or `concat` (thesis section 3.2).
@@ -44,6 +47,10 @@ def reverse(
         head_width: widen the last unit to at least this many filters; the papers' remedy for a gap in accuracy.
         init: `keep` leaves parameters and buffers whose shape did not change as they are and draws the others by the
             model's `initialise(module)` if it has one, else He-normal; `fresh` draws all anew from torch's seed.
+        task: `classification` keeps the model's head. `segmentation` gives the network a classifier of pixels, a 1x1
+            convolution `segmentation_head` on the last map, in place of the model's own classifier, if it has one
+            (paper, experiment 3): images (N, C, H, W) become scores (N, num_classes, H, W).
+        num_classes: the number of classes that a pixel can have, for `segmentation` alone.
         input_size: (C, H, W) at which the network is read. Default: the model's own metadata, else found by trying.
 
     Returns:
@@ -60,11 +67,14 @@ def reverse(
         stem=stem,
         head_width=head_width,
         init=init,
+        task=task,
+        num_classes=num_classes,
         input_size=input_size,
     )
     if not isinstance(model, nn.Module):
         raise ConversionError(f"model is a {type(model).__name__}, not an nn.Module: pass an instance of the network.")
     captured, size, note = _capture(model, options)
+    check_output(captured, options.task)
     conversion = Conversion(model, options, size, captured, notes=[note] if note else [])
     for step in PIPELINE:
         step(conversion)

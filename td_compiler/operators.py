@@ -20,7 +20,7 @@ from torch import fx, nn
 
 from td_compiler.upsample import TransposedUpsample, upsample_bilinear, upsample_nearest
 
-__all__ = ["FUNCTIONS", "LAYERS", "METHODS", "Kind", "Operator", "Width", "lookup"]
+__all__ = ["FUNCTIONS", "LAYERS", "LIBRARY_LAYERS", "METHODS", "Kind", "Operator", "Width", "layer_row", "lookup"]
 
 
 class Kind(Enum):
@@ -40,6 +40,8 @@ class Kind(Enum):
     IDENTITY = auto()
     SIZE = auto()
     ATTENTION = auto()
+    PRODUCT = auto()  # of matrices
+    SOFTMAX = auto()  # of scores, or of weights: no activation for new layers to have as well
     ALONG_CHANNELS = auto()
 
 
@@ -51,6 +53,7 @@ class Width(Enum):
     SUM = auto()  # the inputs' channels one after the other
     FLAT = auto()  # channels times height times width
     NONE = auto()  # the output has no channels (a size, a number)
+    UNKNOWN = auto()  # no rule: a parameter among the inputs would say
 
 
 Pair = tuple[int, int]
@@ -72,9 +75,18 @@ def _module_stride(node: fx.Node, module: nn.Module | None) -> Pair:
     return pair(stride if stride is not None else module.kernel_size)  # type: ignore[union-attr, arg-type]
 
 
+def pool_kernel(node: fx.Node, module: nn.Module | None) -> Pair | None:
+    """The (height, width) that a pooling sees; None where neither its layer nor its arguments say."""
+    kernel = getattr(module, "kernel_size", None) if module is not None else _argument(node, 1, "kernel_size")
+    return pair(kernel) if isinstance(kernel, (int, tuple, list)) else None
+
+
+def _argument(node: fx.Node, at: int, name: str) -> Any:
+    return node.kwargs.get(name, node.args[at] if len(node.args) > at else None)
+
+
 def _pool_function_stride(node: fx.Node, module: nn.Module | None) -> Pair:
-    kernel = node.kwargs.get("kernel_size", node.args[1] if len(node.args) > 1 else 1)
-    stride = node.kwargs.get("stride", node.args[2] if len(node.args) > 2 else None) or kernel
+    stride: Any = _argument(node, 2, "stride") or _argument(node, 1, "kernel_size")
     return pair(stride) if isinstance(stride, (int, tuple, list)) else (1, 1)
 
 
@@ -91,8 +103,10 @@ class Operator:
         kind: the role in a unit.
         width: how the channels flow.
         stride: (node, module) -> (height, width) factor by which the map shrinks.
-        axes: parameter or buffer name -> the widths along its leading axes: "out", "in" or "in/groups".
-        sizes: attribute name of the module -> "out" or "in": numbers that follow the widths.
+        axes: parameter or buffer name -> the widths along its leading axes: "out", "in", "in/groups" or "filters" (all
+            filters in one row); under any other name an axis keeps its length.
+        sizes: attribute name of the module -> "out", "in" or "filters" (their shape): numbers that follow the widths.
+        padding: attributes that must have these values for the layer to pad by its `padding` and nothing else.
     """
 
     kind: Kind
@@ -100,6 +114,12 @@ class Operator:
     stride: Callable[[fx.Node, nn.Module | None], Pair] = _unit_stride
     axes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     sizes: Mapping[str, str] = field(default_factory=dict)
+    padding: Mapping[str, Any] = field(default_factory=dict)
+
+    def taps(self, layer: nn.Module) -> int:
+        """How many products make one number of a convolution's or linear layer's output."""
+        row: int = layer.weight[0].numel()  # type: ignore[union-attr, operator, index]
+        return row if self.axes["weight"][0] == "out" else row // int(layer.out_channels)  # type: ignore[arg-type]
 
 
 _PER_CHANNEL = {"weight": ("in",), "bias": ("in",)}
@@ -116,6 +136,7 @@ _BATCH_NORM = Operator(
     sizes={"num_features": "in"},
 )
 _ACTIVATION = Operator(Kind.ACTIVATION)
+_SOFTMAX = Operator(Kind.SOFTMAX)
 _DROPOUT = Operator(Kind.DROPOUT)
 _POOL = Operator(Kind.POOL, stride=_module_stride)
 _GLOBAL_POOL = Operator(Kind.GLOBAL_POOL)
@@ -125,6 +146,7 @@ _FLATTEN = Operator(Kind.FLATTEN, Width.FLAT)
 _SIZE = Operator(Kind.SIZE, Width.NONE)
 _UPSAMPLE = Operator(Kind.UPSAMPLE)
 _ATTENTION = Operator(Kind.ATTENTION)
+_PRODUCT = Operator(Kind.PRODUCT, Width.UNKNOWN)
 
 LAYERS: dict[type[nn.Module], Operator] = {
     nn.Conv2d: _CONV,
@@ -145,10 +167,11 @@ LAYERS: dict[type[nn.Module], Operator] = {
         (
             *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.RReLU),
             *(nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.LogSigmoid),
-            *(nn.Tanhshrink, nn.Softshrink, nn.Hardshrink, nn.Threshold, nn.LogSoftmax, nn.Softmax),
+            *(nn.Tanhshrink, nn.Softshrink, nn.Hardshrink, nn.Threshold),
         ),
         _ACTIVATION,
     ),
+    **dict.fromkeys((nn.LogSoftmax, nn.Softmax), _SOFTMAX),
     nn.PReLU: Operator(Kind.ACTIVATION, axes={"weight": ("in",)}, sizes={"num_parameters": "in"}),
     **dict.fromkeys((nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout), _DROPOUT),
     **dict.fromkeys((nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d), _POOL),
@@ -161,15 +184,27 @@ LAYERS: dict[type[nn.Module], Operator] = {
     nn.MultiheadAttention: _ATTENTION,
 }
 
+# Layers of libraries that need not be installed, by the qualified name of their class.
+LIBRARY_LAYERS: dict[str, Operator] = {
+    "timm.layers.cond_conv2d.CondConv2d": Operator(  # mixes its filters for every image from those of some experts
+        Kind.CONV,
+        Width.FREE,
+        _module_stride,
+        axes={"weight": ("experts", "filters"), "bias": ("experts", "out")},
+        sizes={"weight_shape": "filters", "bias_shape": "out", "in_channels": "in", "out_channels": "out"},
+        padding={"dynamic_padding": False},
+    ),
+}
+
 FUNCTIONS: dict[Callable[..., Any], Operator] = {
     **dict.fromkeys(
         (
             *(F.relu, F.relu_, torch.relu, torch.relu_, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish),
             *(F.hardswish, F.hardsigmoid, F.hardtanh, F.softplus, F.sigmoid, torch.sigmoid, F.tanh, torch.tanh),
-            *(F.log_softmax, F.softmax, torch.softmax, torch.log_softmax),
         ),
         _ACTIVATION,
     ),
+    **dict.fromkeys((F.log_softmax, F.softmax, torch.softmax, torch.log_softmax), _SOFTMAX),
     **dict.fromkeys((F.dropout, F.dropout2d, F.alpha_dropout), _DROPOUT),
     **dict.fromkeys((F.max_pool2d, F.avg_pool2d, torch.max_pool2d), Operator(Kind.POOL, stride=_pool_function_stride)),
     **dict.fromkeys((F.adaptive_avg_pool2d, F.adaptive_max_pool2d), _GLOBAL_POOL),
@@ -186,27 +221,36 @@ FUNCTIONS: dict[Callable[..., Any], Operator] = {
     **dict.fromkeys((torch.cat, torch.concat), _CONCAT),
     torch.flatten: _FLATTEN,
     **dict.fromkeys((F.scaled_dot_product_attention, F.multi_head_attention_forward), _ATTENTION),
+    **dict.fromkeys((operator.matmul, torch.matmul, torch.bmm, torch.baddbmm, torch.einsum), _PRODUCT),
     **dict.fromkeys((upsample_nearest, upsample_bilinear), _UPSAMPLE),
     **dict.fromkeys((getattr, operator.getitem, operator.floordiv, operator.eq), _SIZE),
 }
 
 METHODS: dict[str, Operator] = {
-    **dict.fromkeys(("relu", "relu_", "sigmoid", "tanh", "softmax", "log_softmax"), _ACTIVATION),
+    **dict.fromkeys(("relu", "relu_", "sigmoid", "tanh"), _ACTIVATION),
+    **dict.fromkeys(("softmax", "log_softmax"), _SOFTMAX),
     **dict.fromkeys(("mean", "amax"), _GLOBAL_POOL),
     **dict.fromkeys(("add", "add_", "sub", "mul", "mul_", "div"), _JOIN),
     **dict.fromkeys(("flatten", "view", "reshape", "squeeze"), _FLATTEN),
     **dict.fromkeys(("contiguous", "clone", "float", "to"), Operator(Kind.IDENTITY)),
+    **dict.fromkeys(("matmul", "bmm", "baddbmm"), _PRODUCT),
     **dict.fromkeys(("size", "dim"), _SIZE),
 }
 
 
-def lookup(node: fx.Node, module: nn.Module | None) -> Operator | None:
-    """The row of a graph node, or None where the table has none; `module` is the layer that a `call_module` calls.
+def layer_row(module: nn.Module | None) -> Operator | None:
+    """The row of a layer's class or of the nearest of its bases that has one: a user's `Conv2d` has torch's row."""
+    for base in type(module).__mro__:
+        row = LAYERS.get(base) or LIBRARY_LAYERS.get(f"{base.__module__}.{base.__qualname__}")
+        if row is not None:
+            return row
+    return None
 
-    A layer's class is looked up along its bases, so a user's subclass of `Conv2d` has Conv2d's row.
-    """
+
+def lookup(node: fx.Node, module: nn.Module | None) -> Operator | None:
+    """The row of a graph node, or None where the table has none; `module` is the layer that a `call_module` calls."""
     if node.op == "call_module":
-        return next((LAYERS[base] for base in type(module).__mro__ if base in LAYERS), None)
+        return layer_row(module)
     if node.op == "call_function":
         return FUNCTIONS.get(node.target)  # type: ignore[arg-type]
     if node.op == "call_method":

@@ -12,13 +12,14 @@ import torch
 from td_compiler.errors import ConversionError
 from td_compiler.pyramid import Downsample
 
-__all__ = ["Downsampler", "Filters", "Init", "Merge", "Options", "Stem", "Upsample"]
+__all__ = ["Downsampler", "Filters", "Init", "Merge", "Options", "Stem", "Task", "Upsample"]
 
 Filters = Literal["mirror", "uniform", "reversed"]
 Merge = Literal["combined", "add", "concat"]
 Upsample = Literal["nearest", "bilinear", "transposed"]
 Stem = Literal["trailing", "leading"]
 Init = Literal["keep", "fresh"]
+Task = Literal["classification", "segmentation"]
 Downsampler = Callable[[torch.Tensor, int], torch.Tensor]
 
 
@@ -37,16 +38,19 @@ class Options:
     stem: Stem = "trailing"
     head_width: int | None = None
     init: Init = "keep"
+    task: Task = "classification"
+    num_classes: int | None = None
     input_size: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
-        choices = {"filters": Filters, "merge": Merge, "upsample": Upsample, "stem": Stem, "init": Init}
+        choices = {"filters": Filters, "merge": Merge, "upsample": Upsample, "stem": Stem, "init": Init, "task": Task}
         for name, allowed in choices.items():
             _check_choice(name, getattr(self, name), get_args(allowed))
         if not callable(self.downsample):
             _check_choice("downsample", self.downsample, get_args(Downsample), or_else="a callable (images, factor)")
         if self.head_width is not None and not _positive(self.head_width):
             raise ConversionError(f"head_width={self.head_width!r} must be a positive number of filters or None.")
+        self._check_classes()
         if self.input_size is not None:
             size = self.input_size
             if not isinstance(size, (tuple, list)) or len(size) != 3 or not all(map(_positive, size)):
@@ -54,6 +58,16 @@ class Options:
                     f"input_size={size!r} must be three positive numbers (C, H, W), e.g. (3, 224, 224)."
                 )
             object.__setattr__(self, "input_size", tuple(size))
+
+    def _check_classes(self) -> None:
+        if self.task == "classification" and self.num_classes is not None:
+            raise ConversionError(
+                f"num_classes={self.num_classes!r} is for task='segmentation': a classifier keeps the source's classes."
+            )
+        if self.task == "segmentation" and not _positive(self.num_classes):
+            raise ConversionError(
+                f"num_classes={self.num_classes!r} must be a positive number for task='segmentation', e.g. 12."
+            )
 
 
 def _positive(value: Any) -> bool:

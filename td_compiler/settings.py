@@ -11,14 +11,14 @@ from torch import fx, nn
 
 from td_compiler.capture import skeleton
 from td_compiler.network import TopDownNet
+from td_compiler.operators import layer_row
 
 __all__ = ["compare_settings", "filters_of", "left_out"]
 
-# What the method changes: strides and padding keep the size of the map, sizes follow the widths (SPEC 2.4, 2.6).
+# What the method changes beside the sizes that follow the widths: a stage's operations keep the size of its map (SPEC
+# 2.4, 2.6).
 _FOLLOWS = {
     *("stride", "padding", "_reversed_padding_repeated_twice", "ceil_mode", "training"),
-    *("in_channels", "out_channels", "num_features", "num_channels", "in_features", "out_features"),
-    *("num_parameters", "normalized_shape"),
     "inplace",  # no part of what a layer computes; off where a value has other readers
 }
 _PLAIN = (bool, int, float, str, type(None))
@@ -54,9 +54,11 @@ def compare_settings(model: nn.Module, td: nn.Module, filters: str) -> tuple[int
         if type(before) is not type(after):
             differences.append(f"{path} is a {type(after).__name__}, not a {type(before).__name__}")
             continue
+        row = layer_row(before)
         ignored = {*_FOLLOWS, *(("kernel_size",) if filters == "reversed" else ())}
-        if filters == "uniform":
-            ignored |= {name for name in ("groups", "num_groups") if _had_to_change(before, after, name)}
+        ignored |= {*row.sizes, *row.padding} if row is not None else set()
+        groups = ("groups", "num_groups") if filters == "uniform" else ("num_groups",)
+        ignored |= {name for name in groups if _had_to_change(before, after, name)}
         if _is_depthwise(before):
             ignored.add("groups")
             if after.groups not in (after.in_channels, after.out_channels):
@@ -70,7 +72,7 @@ def compare_settings(model: nn.Module, td: nn.Module, filters: str) -> tuple[int
 
 
 def _had_to_change(before: nn.Module, after: nn.Module, name: str) -> bool:
-    """Whether the common width does not divide into the groups of the source, but into those that there are now."""
+    """Whether the width does not divide into the groups of the source, but into those that there are now."""
     sizes = [getattr(after, size) for size in ("in_channels", "out_channels", "num_channels") if hasattr(after, size)]
     old, new = getattr(before, name, 1), getattr(after, name, 1)
     return any(size % old for size in sizes) and not any(size % new for size in sizes)
@@ -121,16 +123,20 @@ def _note_size(sizes: dict[str, torch.Size], path: str, _: nn.Module, inputs: An
         sizes[path] = inputs[0].shape[2:]
 
 
-def left_out(model: nn.Module, td: TopDownNet, images: torch.Tensor) -> tuple[list[str], list[str], int]:
+def left_out(
+    model: nn.Module, td: TopDownNet, images: torch.Tensor, *, head: bool = True
+) -> tuple[list[str], list[str], int]:
     """The layers that ran in the source but are gone: (those that should not be, the stem's), and how many are kept.
 
     Only layers that compute something of their own count: with parameters, or random (dropout, stochastic depth).
+    Without `head` those after the last one that is kept may be gone: they are the source's classifier.
     """
     ran = _run_order(model, images)
     there = {_own_name(path): module for path, module in td.named_modules(remove_duplicate=False)}
     kept = [path in there for path in ran]
     first = kept.index(True) if True in kept else len(kept)
-    gone = [path for path in list(ran)[first:] if path not in there]
+    last = len(kept) if head else max((i + 1 for i, is_kept in enumerate(kept) if is_kept), default=0)
+    gone = [path for path in list(ran)[first:last] if path not in there]
     projections = {path.rpartition(".")[0] for path in gone if _projects(ran[path])}
     lost = [path for path in gone if not _projects(ran[path]) and path.rpartition(".")[0] not in projections]
     # layers that drop by a function are there as that function

@@ -100,6 +100,11 @@ class StageGraph:
     boundaries: list[Boundary]
     head: list[fx.Node]
 
+    @property
+    def features(self) -> fx.Node:
+        """What the head reads; only where there is a head."""
+        return next(n for n in self.head[0].all_input_nodes if "width" in n.meta)
+
 
 @dataclass(eq=False)
 class Layer:

@@ -55,13 +55,14 @@ def _read(conversion: Conversion, units: Iterable[Unit]) -> Style | None:
     for unit in units:
         for node in unit.nodes:
             kind = conversion.kind(node)
-            if kind in {Kind.CONV, Kind.NORM, Kind.ACTIVATION}:
+            is_plain = kind is not Kind.CONV or isinstance(conversion.captured.module(node), nn.Conv2d)
+            if kind in {Kind.CONV, Kind.NORM, Kind.ACTIVATION} and is_plain:
                 first.setdefault(kind, node)
     if Kind.CONV not in first:
         return None
     order = list(first)
     conv = conversion.captured.module(first[Kind.CONV])
-    assert isinstance(conv, nn.Conv2d), f"{first[Kind.CONV]} is no convolution layer"
+    assert isinstance(conv, nn.Conv2d)
     return Style(conv, first.get(Kind.NORM), first.get(Kind.ACTIVATION), order.index(Kind.CONV) > 0)
 
 

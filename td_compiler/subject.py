@@ -14,6 +14,7 @@ from torch import nn
 
 from td_compiler.capture import skeleton
 from td_compiler.network import TopDownNet
+from td_compiler.operators import Width, lookup
 from td_compiler.options import Options
 
 __all__ = ["Size", "Subject", "tensors_in"]
@@ -68,7 +69,7 @@ class Subject:
 
     @cached_property
     def outputs(self) -> dict[Size, torch.Size]:
-        """The shape of the source's scores at every size tried."""
+        """The shape of what the source returns at every size tried."""
         return {}
 
     def _takes(self, size: Size) -> bool:
@@ -79,11 +80,33 @@ class Subject:
         return True
 
     def source_shape(self, size: Size) -> torch.Size:
-        """The shape of the source's class scores for a batch of images."""
+        """The shape of what the source returns for a batch of images."""
         if size not in self.outputs:
             scores = self._run(self.bones[0], lambda: copy.deepcopy(self.model), size)
             self.outputs[size] = next(iter(tensors_in(scores))).shape
         return self.outputs[size]
+
+    def expected_shape(self, size: Size) -> torch.Size:
+        """The shape that the top-down network's scores must have: the source's, or one score per class and pixel.
+
+        Without a classifier the features follow the width of the last stage, in the source and here.
+        """
+        given = self.source_shape(size)
+        if self.options.task == "segmentation":
+            return torch.Size((given[0], self.options.num_classes or 0, *size[1:]))
+        if self._has_classifier:
+            return given
+        rows = self.td.report.stages[:-1]
+        last = next(row.bottom_up.width for row in reversed(rows) if row.bottom_up is not None)
+        return torch.Size((given[0], given[1] * rows[0].top_down.width // last))
+
+    @cached_property
+    def _has_classifier(self) -> bool:
+        """Whether the head has a layer that sets the number of scores, whatever it reads."""
+        nodes = self.td.segments[-1].graph.nodes
+        layers = [(n, self.td.get_submodule(str(n.target)) if n.op == "call_module" else None) for n in nodes]
+        rows = [lookup(node, module) for node, module in layers]
+        return any(row is not None and row.width is Width.FREE for row in rows)
 
     def maps(self, size: Size) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
         """Pyramid levels, finest first, stage maps, coarse to fine, and class scores."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import operator
+import itertools
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +14,8 @@ from torch import fx, nn
 from torch.fx.node import map_aggregate
 
 from td_compiler.errors import ConversionError
-from td_compiler.operators import LAYERS
+from td_compiler.operators import layer_row
+from td_compiler.proxies import Mode, ValueProxy
 
 __all__ = ["NeedsLeaf", "ValueTracer", "evaluate", "leaf"]
 
@@ -46,76 +47,6 @@ class NeedsLeaf(Exception):
         )
 
 
-class _Mode:
-    """Stands for `self.training` while a module is traced.
-
-    Passed to a function it becomes `self.training` in the graph; asked for its truth it answers for evaluation, or
-    asks for the module to stay a leaf where that loses nothing.
-    """
-
-    def __init__(self, tracer: ValueTracer, path: str) -> None:
-        self._tracer = tracer
-        self._path = path
-
-    def __bool__(self) -> bool:
-        self._tracer.ask_mode(self._path)
-        return False
-
-
-class _Proxy(fx.Proxy):
-    """A proxy that answers questions about sizes with the numbers of this trace."""
-
-    def __getattr__(self, name: str) -> Any:
-        return _Attribute(self, name)
-
-    @property
-    def value(self) -> Any:
-        return self.node.meta["value"]
-
-    def _number(self) -> Any:
-        if isinstance(self.value, torch.Tensor):
-            self.tracer.refuse_data()  # type: ignore[attr-defined]
-        return self.value
-
-    def __bool__(self) -> bool:
-        return bool(self._number())
-
-    def __int__(self) -> int:
-        return int(self._number())
-
-    def __float__(self) -> float:
-        return float(self._number())
-
-    def __index__(self) -> int:
-        return operator.index(self._number())
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
-
-    def __len__(self) -> int:
-        return len(self.value)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter([self[i] for i in range(len(self.value))])
-
-
-class _Attribute(_Proxy):
-    """`x.name`: an attribute read if used as a value, a method call if called."""
-
-    def __init__(self, root: _Proxy, name: str) -> None:
-        self.root, self.attr, self.tracer = root, name, root.tracer
-        self._node: fx.Node | None = None
-
-    @property
-    def node(self) -> fx.Node:  # type: ignore[override]
-        if self._node is None:
-            self._node = self.tracer.create_proxy("call_function", getattr, (self.root, self.attr), {}).node
-        return self._node
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.tracer.create_proxy("call_method", self.attr, (self.root, *args), kwargs)
-
-
 class ValueTracer(fx.Tracer):
     """Traces and computes at once, on the meta device."""
 
@@ -124,11 +55,12 @@ class ValueTracer(fx.Tracer):
         self._input_size = input_size
         self._leaf_paths = leaves
         self._computing = False
-
+        self._paths: dict[int, str] = {}  # where each tensor is: torch's tracer searches all of them at every access
         self.branches_dropped: list[str] = []
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace a module; `self.training` of what is traced through becomes part of the graph."""
+        self._paths = {id(t): name for name, t in itertools.chain(root.named_parameters(), root.named_buffers())}
         self._set_modes(root)
         try:
             return super().trace(root, concrete_args)
@@ -137,7 +69,7 @@ class ValueTracer(fx.Tracer):
                 module.__dict__["training"] = False
 
     def _set_modes(self, root: nn.Module, path: str = "") -> None:
-        root.__dict__["training"] = _Mode(self, path)
+        root.__dict__["training"] = Mode(self, path)
         for name, child in root.named_children():
             inner = f"{path}.{name}" if path else name
             if not self.is_leaf_module(child, inner):
@@ -153,17 +85,19 @@ class ValueTracer(fx.Tracer):
         self.branches_dropped.append(path)
 
     def create_arg(self, a: Any) -> Any:
-        if isinstance(a, _Mode):
+        if isinstance(a, Mode):
             return self.create_node("get_attr", "training", (), {})
+        if isinstance(a, torch.Tensor) and id(a) in self._paths:
+            return self.create_node("get_attr", self._paths[id(a)], (), {})
         return super().create_arg(a)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+        return ValueProxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if type(m) in _LEAVES or module_qualified_name in self._leaf_paths:
             return True
-        if isinstance(m, tuple(LAYERS)) and not m._modules:
+        if layer_row(m) is not None and not m._modules:
             return True
         return super().is_leaf_module(m, module_qualified_name) and not isinstance(m, nn.Sequential)
 
@@ -207,18 +141,21 @@ class ValueTracer(fx.Tracer):
             return None
         self._computing = True
         try:  # on maps so large that borders do not count
-            sizes = [tuple(module(before.new_empty(*before.shape[:2], n, n)).shape[2:]) for n in (_PROBE, 2 * _PROBE)]
+            factor = _factor(module, before, _PROBE)
+            shrinks = len(factor) == 2 and factor != (1, 1) and factor == _factor(module, before, 2 * _PROBE)
         except Exception:  # whatever it is, tracing through it will say it better
             return None
         finally:
             self._computing = False
-        factors = [tuple(round(n / side) for side in size) for n, size in zip((_PROBE, 2 * _PROBE), sizes, strict=True)]
-        if len(sizes[0]) != 2 or factors[0] != factors[1] or factors[0] == (1, 1):
-            return None
-        return factors[0][0], factors[0][1]
+        return (factor[0], factor[1]) if shrinks else None
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        return attr_val if self._computing else super().getattr(attr, attr_val, parameter_proxy_cache)
+        if self._computing or not isinstance(attr_val, nn.Parameter) or id(attr_val) not in self._paths:
+            return attr_val
+        path = self._paths[id(attr_val)]
+        if path not in parameter_proxy_cache:
+            parameter_proxy_cache[path] = self.create_proxy("get_attr", path, (), {})
+        return parameter_proxy_cache[path]
 
     def create_node(self, kind: str, target: Any, *rest: Any, **named: Any) -> fx.Node:
         node = super().create_node(kind, target, *rest, **named)
@@ -260,6 +197,12 @@ class ValueTracer(fx.Tracer):
         path = self.scope.module_path
         owner = self.root.get_submodule(path) if path else self.root
         raise NeedsLeaf(path, type(owner).__name__, _user_line())
+
+
+def _factor(module: nn.Module, like: torch.Tensor, side: int) -> tuple[int, ...]:
+    """The factors by which a module makes a square map smaller, one for every axis after the channels."""
+    made = module(like.new_empty(*like.shape[:2], side, side))
+    return tuple(round(side / extent) for extent in made.shape[2:])
 
 
 def evaluate(node: fx.Node, root: nn.Module, value_of: Callable[[fx.Node], Any]) -> Any:

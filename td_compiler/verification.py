@@ -20,7 +20,7 @@ from td_compiler.subject import Subject
 __all__ = ["Check", "Verification", "verify"]
 
 _CHECKS: tuple[tuple[str, Callable[[Subject], str]], ...] = (
-    ("the output has the source's shape", checks.output_shape),
+    ("the output has the right shape", checks.output_shape),
     ("every trainable parameter reaches the loss", checks.gradients),
     ("one pyramid level per scale", checks.pyramid),
     ("stage maps grow from coarse to fine", checks.stage_maps),

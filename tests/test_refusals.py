@@ -104,6 +104,80 @@ class UnknownOperator(Net):
         return self.fc(self.mix(self.second(F.relu(self.first(x)))).mean((2, 3)))
 
 
+class Attention(nn.Module):
+    """Attention between all positions of a map (N, C, H, W), in either order of the products."""
+
+    def __init__(self, linear: bool) -> None:
+        super().__init__()
+        self.linear = linear
+        self.qkv = nn.Conv2d(8, 24, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (part.flatten(2) for part in self.qkv(x).chunk(3, dim=1))
+        if self.linear:
+            mixed = (v @ k.transpose(1, 2).softmax(1)) @ q
+        else:
+            mixed = v @ (q.transpose(1, 2) @ k).softmax(-1).transpose(1, 2)
+        return x + mixed.reshape(x.shape)
+
+
+class Attends(Net):
+    linear = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attend = Attention(self.linear)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.attend(self.second(self.first(x))).mean((2, 3)))
+
+
+class AttendsLinearly(Attends):
+    linear = True
+
+
+class SideBySide(nn.Module):
+    """Two resolutions that exchange features, as in HRNet, and only meet before the pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.fine = nn.Conv2d(8, 8, 3, padding=1)
+        self.down = nn.Conv2d(8, 8, 3, stride=2, padding=1)
+        self.coarse = nn.Conv2d(8, 8, 3, padding=1)
+        self.last = nn.Conv2d(8, 8, 3, stride=2, padding=1)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        fine, coarse = self.fine(x), self.down(x)
+        fine = fine + F.interpolate(coarse, scale_factor=2)
+        return self.fc((self.coarse(coarse) + self.last(fine)).mean((2, 3)))
+
+
+class TwoTensors(nn.Module):
+    """Every cell reads the two cells before it, as in NASNet, also across a stride."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.cells = nn.ModuleList(nn.Conv2d(8, 8, 3, stride=2, padding=1) for _ in range(4))
+        self.skips = nn.ModuleList(nn.Conv2d(8, 8, 1, stride=4) for _ in range(3))
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        before = self.stem(x)
+        x = F.relu(self.cells[0](before))
+        for cell, skip in zip(self.cells[1:], self.skips, strict=True):
+            before, x = x, F.relu(cell(x)) + skip(before)
+        return self.fc(x.mean((2, 3)))
+
+
+class FlattenedFeatures(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(F.relu(self.first(x))).flatten(1)
+
+
 REFUSALS = [
     (OneResolution, "one resolution"),
     (NoConvolution, "no 2D convolution"),
@@ -115,8 +189,13 @@ REFUSALS = [
     (DataDependent, r"the forward of DataDependent depends on the values of a tensor, at .*test_refusals.py:\d+.*leaf"),
     (ReadsData, r"the forward of ReadsData depends on the values of a tensor, at .*test_refusals.py:\d+"),
     (UnknownOperator, "no rule says how channels flow through einsum at 'mix'"),
-    (torchvision.models.vit_b_32, "is a transformer: it attends at 'encoder"),
-    (torchvision.models.swin_t, "is a transformer: it attends at 'features.1.0.attn'"),
+    (Attends, "the network attends at 'attend'"),
+    (AttendsLinearly, "the network attends at 'attend'"),
+    (SideBySide, "from 'down' to 'add.*' the network keeps several resolutions side by side"),
+    (TwoTensors, "from 'cells.0' to 'add.*' the network makes its map smaller 4 times and hands on two tensors"),
+    (FlattenedFeatures, "no class score but [0-9]+ features of a flattened map: give the network a classifier"),
+    (torchvision.models.vit_b_32, "the network attends at 'encoder"),
+    (torchvision.models.swin_t, "the network attends at 'features.1.0.attn'"),
 ]
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from td_compiler import ConversionError, TopDownNet, checks, cli, reverse, verification, verify, zoo
 from td_compiler.pyramid import Pyramid
 
-SHAPE = "the output has the source's shape"
+SHAPE = "the output has the right shape"
 GRADIENTS = "every trainable parameter reaches the loss"
 PYRAMID = "one pyramid level per scale"
 MAPS = "stage maps grow from coarse to fine"
@@ -72,7 +72,7 @@ def test_what_is_right_passes(model: Small, filters: str) -> None:
     assert not any(check.skipped for check in result.checks)
     lines = str(result).splitlines()
     assert lines[0] == "Small: 10 of 10 checks passed"
-    assert lines[1] == "✓ the output has the source's shape: (2, 5) for images of 3x32x32 and 3x33x31"
+    assert lines[1] == "✓ the output has the right shape: (2, 5) for images of 3x32x32 and 3x33x31"
 
 
 def conv(td: TopDownNet) -> nn.Conv2d:
@@ -148,6 +148,42 @@ def test_other_widths_are_seen(model: Small) -> None:
     td = reverse(model, input_size=(3, 32, 32))
     assert failures(model, td, filters="uniform") == {WIDTHS}
     assert failures(model, td, filters="reversed") == {WIDTHS}
+
+
+def test_other_inner_widths_are_seen(model: Small) -> None:
+    """A width inside a block shows in no stage."""
+    td = reverse(model, input_size=(3, 32, 32))
+    block = td.blocks["1"]
+    block.conv1, block.norm1 = nn.Conv2d(block.conv1.in_channels, 7, 3, 1, 1), nn.BatchNorm2d(7, eps=1e-3)
+    block.conv2.weight = nn.Parameter(torch.zeros(6, 7, 3, 3))
+    block.conv2.in_channels = 7
+    assert failures(model, td) == {WIDTHS}
+
+
+class Excited(nn.Module):
+    """A depthwise convolution and a gate, whose widths are those of what they read."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(inputs, inputs, 3, stride, 1, groups=inputs)
+        self.fc1, self.fc2 = nn.Conv2d(inputs, 2, 1), nn.Conv2d(2, inputs, 1)
+        self.point = nn.Conv2d(inputs, width, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.depthwise(x).relu()
+        x = x * self.fc2(self.fc1(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return self.point(x).relu()
+
+
+def test_gates_follow_what_they_gate(model: Small) -> None:
+    model.blocks = nn.Sequential(Excited(4, 6, 1), Excited(6, 8, 2), Excited(8, 8, 2))
+    td = reverse(model, input_size=(3, 32, 32))
+    block = td.get_submodule("blocks.1")
+    assert block.fc2.out_channels == 8  # of a map that has 6 channels in the source
+    result = verify(model, td, input_size=(3, 32, 32))
+    assert result.passed, str(result)
+    block.point = nn.Conv2d(8, 7, 1)
+    assert WIDTHS in failures(model, td)
 
 
 def test_lost_layers_are_seen(model: Small) -> None:

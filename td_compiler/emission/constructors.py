@@ -11,12 +11,14 @@ from torch import nn
 
 from td_compiler.emission.carry import Carrier
 from td_compiler.emission.layout import Doc, call, flat, literal
+from td_compiler.emission.leaves import is_of_torch
 from td_compiler.errors import ConversionError
 
 __all__ = ["Constructors", "declare_tensor"]
 
 _MISSING = object()
 _BY_KEYWORD = {"kernel_size"}
+_KERNEL = ("out_channels", "in_channels", "kernel_size", "kernel_size")  # the axes of a convolution's weight
 
 # Arguments that are not kept as an attribute of the same name.
 _READERS: dict[tuple[str, str], Callable[[Any], Any]] = {
@@ -40,7 +42,7 @@ class Constructors:
             ConversionError: if the class cannot be carried over or its arguments cannot be read off the module.
         """
         kind = type(module)
-        of_torch = getattr(nn, kind.__name__, None) is kind
+        of_torch = is_of_torch(kind)
         name = f"nn.{kind.__name__}" if of_torch else self._carrier.carry(kind, path)
         wanted = _description(module)
         for compact in (True, False):
@@ -66,7 +68,22 @@ class Constructors:
 
 
 def _description(module: nn.Module) -> tuple[Any, ...]:
-    return repr(module), [(name, tuple(tensor.shape)) for name, tensor in module.state_dict(keep_vars=True).items()]
+    shapes = [(name, tuple(tensor.shape)) for name, tensor in module.state_dict(keep_vars=True).items()]
+    return repr(module), shapes, {} if is_of_torch(type(module)) else _settings(module)
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """What a forward may read besides tensors, and `repr` need not show."""
+    plain = {name: value for name, value in vars(module).items() if name[0] != "_" and name != "training"}
+    return {name: value for name, value in plain.items() if _has_literal(value)}
+
+
+def _has_literal(value: Any) -> bool:
+    try:
+        literal(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _parameters(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
@@ -111,11 +128,7 @@ def _read(module: nn.Module, name: str) -> Any:
     value = getattr(module, name, _MISSING)
     if name == "bias" and (value is None or isinstance(value, torch.Tensor)):
         return value is not None
-    try:
-        literal(value)
-    except TypeError:
-        return _MISSING
-    return value
+    return value if _has_literal(value) else _MISSING
 
 
 def _compact(value: Any) -> Any:
@@ -145,7 +158,8 @@ def declare_tensor(tensor: torch.Tensor, path: str, *, persistent: bool = True) 
                 "source; register it with persistent=True."
             )
         return "buffer", call("torch.tensor", literal(tensor.tolist()), **dtype)
-    sizes = [literal(size, "channels") for size in tensor.shape]
+    roles = _KERNEL if tensor.dim() == len(_KERNEL) else ["channels"] * tensor.dim()
+    sizes = [literal(size, role) for size, role in zip(tensor.shape, roles, strict=True)]
     empty = call("torch.empty", *(sizes or ["()"]), **dtype)
     if not isinstance(tensor, nn.Parameter):
         return "buffer", empty

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from torch import nn
+from torch import fx, nn
 
 from td_compiler.emission.body import write_body
 from td_compiler.emission.carry import Carrier
 from td_compiler.emission.constructors import Constructors, declare_tensor
 from td_compiler.emission.graph_steps import read_steps
 from td_compiler.emission.layout import WIDTH, Doc, Group, Join, call, flat, literal
+from td_compiler.emission.leaves import is_of_torch, plain_layer, trace_forward
 from td_compiler.emission.sharing import Declaration, Draft, SharedClass, share
 from td_compiler.emission.tree import Tree, holds_tensors, is_numbered, own_children
 from td_compiler.emission.units import Unit, is_image
@@ -34,18 +35,30 @@ class Declarer:
         self._taken = taken
 
     def add_units(self, units: list[Unit]) -> None:
-        """Make the classes of units, and of containers that need one because parameters hang directly at them."""
+        """Make the classes of units, of layers that are none of torch's, and of containers that hold parameters."""
+        layers = self._foreign_layers()
+        self._tree.classes |= {layer.path for layer in layers}
+        self._add(layers)
         paths = {unit.path for unit in units}
         holders = [
-            Unit(path, type(module).__name__.lstrip("_"), (), {}, None)
+            Unit(path, "Parameters", (), {}, None)
             for path, module in self._tree.root.named_modules()
             if path not in {"", *paths} and self._tree.is_container(path, module) and holds_tensors(module)
         ]
         self._tree.classes |= paths | {holder.path for holder in holders}
-        holders.sort(key=lambda holder: -holder.path.count("."))
-        for _, same_depth in groupby(holders, key=lambda holder: holder.path.count(".")):
-            self._add(list(same_depth))
+        for together in _innermost_first(holders):
+            self._add(together)
         self._add(units)
+
+    def _foreign_layers(self) -> list[Unit]:
+        """The layers that are written as what their forward computes."""
+        found = []
+        for path, module in self._tree.root.named_modules():
+            if self._tree.is_layer(path) and not is_of_torch(type(plain_layer(module))):
+                graph = trace_forward(module)
+                if graph is not None:
+                    found.append(_layer_unit(path, type(module).__name__.lstrip("_"), graph))
+        return found
 
     def _add(self, units: list[Unit]) -> None:
         for shared in share(map(self._draft, units), self._taken):
@@ -83,12 +96,28 @@ class Declarer:
         if path in self._instances:
             return self._instances[path]
         if not self._tree.is_container(path, module):
-            return self._constructors.write(module, path)
+            return self._constructors.write(plain_layer(module), path)
         children = {name: self._expression(f"{path}.{name}", child) for name, child in own_children(module).items()}
         if is_numbered(children):
             return Join(("nn.Sequential", Group("(", tuple(_fold_runs(list(children.values()))), ")")))
         items = tuple(Join((literal(name), ": ", child)) for name, child in children.items())
         return call("nn.ModuleDict", Group("{", items, "}")) if items else call("nn.ModuleDict")
+
+
+def _innermost_first(units: list[Unit]) -> list[list[Unit]]:
+    """Units that hold no other, then those that hold only such, and so on."""
+    heights: dict[str, int] = {}
+    for path in sorted((unit.path for unit in units), key=lambda path: -path.count(".")):
+        heights[path] = 1 + max((heights[other] for other in heights if other.startswith(f"{path}.")), default=0)
+    units = sorted(units, key=lambda unit: heights[unit.path])
+    return [list(same) for _, same in groupby(units, key=lambda unit: heights[unit.path])]
+
+
+def _layer_unit(path: str, name: str, graph: fx.Graph) -> Unit:
+    image, *nodes, output = graph.nodes
+    result = output.args[0]
+    assert isinstance(result, fx.Node)
+    return Unit(path, name, tuple(nodes), {image: "x"}, result)
 
 
 def _fold_runs(items: list[Doc]) -> list[Doc]:

@@ -106,7 +106,8 @@ def _pyramid_method(td: TopDownNet, carrier: Carrier) -> list[str]:
 
 def _run_method(td: TopDownNet, names: Sequence[str]) -> list[str]:
     images = [f"image{_scale(scale)}" for scale in td.scales]
-    statements = [Statement(f"{', '.join(images)}{',' if len(images) == 1 else ''} = levels")]
+    unpacked = ", ".join(images) if len(images) > 1 else f"({images[0]},)"
+    statements = [Statement(f"{unpacked} = levels")]
     for segment, name, image in zip(td.segments[:-1], names, reversed(images), strict=False):
         given = {"x": "x", "image": image}
         statements.append(Statement("x = ", call(f"self.{name}", *(given[argument] for argument in segment.inputs))))

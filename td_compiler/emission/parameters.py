@@ -11,7 +11,7 @@ __all__ = ["Hole", "Parameters", "find_parameters"]
 
 _INPUTS = {"in_channels", "in_features"}
 _OUTPUTS = {"out_channels", "out_features"}
-_CHANNELS = {*_INPUTS, *_OUTPUTS, "num_features", "num_channels", "normalized_shape", "groups", "channels"}
+_CHANNELS = {*_INPUTS, *_OUTPUTS, "num_features", "num_channels", "normalized_shape", "groups", "channels", "width"}
 
 
 @dataclass(frozen=True)

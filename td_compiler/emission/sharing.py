@@ -108,7 +108,7 @@ def _parametrise(shared: SharedClass) -> SharedClass:
     shared.parameters = {name: type(values[0]).__name__ for name, values in parameters.values.items()}
     shared.stored = parameters.stored
     for i, draft in enumerate(shared.drafts):
-        given = {name: literal(values[i]) for name, values in parameters.values.items()}
+        given = {name: literal(values[i], name) for name, values in parameters.values.items()}
         one = call(shared.name, *given.values()) if len(given) == 1 else call(shared.name, **given)
         shared.instances[draft.unit.path] = one
     return shared

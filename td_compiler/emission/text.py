@@ -76,7 +76,8 @@ def class_lines(shared: SharedClass) -> list[str]:
     """The class of one kind of unit."""
     paths = [draft.unit.path for draft in shared.drafts]
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-    role = _ROLES.get(paths[0].partition(".")[0], "")
+    place, _, inside = paths[0].partition(".")
+    role = "" if "." in inside else _ROLES.get(place, "")
     summary = f"{role}: `{paths[0]}`{more}." if role else f"`{paths[0]}`{more}."
     lines = [f"class {shared.name}(nn.Module):", *docstring(summary, indent=4), ""]
     lines += init_lines(shared.parameters, shared.stored, shared.declarations)

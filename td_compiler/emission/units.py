@@ -36,8 +36,24 @@ class Unit:
 
 
 def unit_of(node: fx.Node) -> str:
-    """The path of the unit that a node belongs to, "" for none."""
+    """The path of the unit that a node belongs to, "" for none.
+
+    What only prepares a parameter, such as a view of it, belongs to the unit that reads it.
+    """
+    if not node.meta.get("unit") and _is_of_parameters(node):
+        readers = {unit_of(user) for user in node.users}
+        return readers.pop() if len(readers) == 1 else ""
     return str(node.meta.get("unit") or "")
+
+
+def _is_of_parameters(node: fx.Node) -> bool:
+    """Whether a node computes something of parameters alone, such as the shape in which they meet a map."""
+    reads = list(node.all_input_nodes)
+    for read in reads:
+        if read.op in ("placeholder", "call_module"):
+            return False
+        reads += [other for other in read.all_input_nodes if other not in reads]
+    return bool(reads)
 
 
 def is_image(node: fx.Node) -> bool:

@@ -1,0 +1,55 @@
+"""Where the channels of a map come from, inside a unit of the bottom-up graph."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from td_compiler.conversion import Conversion
+from td_compiler.operators import Kind, Width
+from td_compiler.passes.set_widths import is_depthwise
+from td_compiler.stages import Unit
+
+__all__ = ["branches", "takes_any_width"]
+
+
+def branches(conversion: Conversion, unit: Unit, node: fx.Node) -> list[fx.Node] | None:
+    """The convolutions whose filters, or the unit's input, whose channels, make up those of a node, in order.
+
+    None where something else does.
+    """
+    row = conversion.row(node)
+    if node is unit.input or (row is not None and row.width is Width.FREE and not _keeps_width(conversion, node)):
+        return [node]
+    inputs = [n for n in node.all_input_nodes if "width" in n.meta]
+    if row is not None and row.width is Width.SUM:
+        parts = [branches(conversion, unit, n) for n in inputs]
+        return None if None in parts else [n for part in parts for n in part or ()]
+    if row is not None and row.kind is Kind.JOIN:
+        ends = [branches(conversion, unit, n) for n in inputs if n.meta["width"] == node.meta["width"]]
+        if ends and all(end == [unit.input] for end in ends):
+            return ends[0]
+        return next((end for end in ends if end is not None and len(end) == 1 and end != [unit.input]), None)
+    if len(inputs) == 1 and inputs[0].meta["width"] == node.meta["width"]:
+        return branches(conversion, unit, inputs[0])
+    return None
+
+
+def takes_any_width(conversion: Conversion, unit: Unit) -> bool:
+    """Whether a unit can read a map of another width and still have its own.
+
+    Not if the channels that it reads go straight into a grouped convolution, or out again.
+    """
+    if branches(conversion, unit, unit.output) == [unit.input]:
+        return False
+    for node in unit.nodes:
+        layer = conversion.captured.module(node)
+        grouped = isinstance(layer, nn.Conv2d) and layer.groups > 1 and not is_depthwise(layer)
+        if grouped and branches(conversion, unit, node.all_input_nodes[0]) == [unit.input]:
+            return False
+    return True
+
+
+def _keeps_width(conversion: Conversion, node: fx.Node) -> bool:
+    """Whether a layer has one filter for each channel that it reads."""
+    layer = conversion.captured.module(node)
+    return isinstance(layer, nn.Conv2d) and is_depthwise(layer) and layer.out_channels == layer.in_channels

@@ -1,0 +1,74 @@
+"""Take away what turned out not to change a width: 1x1 transitions and projections (SPEC 2.4, 2.6)."""
+
+from __future__ import annotations
+
+import itertools
+
+from torch import fx
+
+from td_compiler.conversion import Conversion, operator_of
+from td_compiler.operators import Kind
+from td_compiler.stages import Projection
+
+__all__ = ["prune"]
+
+
+def prune(conversion: Conversion) -> bool:
+    """Take away 1x1 transitions and projections between equal widths; whether there were any."""
+    pruned = False
+    for stage in conversion.stages:
+        adapted, x = stage.adapted, stage.x
+        if adapted is not None and x is not None and x.meta["width"] == adapted.meta["width"]:
+            adapted.replace_all_uses_with(x)
+            stage.adapted = None
+            pruned = True
+        for projection in stage.projections:
+            entrance = stage.inputs[projection.unit]
+            if entrance.meta["width"] == projection.join.meta["width"]:
+                _bypass(conversion, projection, entrance)
+                pruned = True
+        if pruned:
+            _erase_unused(stage.graph)
+    return pruned
+
+
+def _bypass(conversion: Conversion, projection: Projection, entrance: fx.Node) -> None:
+    """Let the join read the block's input, upsampled where the projection's input or output was."""
+    way = next(way for n in projection.join.all_input_nodes if (way := _way_back(n, projection)))
+    ahead = [way[-1].all_input_nodes[0]]
+    while _keeps_channels(conversion, ahead[-1]) and ahead[-1] is not entrance:
+        ahead.append(ahead[-1].all_input_nodes[0])
+    kept = [node for node in way if node not in projection.nodes]
+    if any(_is_upsample(conversion, node) for node in ahead):
+        kept += ahead[:-1]
+    projection.join.replace_input_with(way[0], kept[0] if kept else entrance)
+    if kept:
+        kept[-1].replace_input_with(kept[-1].all_input_nodes[0], entrance)
+    for later, earlier in itertools.pairwise(kept):
+        later.replace_input_with(later.all_input_nodes[0], earlier)
+
+
+def _way_back(node: fx.Node, projection: Projection) -> list[fx.Node]:
+    """The nodes from a join's input back to the projection's first; none if they do not lead there."""
+    way = [node]
+    while way[-1].all_input_nodes:
+        way.append(way[-1].all_input_nodes[0])
+    while way and way[-1] not in projection.nodes:
+        way.pop()
+    return way
+
+
+def _keeps_channels(conversion: Conversion, node: fx.Node) -> bool:
+    """Whether a new node upsamples or changes the order of axes."""
+    return _is_upsample(conversion, node) or ("source" not in node.meta and node.target == "permute")
+
+
+def _is_upsample(conversion: Conversion, node: fx.Node) -> bool:
+    row = operator_of(conversion, node)
+    return row is not None and row.kind is Kind.UPSAMPLE
+
+
+def _erase_unused(graph: fx.Graph) -> None:
+    for node in reversed(graph.nodes):
+        if node.op.startswith("call_") and not node.users:
+            graph.erase_node(node)
