@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import importlib
 import sys
-from dataclasses import dataclass
 from typing import NoReturn
 
-
-@dataclass(frozen=True)
-class Experiment:
-    """One experiment: a module of this package with `main(arguments, prog)`, its exit status returned."""
-
-    module: str
-    summary: str
-
-
+# The module of each experiment, and what it shows. A module has `main(arguments, prog)`, which returns the exit status,
+# and, where its results belong into the report, `EXPERIMENT`.
 EXPERIMENTS = {
-    "coverage": Experiment("benchmarks.coverage", "which networks convert, and what their top-down networks cost"),
+    "accuracy": ("benchmarks.accuracy", "accuracy and cost, bottom-up beside top-down"),
+    "robustness": ("benchmarks.robustness", "attacks, corruptions, perturbed scales"),
+    "explain": ("benchmarks.explain", "Grad-CAM, saliency and guided backpropagation as figures"),
+    "localise": ("benchmarks.localise", "how well heat maps cover the object"),
+    "segmentation": ("benchmarks.segmentation", "meshes of Fashion-MNIST, pixel by pixel"),
+    "frequency": ("benchmarks.frequency", "blurs, cosines, Fourier masks, laplacian pyramid, progressive growing"),
+    "coverage": ("benchmarks.coverage", "which networks convert, and what their top-down networks cost"),
+    "report": ("benchmarks.report", "one page from all results so far"),
 }
 
 
@@ -29,15 +28,15 @@ def main(arguments: list[str]) -> NoReturn:
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print("Usage: python -m benchmarks EXPERIMENT [options]\n")
-        for name, experiment in EXPERIMENTS.items():
-            print(f"  {name:12}{experiment.summary}")
+        for name, (_, summary) in EXPERIMENTS.items():
+            print(f"  {name:14}{summary}")
         print("\n`python -m benchmarks EXPERIMENT --help` lists the options of one.")
         raise SystemExit(0 if arguments else 2)
     name, *options = arguments
     if name not in EXPERIMENTS:
         print(f"No experiment {name!r}; there are: {', '.join(EXPERIMENTS)}.", file=sys.stderr)
         raise SystemExit(2)
-    module = importlib.import_module(EXPERIMENTS[name].module)
+    module = importlib.import_module(EXPERIMENTS[name][0])
     raise SystemExit(module.main(options, prog=f"python -m benchmarks {name}"))
 
 

@@ -37,9 +37,9 @@ def branches(conversion: Conversion, unit: Unit, node: fx.Node) -> list[fx.Node]
 def takes_any_width(conversion: Conversion, unit: Unit) -> bool:
     """Whether a unit can read a map of another width and still have its own.
 
-    Not if the channels that it reads go straight into a grouped convolution, or out again.
+    Not if the channels that it reads go straight into a grouped convolution, or are among those that it puts out.
     """
-    if branches(conversion, unit, unit.output) == [unit.input]:
+    if unit.input in (branches(conversion, unit, unit.output) or ()):
         return False
     for node in unit.nodes:
         layer = conversion.captured.module(node)

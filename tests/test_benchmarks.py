@@ -13,10 +13,10 @@ import torchvision
 
 from benchmarks import coverage
 from benchmarks.__main__ import main
-from benchmarks.coverage_models import SMALLEST, expand, family
-from benchmarks.coverage_rows import Row, Task, code_version, convert
-from benchmarks.coverage_tables import markdown, reasons
-from benchmarks.coverage_workers import Lost, run_tasks
+from benchmarks.coverage.models import SMALLEST, expand, family
+from benchmarks.coverage.rows import Row, Task, code_version, convert
+from benchmarks.coverage.tables import markdown, reasons
+from benchmarks.coverage.workers import Lost, run_tasks
 
 ENCODERS = {"swin_transformer", "vision_transformer", "maxvit"}  # torchvision's classifiers that are no CNNs
 
@@ -31,7 +31,7 @@ def test_an_unknown_experiment_is_answered_with_the_known_ones(capsys: pytest.Ca
     with pytest.raises(SystemExit) as stop:
         main(["covrage"])
     assert stop.value.code == 2
-    assert capsys.readouterr().err.startswith("No experiment 'covrage'; there are: coverage")
+    assert capsys.readouterr().err.startswith("No experiment 'covrage'; there are: accuracy, ")
 
 
 def test_coverage_reports_published_sizes_and_what_does_not_convert(tmp_path: Path) -> None:

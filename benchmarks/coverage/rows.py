@@ -20,7 +20,7 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from benchmarks.coverage_models import family
+from benchmarks.coverage.models import family
 from td_compiler import ConversionError, TopDownNet, reverse, verify
 from td_compiler.checks import Subject, Violation, describe, fingerprint, untouched
 from td_compiler.options import Filters, Options

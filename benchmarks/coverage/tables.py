@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from rich.table import Column, Table
 
-from benchmarks.coverage_rows import RESULTS, Row
+from benchmarks.coverage.rows import RESULTS, Row
 
 __all__ = ["Reason", "by_family", "markdown", "reasons", "tally", "terminal_table"]
 

@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import td_compiler
-from benchmarks.coverage_models import GROUPS, expand, family
-from benchmarks.coverage_rows import Journal, Row, Task, code_version, convert, write_atomically
-from benchmarks.coverage_tables import markdown, reasons, tally, terminal_table
-from benchmarks.coverage_workers import Lost, run_tasks
+from benchmarks.coverage.models import GROUPS, expand, family
+from benchmarks.coverage.rows import Journal, Row, Task, code_version, convert, write_atomically
+from benchmarks.coverage.tables import markdown, reasons, tally, terminal_table
+from benchmarks.coverage.workers import Lost, run_tasks
 from td_compiler.options import Filters
 from td_compiler.sources import SourceError
 

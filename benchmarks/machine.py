@@ -1,0 +1,88 @@
+"""Where and how jobs run."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Machine"]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how jobs run; nothing here changes a figure beyond rounding.
+
+    Attributes:
+        out: the folder of `results.jsonl`, `checkpoints/` and `figures/`.
+        data_root: the folder of the data sets.
+        device: `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:1`.
+        precision: of training, by Lightning's names: `32-true`, `16-mixed`, `bf16-mixed`.
+        workers: loader processes, for data that does not fit in memory.
+        download: fetch data sets that are missing.
+        devices: processes a node that train one network together (DDP).
+        nodes: machines that train one network together, started by `torchrun`.
+        progress: show a bar for each epoch.
+    """
+
+    out: Path
+    data_root: Path
+    device: str = "auto"
+    precision: str = "32-true"
+    workers: int = 0
+    download: bool = False
+    devices: int = 1
+    nodes: int = 1
+    progress: bool = True
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device that networks are trained and measured on."""
+        import torch
+
+        if self.device != "auto":
+            return torch.device(self.device)
+        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+    @property
+    def results(self) -> Path:
+        """The file of finished jobs."""
+        return self.out / "results.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of trained networks, one folder each."""
+        return self.out / "checkpoints"
+
+    @property
+    def figures(self) -> Path:
+        """The folder of plots."""
+        return self.out / "figures"
+
+    @property
+    def world_size(self) -> int:
+        """How many processes train one network together."""
+        return self.devices * self.nodes
+
+    @property
+    def rank(self) -> int:
+        """This process's number among those that `torchrun` started; 0 without it."""
+        return int(os.environ.get("RANK", 0))
+
+    @property
+    def local_rank(self) -> int:
+        """The same among those on this computer."""
+        return int(os.environ.get("LOCAL_RANK", 0))
+
+    def describe(self) -> str:
+        """The processor, e.g. `NVIDIA H200` or `CPU (x86_64), 2 threads`."""
+        import torch
+
+        if self.torch_device.type == "cuda":
+            return torch.cuda.get_device_name(self.torch_device)
+        return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"

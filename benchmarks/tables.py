@@ -1,0 +1,139 @@
+"""What an experiment shows: tables and figures, for the terminal, for Markdown and for a web page."""
+
+from __future__ import annotations
+
+import html
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import rich.table
+    from matplotlib.figure import Figure as Plot
+    from rich.console import Console
+
+__all__ = ["Cell", "Figure", "Section", "Table", "mean_and_deviation", "ratio", "show"]
+
+Cell = str | float | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under headings.
+
+    Attributes:
+        title: what the table shows.
+        columns: the headings.
+        rows: a text, a number (shown with four digits) or None (a dash) per column.
+        note: a sentence or two below it.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+
+    def rich(self) -> rich.table.Table:
+        """For the terminal."""
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table as RichTable
+
+        table = RichTable(
+            title=self.title, caption=self.note or None, title_justify="left", caption_justify="left", box=SIMPLE_HEAD
+        )
+        for column in self.columns:
+            table.add_column(column, no_wrap=True)
+        for row in self.rows:
+            table.add_row(*map(_text, row))
+        return table
+
+    def markdown(self) -> str:
+        """A title line, the grid, the note."""
+        lines = [self.columns, ("---",) * len(self.columns), *(tuple(map(_text, row)) for row in self.rows)]
+        grid = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+        return "\n\n".join(part for part in (f"**{self.title}**", grid, self.note) if part)
+
+    def html(self) -> str:
+        """A `<table>` with the title as its caption, numbers in cells of class `number`."""
+        heads = "".join(f"<th>{html.escape(column)}</th>" for column in self.columns)
+        body = "".join(f"<tr>{''.join(map(_html_cell, row))}</tr>" for row in self.rows)
+        note = f"<p class='note'>{html.escape(self.note)}</p>" if self.note else ""
+        caption = f"<caption>{html.escape(self.title)}</caption>"
+        return f"<table>{caption}<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>{note}"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot, drawn when it is needed.
+
+    Attributes:
+        title: what it shows.
+        name: the stem of its file's name.
+        draw: makes it.
+        caption: a sentence or two below it.
+    """
+
+    title: str
+    name: str
+    draw: Callable[[], Plot]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """What one experiment found.
+
+    Attributes:
+        title, intro: the heading and a paragraph below it.
+        tables, figures: in the order in which they are shown.
+        commands: the commands that made it.
+    """
+
+    title: str
+    intro: str = ""
+    tables: Sequence[Table] = field(default=())
+    figures: Sequence[Figure] = field(default=())
+    commands: Sequence[str] = field(default=())
+
+
+def show(table: Table, console: Console) -> None:
+    """Print a table in full: where the console is too narrow for it, its lines are longer than the console."""
+    from rich.measure import Measurement
+
+    shown, width = table.rich(), console.width
+    console.width = max(width, Measurement.get(console, console.options.update(width=1000), shown).maximum)
+    console.print(shown, highlight=False)
+    console.width = width
+
+
+def mean_and_deviation(values: Sequence[float], digits: int = 2, scale: float = 1.0) -> str:
+    """`91.20 ± 0.13`: mean and sample standard deviation; the mean alone for one value, a dash for none.
+
+    Args:
+        values: one for each run.
+        digits: after the point.
+        scale: what the values are multiplied by, e.g. 100 for per cent.
+    """
+    scaled = [scale * value for value in values]
+    if len(scaled) < 2:
+        return f"{scaled[0]:.{digits}f}" if scaled else _text(None)
+    return f"{statistics.mean(scaled):.{digits}f} ± {statistics.stdev(scaled):.{digits}f}"
+
+
+def ratio(values: Sequence[float], reference: Sequence[float]) -> str:
+    """`1.88`: the mean of the values over the reference's; a dash where there is no reference, or it is 0."""
+    if not values or not reference or not statistics.mean(reference):
+        return _text(None)
+    return f"{statistics.mean(values) / statistics.mean(reference):.2f}"
+
+
+def _text(cell: Cell) -> str:
+    if cell is None:
+        return "-"
+    return cell if isinstance(cell, str) else f"{cell:,}" if isinstance(cell, int) else f"{cell:.4g}"
+
+
+def _html_cell(cell: Cell) -> str:
+    kind = " class='number'" if isinstance(cell, int | float) else ""
+    return f"<td{kind}>{html.escape(_text(cell))}</td>"

@@ -1,0 +1,296 @@
+"""Running jobs: killed, shared between processes, on Ray, with damaged results, on a full disk, interrupted."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from benchmarks import __main__, accuracy, journal
+from benchmarks.accuracy import Accuracy
+from benchmarks.jobs import Job, JobsFailed, Results, job_key, run_jobs
+from benchmarks.machine import Machine
+from benchmarks.networks import NetworkSpec
+from benchmarks.training import Training
+from tests.benchmark_data import NETWORKS, RECIPE, machine, write_mnist
+
+
+@dataclass(frozen=True)
+class Count:
+    """A job that leaves a mark in a folder each time it runs."""
+
+    experiment: ClassVar[str] = "count"
+    revision: ClassVar[int] = 1
+
+    number: int
+    marks: str
+    seconds: float = 0.0
+    fails: bool = False
+    data: str = "mnist"
+
+    @property
+    def name(self) -> str:
+        return f"count {self.number}"
+
+    def run(self, machine: Machine) -> dict[str, Any]:
+        time.sleep(self.seconds)
+        Path(self.marks, f"{self.number}-{os.getpid()}-{time.monotonic_ns()}").touch()
+        if self.fails:
+            raise RuntimeError("no luck")
+        return {"square": self.number**2}
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Machine:
+    (tmp_path / "nets.py").write_text(NETWORKS)
+    (tmp_path / "marks").mkdir()
+    return machine(tmp_path / "out", write_mnist(tmp_path))
+
+
+def counts(here: Machine, count: int = 4, **more: Any) -> list[Count]:
+    return [Count(number, str(here.data_root / "marks"), **more) for number in range(count)]
+
+
+def marks(here: Machine) -> list[int]:
+    return sorted(int(path.name.partition("-")[0]) for path in (here.data_root / "marks").iterdir())
+
+
+def test_a_result_is_kept_and_its_job_is_not_run_again(here: Machine) -> None:
+    first = run_jobs(counts(here, 2), here, command="python -m benchmarks count")
+    again = run_jobs(counts(here, 4), here)
+    assert marks(here) == [0, 1, 2, 3]
+    assert [result.figures for result in again] == [{"square": n**2} for n in range(4)]
+    assert again[:2] == first and first[0].command == "python -m benchmarks count"
+    assert first[0].job == {
+        "number": 0,
+        "marks": str(here.data_root / "marks"),
+        "seconds": 0.0,
+        "fails": False,
+        "data": "mnist",
+    }
+    assert {"python", "torch", "td-compiler", "device"} <= set(first[0].versions)
+
+
+def test_the_key_holds_what_figures_depend_on(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    (job,) = counts(here, 1)
+    key = job_key(job, here)
+    assert job_key(job, replace(here, progress=True, workers=3)) == key
+    assert job_key(replace(job, number=5), here) != key
+    monkeypatch.setattr(Count, "revision", 2)
+    assert job_key(job, here) != key
+
+
+def test_a_failed_job_stops_no_other_and_is_named(here: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    jobs: list[Job] = [*counts(here, 1, fails=True), *counts(here, 2)]
+    with pytest.raises(JobsFailed, match="1 of 3 jobs failed: count 0"):
+        run_jobs(jobs, here)
+    assert "count 0 failed: RuntimeError: no luck" in capsys.readouterr().err
+    assert len(Results(here.results).read()) == 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (lambda line: line[: len(line) // 2], "damaged"),
+        (lambda line: line.replace('"square": 1', '"square": 7'), "does not fit its checksum"),
+        (lambda line: "[1, 2]", "not a result"),
+        (lambda line: "\x00\x00", "damaged"),
+    ],
+)
+def test_a_damaged_line_is_named_and_its_job_run_again(
+    here: Machine, damage: Callable[[str], str], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_jobs(counts(here, 3), here)
+    lines = here.results.read_text().splitlines()
+    here.results.write_text("\n".join([lines[0], damage(lines[1]), lines[2]]) + "\n")
+    results = run_jobs(counts(here, 3), here)
+    message = capsys.readouterr().err
+    assert "line 2 is damaged" in message and why in message
+    assert marks(here) == [0, 1, 1, 2] and [result.figures["square"] for result in results] == [0, 1, 4]
+
+
+def test_a_full_disk_leaves_the_file_whole(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_jobs(counts(here, 1), here)
+    before = here.results.read_text()
+
+    def full(path: Path, text: str) -> None:
+        path.write_text(text[:100])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "_write", full)
+        with pytest.raises(OSError, match="No space left"):
+            run_jobs(counts(here, 3), here)
+    assert here.results.read_text() == before
+    assert {path.name for path in here.out.iterdir()} == {"results.jsonl", "locks"}, "nothing half-written is left"
+    assert len(run_jobs(counts(here, 3), here)) == 3
+
+
+_SPAWN = multiprocessing.get_context("forkserver")
+_SPAWN.set_forkserver_preload(["benchmarks.fitting", "benchmarks.accuracy", "tests.benchmark_data"])
+
+
+def test_processes_share_the_work(here: Machine) -> None:
+    """Two processes on one folder: every job runs once, no line is lost."""
+    jobs = counts(here, 12, seconds=0.05)
+    others = [_SPAWN.Process(target=run_jobs, args=(jobs, here)) for _ in range(2)]
+    for other in others:
+        other.start()
+    for other in others:
+        other.join(60)
+    assert [other.exitcode for other in others] == [0, 0]
+    assert marks(here) == list(range(12))
+    assert len(here.results.read_text().splitlines()) == 12
+    processes = {path.name.split("-")[1] for path in (here.data_root / "marks").iterdir()}
+    assert len(processes) == 2
+
+
+def test_a_job_whose_process_died_is_taken_over(here: Machine) -> None:
+    """The claim of a killed process is void, and who waits for it runs the job."""
+    jobs = counts(here, 1, seconds=1.5)
+    dying = _SPAWN.Process(target=run_jobs, args=(jobs, here))
+    dying.start()
+    key = job_key(jobs[0], here)
+    lock = here.out / "locks" / f"{key}.lock"
+    while not lock.exists():
+        time.sleep(0.01)
+    time.sleep(0.1)
+    threading.Timer(0.3, dying.kill).start()
+    assert len(run_jobs(jobs, here)) == 1
+    assert marks(here) == [0]
+
+
+def sweep(here: Machine) -> list[Accuracy]:
+    recipe = replace(RECIPE, epochs=6, augment="shift-flip")
+    file = f"{here.data_root / 'nets.py'}:Normed"
+    networks = [NetworkSpec(file), NetworkSpec(file, "mirror")]
+    return [Accuracy(Training(network, "mnist", recipe, run)) for network in networks for run in (0, 1)]
+
+
+def run_sweep(here: Machine) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    run_jobs(sweep(here), here)
+
+
+def figures(here: Machine) -> dict[str, Any]:
+    """All that results hold but times."""
+    timeless = {}
+    for key, result in Results(here.results).read().items():
+        history = [{**epoch, "seconds": 0} for epoch in result.figures["history"]]
+        timeless[key] = {**result.figures, "seconds_per_epoch": 0, "history": history}
+    return timeless
+
+
+def test_a_sweep_killed_five_times_ends_with_the_results_of_one_that_was_not(here: Machine) -> None:
+    whole, killed = (replace(here, out=here.out / name) for name in ("whole", "killed"))
+    ready = _SPAWN.Process(target=len, args=("",))  # the server that processes are forked from has imported everything
+    ready.start()
+    ready.join()
+    undisturbed = _SPAWN.Process(target=run_sweep, args=(whole,))
+    start = time.monotonic()
+    undisturbed.start()
+    undisturbed.join(120)
+    seconds = time.monotonic() - start
+    assert undisturbed.exitcode == 0
+
+    chance, kills, lines = random.Random(), 0, [0]
+    while kills < 5:
+        victim = _SPAWN.Process(target=run_sweep, args=(killed,))
+        victim.start()
+        victim.join(seconds * chance.uniform(0.04, 0.14))
+        if victim.exitcode == 0:  # it was done before its time
+            break
+        os.kill(victim.pid, signal.SIGKILL)
+        victim.join()
+        kills += 1
+        results = Results(killed.results).read() if killed.results.exists() else {}
+        assert len(results) >= lines[-1], "nothing that was finished is lost"
+        lines.append(len(results))
+    last = _SPAWN.Process(target=run_sweep, args=(killed,))
+    last.start()
+    last.join(120)
+    assert last.exitcode == 0
+    assert kills == 5, "the sweep was done too soon to be killed five times"
+    assert len(figures(whole)) == 4 and figures(killed) == figures(whole)
+
+
+def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(here: Machine) -> None:
+    options = [f"{here.data_root / 'nets.py'}:Normed", "--arrangement", "bu", "--data-root", str(here.data_root)]
+    options += ["--out", str(here.out), "--epochs", "40", "--runs", "1", "--no-progress", "--device", "cpu"]
+    errors = here.data_root / "errors"
+    process = _SPAWN.Process(target=_command, args=(options, errors))
+    process.start()
+    while not list(here.out.glob("checkpoints/*/last.ckpt")):
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(30)
+    assert process.exitcode == 130
+    assert "interrupted; the same command goes on from here" in errors.read_text()
+    assert list(here.out.glob("checkpoints/*/last.ckpt"))
+    assert accuracy.main(options, "python -m benchmarks accuracy") == 0
+    (result,) = Results(here.results).read().values()
+    assert len(result.figures["history"]) == 40
+    assert "--data-root DATA-ROOT" in result.command and str(here.out) not in result.command
+
+
+def _command(options: list[str], errors: Path) -> None:
+    import torch
+
+    sys.stderr = errors.open("w")
+    torch.set_num_threads(1)
+    raise SystemExit(accuracy.main(options, "python -m benchmarks accuracy"))
+
+
+def test_ray_gives_what_one_process_gives(here: Machine) -> None:
+    pytest.importorskip("ray")
+    alone = replace(here, out=here.out / "alone")
+    expected = {result.key: result.figures for result in run_jobs(counts(here, 6), alone)}
+    on_ray = run_jobs(counts(here, 6, seconds=0.0), here, ray="local")
+    assert {result.key: result.figures for result in on_ray} == expected
+    assert len({path.name.split("-")[1] for path in (here.data_root / "marks").iterdir()}) >= 2
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        (["--profile", "tiny"], 2, "'tiny' is not one of smoke, quick, paper"),
+        (["--epoch", "3"], 2, "No such option"),
+        (["--runs", "0"], 2, "Invalid value for '--runs'"),
+        (["--device", "gpu"], 2, "'gpu' cannot be used"),
+        (["--data", "mnst"], 2, "There is no data set 'mnst'"),
+        (["--data-root", "/nowhere"], 2, "There is no mnist in /nowhere/MNIST/raw: give its folder with --data-root"),
+        (["--arrangement", "mirrored"], 2, "arrangement='mirrored' is not one of"),
+        (["--recipe", "batchsize=3"], 2, "'batchsize=3' is no NAME=VALUE"),
+        (["--augment", "flip"], 2, "augment='flip' is not one of"),
+        (["lenet", "--arrangement", "bu"], 1, "zoo has no model 'lenet'"),
+    ],
+)
+def test_wrong_usage_is_one_line(
+    here: Machine, options: list[str], status: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--data-root", str(here.data_root), "--out", str(here.out), "--profile", "smoke", "--no-progress"]
+    assert accuracy.main([*common, *options], "python -m benchmarks accuracy") == status
+    lines = capsys.readouterr().err.splitlines()
+    assert any(message in line for line in lines) and not any("Traceback" in line for line in lines)
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import runpy, sys\ntry: runpy.run_module('benchmarks', run_name='__main__', alter_sys=True)\nfinally: "
+    code += "assert 'torch' not in sys.modules"
+    words = [sys.executable, "-c", code, "--help"]
+    shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert all(name in shown for name in __main__.EXPERIMENTS)

@@ -1,0 +1,221 @@
+"""Trained networks: the recipe's steps against a loop by hand, resuming, sharing, DDP."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import fitting, images
+from benchmarks.batches import seed_of, shuffled, split
+from benchmarks.datasets import load, opened
+from benchmarks.machine import Machine
+from benchmarks.networks import NetworkSpec
+from benchmarks.norms import fresh_statistics
+from benchmarks.recipes import RecipeError
+from benchmarks.training import Training, evaluate, trained
+from td_compiler import ConversionError
+from tests.benchmark_data import NETWORKS, RECIPE, machine, write_folder, write_mnist
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Machine:
+    (tmp_path / "nets.py").write_text(NETWORKS)
+    return machine(tmp_path / "out", write_mnist(tmp_path))
+
+
+def plan(here: Machine, name: str = "Net", **more: Any) -> Training:
+    return Training(NetworkSpec(f"{here.data_root / 'nets.py'}:{name}", **more), "mnist", RECIPE)
+
+
+def test_training_equals_a_loop_by_hand(here: Machine) -> None:
+    """The recipe step by step in float64 with torch alone: batches, rates, momentum, decay, held-out images."""
+    recipe = replace(RECIPE, epochs=5, weight_decay=0.01, normalise="pixel-mean", milestones=(0.5, 0.8))
+    found = trained(replace(plan(here), recipe=recipe), here)
+
+    torch.manual_seed(seed_of(0))
+    network = plan(here).network.build((1, 28, 28), 10).double()
+    data = load("mnist", here, train=True)
+    images = data.images.double() / 255
+    images = images - images.mean(0)
+    kept, held_out = split(320, 0.1, run=0)
+    speed = {parameter: torch.zeros_like(parameter) for parameter in network.parameters()}
+    losses = []
+    for epoch in range(5):
+        batches = shuffled(kept, 32, 0, epoch)
+        assert len(batches) == 9
+        total = 0.0
+        for step, batch in enumerate(batches, start=9 * epoch):
+            rate = 0.05 * (0.1 if step >= round(0.5 * 45) else 1) * (0.1 if step >= round(0.8 * 45) else 1)
+            loss = nn.functional.cross_entropy(network(images[batch]), data.labels[batch])
+            network.zero_grad()
+            loss.backward()
+            total += loss.item()
+            with torch.no_grad():
+                for parameter, velocity in speed.items():
+                    assert parameter.grad is not None
+                    gradient = parameter.grad + (0.01 * parameter if parameter.ndim > 1 else 0)
+                    velocity.mul_(0.9).add_(gradient)
+                    parameter.sub_(rate * (gradient + 0.9 * velocity))
+        losses.append(total / 9)
+    with torch.no_grad():
+        held_out_loss = nn.functional.cross_entropy(network(images[held_out]), data.labels[held_out]).item()
+
+    assert [epoch["loss"] for epoch in found.history] == pytest.approx(losses, rel=1e-4)
+    assert found.history[-1]["held_out_loss"] == pytest.approx(held_out_loss, rel=1e-3)
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(found.network.net.get_parameter(name).double(), parameter, rtol=1e-3, atol=1e-4)
+
+
+def test_what_comes_out_takes_plain_images_and_scores_as_counted_by_hand(here: Machine) -> None:
+    training = replace(plan(here, "Normed", arrangement="mirror"), recipe=replace(RECIPE, normalise="channels"))
+    found = trained(training, here)
+    data = load("mnist", here, train=False)
+    with torch.no_grad():
+        right = (found.network(data.images.float() / 255).argmax(1) == data.labels).float().mean().item()
+    assert not found.network.training
+    assert found.accuracy == pytest.approx(right)
+    assert (found.input_size, found.classes, len(found.history)) == ((1, 28, 28), 10, 2)
+    pixels = load("mnist", here, train=True).images.double() / 255
+    assert float(found.network.normalise.mean) == pytest.approx(pixels.mean().item(), rel=1e-5)
+    assert float(found.network.normalise.deviation) == pytest.approx(pixels.std(correction=0).item(), rel=1e-5)
+    assert hasattr(found.network.net, "forward_pyramid")
+
+
+class Stop(Exception):
+    pass
+
+
+def test_a_training_cut_off_goes_on_to_the_same_bits(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropout, augmentation, momentum, schedule and the norms' statistics all have to be as they were."""
+    recipe = replace(RECIPE, epochs=4, augment="shift-flip", normalise="pixel-mean")
+    training = replace(plan(here, "Normed", arrangement="uniform"), recipe=recipe)
+    whole = trained(training, replace(here, out=here.out / "whole"))
+
+    step = fitting._Module.training_step
+    calls = 0
+
+    def cut_off(self: Any, batch: Any, index: int) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls in (15, 30):
+            raise Stop
+        return step(self, batch, index)
+
+    monkeypatch.setattr(fitting._Module, "training_step", cut_off)
+    for _ in range(2):
+        with pytest.raises(Stop):
+            trained(training, here)
+    resumed = trained(training, here)
+    assert calls < 15 + 2 * 9 + 4 * 9, "it did not begin anew"
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(resumed.network.state_dict()[name], value), name
+    timeless = [[{**epoch, "seconds": 0} for epoch in each.history] for each in (whole, resumed)]
+    assert timeless[0] == timeless[1] and len(timeless[0]) == 4
+
+
+def test_a_network_is_trained_once(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = trained(plan(here), here)
+    monkeypatch.setattr(fitting, "fit", None)
+    again = trained(replace(plan(here), test_images=50), here)
+    assert all(map(torch.equal, first.network.state_dict().values(), again.network.state_dict().values()))
+    assert again.history == first.history
+    for other in (replace(plan(here), run=1), replace(plan(here), train_images=100), plan(here, "Normed")):
+        assert other.folder(here) != plan(here).folder(here)
+
+
+def test_networks_are_made_for_the_images_and_classes() -> None:
+    with pytest.raises(ConversionError, match="arrangement='mirrored' is not one of bu, mirror"):
+        NetworkSpec("lenet_fc", "mirrored")
+    with pytest.raises(ConversionError, match=r"torchvision:squeezenet1_1 does not take images of \(1, 28, 28\)"):
+        NetworkSpec("torchvision:squeezenet1_1").build((1, 28, 28), 10)
+    assert NetworkSpec("timm:resnet10t").build((1, 32, 32), 7).eval()(torch.zeros(1, 1, 32, 32)).shape == (1, 7)
+
+
+def test_costs_are_the_published_parameters() -> None:
+    """SPEC 4, LeNetFC; MACs of the BU network counted by hand: kernel area x widths x map size, layer by layer."""
+    counts = {
+        way: NetworkSpec("lenet_fc", way).costs((1, 28, 28), 10).parameters for way in ("bu", "mirror", "uniform")
+    }
+    assert counts == {"bu": 7_670, "mirror": 14_452, "uniform": 23_486}
+    macs = 25 * 1 * 6 * 28**2 + 25 * 6 * 16 * 14**2 + 9 * 16 * 32 * 7**2 + 32 * 10 * 7**2
+    assert NetworkSpec("lenet_fc").costs((1, 28, 28), 10).macs == macs
+    assert NetworkSpec("lenet_fc", "mirror", (("head_width", 32),)).label == "mirror, head_width=32"
+
+
+def test_two_processes_train_as_one(here: Machine) -> None:
+    """DDP on the CPU, batches of 32 in halves of 16: the same sums in another order, so equal to float32's rounding."""
+    training = replace(plan(here), recipe=replace(RECIPE, epochs=3, batch_size=32))
+    alone = trained(training, replace(here, out=here.out / "alone"))
+    together = trained(training, replace(here, out=here.out / "together", devices=2))
+    for name in ("loss", "held_out_loss", "held_out_score"):
+        curves = [[epoch[name] for epoch in each.history] for each in (alone, together)]
+        assert curves[1] == pytest.approx(curves[0], rel=1e-4), name
+    assert together.accuracy == pytest.approx(alone.accuracy, abs=0.011)
+    with pytest.raises(RecipeError, match="Batches of 33 images cannot be divided among 2"):
+        trained(replace(training, recipe=replace(RECIPE, batch_size=33)), replace(here, devices=2))
+
+
+def test_a_folder_of_images_trains_from_its_files(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_folder(here.data_root / "set", side=40, each=12)
+    network = NetworkSpec(f"{here.data_root / 'nets.py'}:Net")
+    recipe = replace(RECIPE, batch_size=4, epochs=3, augment="crop-flip-colour", normalise="channels")
+    training = Training(network, f"folder:{folder}@32", recipe)
+    in_memory = trained(training, replace(here, out=here.out / "memory"))
+    opened.cache_clear()
+    monkeypatch.setattr(images, "_MEMORY_LIMIT", 0)
+    streamed = trained(training, replace(here, out=here.out / "streamed"))
+    assert [epoch["loss"] for epoch in streamed.history] == pytest.approx(
+        [e["loss"] for e in in_memory.history], rel=1e-5
+    )
+    assert in_memory.input_size == (3, 32, 32)
+
+
+def test_fresh_statistics_are_those_of_torch_and_leave_frozen_norms_alone() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3, momentum=0.01), nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2))
+    batches = [torch.randn(4, 1, 8, 8) for _ in range(5)]
+    reference = copy.deepcopy(network)
+    torch.optim.swa_utils.update_bn(batches, reference)
+    found = fresh_statistics(network, batches)
+    assert found.keys() == {f"{norm}.{name}" for norm in "13" for name, _ in nn.BatchNorm2d(2).named_buffers()}
+    for name, value in found.items():
+        torch.testing.assert_close(value, reference.state_dict()[name])
+    assert network[1].momentum == 0.01
+
+    class Frozen(nn.Sequential):
+        def train(self, mode: bool = True) -> Frozen:
+            super().train(mode)
+            self[1].eval()
+            return self
+
+    frozen = Frozen(*reference)
+    before = frozen.state_dict()["1.running_mean"].clone()
+    assert fresh_statistics(frozen, [2 * batch for batch in batches]).keys() == {k for k in found if k[0] == "3"}
+    assert torch.equal(frozen.state_dict()["1.running_mean"], before)
+
+
+def test_a_short_training_takes_its_statistics_anew(here: Machine) -> None:
+    """The norms' statistics are those of the training images, however few steps there were."""
+    training = replace(plan(here, "Normed"), recipe=replace(RECIPE, epochs=1, fresh_statistics=True))
+    network: Any = trained(training, here).network.net
+    kept, _ = split(320, 0.1, run=0)
+    images = load("mnist", here, train=True).images[kept].float() / 255
+    with torch.no_grad():
+        means = torch.stack([network[0](batch).mean((0, 2, 3)) for batch in images.split(32)]).mean(0)
+    torch.testing.assert_close(network[1].running_mean, means, rtol=1e-4, atol=1e-5)
+
+
+def test_evaluate_counts(here: Machine) -> None:
+    data = load("mnist", here, train=False)
+
+    class Guess(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return nn.functional.one_hot(torch.zeros(len(images), dtype=torch.long), 10).float()
+
+    assert evaluate(Guess(), data, batch_size=7) == pytest.approx((data.labels == 0).double().mean().item())
