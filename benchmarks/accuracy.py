@@ -16,7 +16,7 @@ from benchmarks.journal import Result
 from benchmarks.machine import Machine
 from benchmarks.networks import ARRANGEMENTS, NetworkSpec
 from benchmarks.options import Setup, run_command
-from benchmarks.recipes import changed, recipe_for, size_in_words
+from benchmarks.recipes import changed, images_in_words, recipe_for
 from benchmarks.report.plots import Bars, bars, legend
 from benchmarks.report.published import published
 from benchmarks.report.style import figure
@@ -98,7 +98,8 @@ def _groups(results: Sequence[Result]) -> list[tuple[_Setting, str, Runs]]:
         training = result.job["training"]
         network = training["network"]
         spec = NetworkSpec(network["name"], network["arrangement"], tuple(map(tuple, network["options"])))
-        for name, value in result.figures.items():
+        figures = {"epochs": training["recipe"]["epochs"], **result.figures}
+        for name, value in figures.items():
             if not isinstance(value, list):
                 runs[_setting(training), spec.label][name].append(value)
     order = ["BU", *ARRANGEMENTS]
@@ -107,10 +108,10 @@ def _groups(results: Sequence[Result]) -> list[tuple[_Setting, str, Runs]]:
 
 
 def _setting(training: Mapping[str, Any]) -> _Setting:
-    return _Setting(training["data"], training["network"]["name"], size_in_words(training))
+    return _Setting(training["data"], training["network"]["name"], images_in_words(training))
 
 
-_COLUMNS = ("network", "accuracy (%)", "published", "TD - BU", "runs")
+_COLUMNS = ("network", "accuracy (%)", "published", "TD - BU", "runs", "epochs")
 # A cost, its heading and how a mean of it is printed.
 _COSTS: Mapping[str, tuple[str, Callable[[float], str]]] = {
     "parameters": ("parameters", lambda number: f"{number:,.0f}"),
@@ -140,6 +141,7 @@ def _row(setting: _Setting, label: str, figures: Runs, bottom_up: Runs) -> tuple
         published("accuracy", setting.data, setting.network, label) or None,
         difference if top_down else None,
         str(len(accuracies)),
+        ", ".join(f"{count:g}" for count in dict.fromkeys(figures["epochs"])),
         *(_cost(name, figures[name], bottom_up.get(name, ()) if top_down else ()) for name in _COSTS),
     )
 
@@ -173,7 +175,7 @@ def _plot(settings: Mapping[_Setting, Mapping[str, Runs]]) -> Plot:
     return plot
 
 
-EXPERIMENT = Experiment("accuracy", "accuracy and cost, BU beside TD", _section)
+EXPERIMENT = Experiment("accuracy", _section)
 
 _NETWORKS, _DATA, _ALL, _NONE = ["lenet_fc"], ["mnist"], list(ARRANGEMENTS), list[str]()
 

@@ -21,12 +21,10 @@ class Experiment:
 
     Attributes:
         name: as on the command line and in results.
-        summary: what it shows, in a line.
         section: what its results show; all of one experiment, in any order, from any number of commands.
     """
 
     name: str
-    summary: str
     section: Callable[[Sequence[Result]], Section]
 
     def run(self, jobs: Sequence[Job], setup: Setup) -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "Row",
     "changed",
     "epochs_in_words",
+    "images_in_words",
     "recipe_for",
     "size_in_words",
 ]
@@ -150,11 +151,15 @@ def changed(recipe: Recipe, settings: Sequence[str]) -> Recipe:
 
 def size_in_words(training: Mapping[str, Any]) -> str:
     """`40 epochs of all training images, 500 test images`, from the fields of a `benchmarks.training.Training`."""
+    return f"{epochs_in_words(training['recipe']['epochs'])} of {images_in_words(training)}"
+
+
+def images_in_words(training: Mapping[str, Any]) -> str:
+    """`all training images, 500 test images`: of BU and TD networks whose recipes differ in epochs the same."""
     recipe, count, tested = (training[name] for name in ("recipe", "train_images", "test_images"))
     images = f"{count:,} training images" if count else "all training images"
     augmented = "" if recipe["augment"] == "none" else f", {recipe['augment']}"
-    tests = f"{tested:,}" if tested else "all"
-    return f"{epochs_in_words(recipe['epochs'])} of {images}{augmented}, {tests} test images"
+    return f"{images}{augmented}, {f'{tested:,}' if tested else 'all'} test images"
 
 
 def epochs_in_words(count: int) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx, nn
 
@@ -171,7 +173,7 @@ def same_size(layer: Layer) -> None:
     layer.changes["padding"] = "same" if any(e % 2 for e in extents) else tuple(e // 2 for e in extents)
 
 
-def _pads_itself(conv: nn.Module) -> bool:
+def _pads_itself(conv: Any) -> bool:
     """Whether a convolution of the user's own pads in its forward, by its stride, as TensorFlow's "same" does."""
     if type(conv) is nn.Conv2d or max(conv.kernel_size) == 1 or conv.padding not in {(0, 0), "valid"}:
         return False

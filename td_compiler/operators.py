@@ -118,7 +118,7 @@ class Operator:
 
     def taps(self, layer: nn.Module) -> int:
         """How many products make one number of a convolution's or linear layer's output."""
-        row: int = layer.weight[0].numel()  # type: ignore[union-attr, operator, index]
+        row: int = layer.weight[0].numel()  # type: ignore[index]
         return row if self.axes["weight"][0] == "out" else row // int(layer.out_channels)  # type: ignore[arg-type]
 
 

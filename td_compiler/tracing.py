@@ -142,7 +142,8 @@ class ValueTracer(fx.Tracer):
         self._computing = True
         try:  # on maps so large that borders do not count
             factor = _factor(module, before, _PROBE)
-            shrinks = len(factor) == 2 and factor != (1, 1) and factor == _factor(module, before, 2 * _PROBE)
+            shrinks = len(factor) == 2 and min(factor) > 0 and factor != (1, 1)
+            shrinks = shrinks and factor == _factor(module, before, 2 * _PROBE)
         except Exception:  # whatever it is, tracing through it will say it better
             return None
         finally:

@@ -19,6 +19,7 @@ from tests.regressions import REGRESSIONS
 # What is refused for a good reason: most networks that are drawn have none.
 REFUSALS = ("only its stem makes the map smaller",)
 
+
 def converts(spec: Network, choices: dict[str, Any]) -> bool:
     """Convert and check a network; whether it was not refused for a good reason."""
     torch.manual_seed(0)

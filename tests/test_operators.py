@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import CondConv2d
 from torch import nn
+from torchvision.ops import Permute
 
 from td_compiler import reverse, verify
 from td_compiler.operators import LAYERS, LIBRARY_LAYERS, layer_row
@@ -240,3 +241,11 @@ def test_a_pooling_with_learned_weights_converts() -> None:
     assert_verified(
         Blocks(GlobalContext(8), GlobalContext(8), nn.Conv2d(8, 16, 3, stride=2), GlobalContext(16), width=16)
     )
+
+
+def test_a_permutation_of_many_channels_is_no_pooling() -> None:
+    """Moving 1024 channels to the end makes the last two axes of any map longer, not shorter."""
+    with torch.device("meta"):
+        norm = nn.Sequential(Permute([0, 2, 3, 1]), nn.LayerNorm(1024), Permute([0, 3, 1, 2]))
+        model = Blocks(nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 1024, 2, 2), norm, nn.Conv2d(1024, 8, 1), width=8)
+    assert reverse(model, input_size=SIZE).scales == (1, 2)

@@ -164,7 +164,7 @@ def _heat_maps(explainer: Explainer, images: Tensor, classes: Tensor) -> dict[st
     return {name: to_unit(heat) for name, heat in maps.items()}
 
 
-EXPERIMENT = Experiment("explain", "where networks look: Grad-CAM by stage, saliency, guided backpropagation", section)
+EXPERIMENT = Experiment("explain", section)
 
 
 _NETWORKS, _ARRANGEMENTS, _NONE, _NO_PHOTOS = ["nin_light"], ["mirror"], list[str](), list[Path]()

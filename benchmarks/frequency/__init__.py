@@ -14,7 +14,7 @@ from benchmarks.options import Setup, run_command
 
 __all__ = ["EXPERIMENT", "main"]
 
-EXPERIMENT = Experiment("frequency", "blurs, Fourier masks, laplacian pyramid, progressive growing", frequency_section)
+EXPERIMENT = Experiment("frequency", frequency_section)
 
 _NETWORKS, _DATA, _WAYS, _NONE = ["lenet_fc"], ["fashion-mnist"], ["bu", "mirror"], list[str]()
 _PARTS, _RADII = list(PARTS), [5.0]

@@ -155,7 +155,7 @@ def _heat_maps(explainer: Explainer, images: Tensor, classes: Tensor, tap: str) 
     return torch.cat(maps)
 
 
-EXPERIMENT = Experiment("localise", "how well Grad-CAM covers the object: precision, recall, IoU", section)
+EXPERIMENT = Experiment("localise", section)
 
 
 _DATA, _NETWORKS, _ARRANGEMENTS = ["mnist", "fashion-mnist"], ["nin_light"], ["mirror"]

@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.datasets import title
 from benchmarks.journal import Result
 from benchmarks.networks import NetworkSpec
-from benchmarks.recipes import size_in_words
+from benchmarks.recipes import images_in_words, size_in_words
 from benchmarks.tables import Section, Table
 
 __all__ = ["findings"]
@@ -72,7 +72,7 @@ def _by_setting(results: Iterable[Result], training: str = "training") -> Mappin
         fields = result.job[training]
         network = fields["network"]
         label = NetworkSpec(network["name"], network["arrangement"], tuple(map(tuple, network["options"]))).label
-        groups[fields["data"], network["name"].removeprefix("zoo:"), size_in_words(fields)][label].append(result)
+        groups[fields["data"], network["name"].removeprefix("zoo:"), images_in_words(fields)][label].append(result)
     return groups
 
 

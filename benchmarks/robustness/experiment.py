@@ -18,7 +18,7 @@ from benchmarks.training import Training
 
 __all__ = ["EXPERIMENT", "main"]
 
-EXPERIMENT = Experiment("robustness", "attacks, input vulnerability and corruptions, BU beside TD", section)
+EXPERIMENT = Experiment("robustness", section)
 
 # By profile: how many test images are attacked, in how many steps attacks search.
 _SIZES = {"smoke": (50, 4), "quick": (500, 10), "paper": (None, 100)}

@@ -13,7 +13,7 @@ from benchmarks.segmentation.section import segmentation_section
 
 __all__ = ["EXPERIMENT", "main"]
 
-EXPERIMENT = Experiment("segmentation", "intersection over union of FCN, U-Net and TD networks", segmentation_section)
+EXPERIMENT = Experiment("segmentation", segmentation_section)
 
 _NETWORKS, _NONE = ["fcn-light", "unet-like", "td"], list[str]()
 
