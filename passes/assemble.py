@@ -11,6 +11,7 @@ from torch import fx, nn
 from td_compiler.capture import skeleton
 from td_compiler.conversion import Conversion, Pass
 from td_compiler.errors import ConversionError
+from td_compiler.meta import ShapesOnly
 from td_compiler.network import Segment, TopDownNet, plant
 from td_compiler.operators import Kind, Pair, lookup
 from td_compiler.passes.set_widths import place_of
@@ -72,7 +73,8 @@ def _rename_reserved(conversion: Conversion) -> None:
 
 
 def _report(conversion: Conversion, network: TopDownNet) -> Report:
-    values = _run_on_meta(conversion)
+    with ShapesOnly():
+        values = _run_on_meta(conversion)
     rows = []
     # By rank, not by scale: with the stem's factors leading, the two networks' scales may differ.
     for native, stage in zip(conversion.found.stages, reversed(conversion.stages), strict=True):

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from td_compiler.errors import ConversionError
+from td_compiler.meta import ShapesOnly
 from td_compiler.options import Task
 from td_compiler.tracing import NeedsLeaf, ValueTracer
 
@@ -81,7 +82,8 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> Capture:
     while True:
         tracer = ValueTracer(input_size, leaves)
         try:
-            graph = tracer.trace(bones)
+            with ShapesOnly():
+                graph = tracer.trace(bones)
             break
         except NeedsLeaf as reason:
             if not reason.path or reason.path in leaves:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from td_compiler.emission import emit_source
+from td_compiler.meta import ShapesOnly
 from td_compiler.network import TopDownNet
 from td_compiler.operators import Width, lookup
 from td_compiler.settings import compare_settings, filters_of, left_out
@@ -94,7 +95,7 @@ def _without_gradient(network: nn.Module, images: torch.Tensor) -> tuple[list[st
     trainable = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     if not trainable:
         return [], 0
-    with torch.enable_grad():
+    with torch.enable_grad(), ShapesOnly():
         scores = next(iter(tensors_in(network(images))))
         if not scores.requires_grad:
             return [name for name, _ in trainable], len(trainable)

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from td_compiler.capture import skeleton
+from td_compiler.meta import ShapesOnly
 from td_compiler.network import TopDownNet
 from td_compiler.operators import layer_row
 
@@ -108,7 +109,7 @@ def filters_of(model: nn.Module, td: nn.Module, images: torch.Tensor) -> list[tu
     bones = skeleton(model)
     for path, module in _leaves(bones).items():
         module.register_forward_hook(partial(_note_size, sizes, path))
-    with torch.no_grad():
+    with torch.no_grad(), ShapesOnly():
         bones(images)
     return [
         (path, before.out_channels, after.out_channels)
@@ -175,7 +176,7 @@ def _run_order(model: nn.Module, images: torch.Tensor) -> dict[str, nn.Module]:
     for path, module in _leaves(bones).items():
         if _drop_rate(module) > 0 or any(True for _ in module.parameters()):
             module.register_forward_hook(partial(_note, ran, path))
-    with torch.no_grad():
+    with torch.no_grad(), ShapesOnly():
         bones(images)
     return ran
 

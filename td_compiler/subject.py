@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from td_compiler.capture import skeleton
+from td_compiler.meta import ShapesOnly
 from td_compiler.network import TopDownNet
 from td_compiler.operators import Width, lookup
 from td_compiler.options import Options
@@ -108,16 +109,23 @@ class Subject:
         rows = [lookup(node, module) for node, module in layers]
         return any(row is not None and row.width is Width.FREE for row in rows)
 
+    @cached_property
+    def computed(self) -> dict[Size, tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]]:
+        """What the top-down network computed at every size tried."""
+        return {}
+
     def maps(self, size: Size) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
         """Pyramid levels, finest first, stage maps, coarse to fine, and class scores."""
-        levels, maps, scores = self._run(_Everything(self.bones[1]), lambda: _Everything(self.td), size)
-        return levels, maps, scores
+        if size not in self.computed:
+            self.computed[size] = self._run(_Everything(self.bones[1]), lambda: _Everything(self.td), size)
+        return self.computed[size]
 
     def _run(self, bones: nn.Module, original: Any, size: Size) -> Any:
         """Run on the meta device or, where layers need values, for real."""
         with torch.no_grad():
             try:
-                return bones(self.images(size, "meta"))
+                with ShapesOnly():
+                    return bones(self.images(size, "meta"))
             except Exception as error:
                 if self.on_meta or not ("meta tensor" in str(error) or "data-dependent" in str(error)):
                     raise

@@ -1,0 +1,42 @@
+"""Running networks on the meta device, for their shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["ShapesOnly"]
+
+
+class ShapesOnly(TorchFunctionMode):
+    """A context in which a batch norm on the meta device scales and shifts its input, and no more.
+
+    Torch breaks a batch norm on that device down into dozens of steps in Python, which took most of the time of reading
+    a network. Shape, type and what gradients reach are the same.
+    """
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function is not F.batch_norm or not args or not args[0].is_meta:
+            return function(*args, **kwargs)
+        given = dict(zip(_ARGUMENTS, args, strict=False)) | dict(kwargs)
+        value: torch.Tensor = given["input"]
+        shape = (1, -1, *(1,) * (value.dim() - 2))
+        if given.get("weight") is not None:
+            value = value * given["weight"].view(shape)
+        if given.get("bias") is not None:
+            value = value + given["bias"].view(shape)
+        return value if value is not given["input"] else value.clone()
+
+
+_ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
