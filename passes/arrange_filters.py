@@ -9,7 +9,7 @@ from torch import fx, nn
 from td_compiler.conversion import Conversion, Pass
 from td_compiler.operators import Kind, Width
 from td_compiler.passes.branches import branches
-from td_compiler.passes.set_widths import is_depthwise
+from td_compiler.passes.nodes import is_depthwise
 from td_compiler.stages import Stage, TopDownStage, Unit
 
 __all__ = ["ArrangeFilters"]

@@ -14,7 +14,7 @@ from td_compiler.errors import ConversionError
 from td_compiler.meta import ShapesOnly
 from td_compiler.network import Segment, TopDownNet, plant
 from td_compiler.operators import Kind, Pair, lookup
-from td_compiler.passes.set_widths import place_of
+from td_compiler.passes.nodes import place_of
 from td_compiler.pyramid import Pyramid
 from td_compiler.report import Cost, Report, StageReport
 from td_compiler.tracing import evaluate

@@ -6,7 +6,7 @@ from torch import fx, nn
 
 from td_compiler.conversion import Conversion
 from td_compiler.operators import Kind, Width
-from td_compiler.passes.set_widths import is_depthwise
+from td_compiler.passes.nodes import is_depthwise
 from td_compiler.stages import Unit
 
 __all__ = ["branches", "takes_any_width"]

@@ -14,7 +14,7 @@ from td_compiler.capture import works_in_place
 from td_compiler.conversion import Conversion, Pass, layer_of
 from td_compiler.initialise import initialise_he
 from td_compiler.operators import layer_row
-from td_compiler.passes.set_widths import is_depthwise
+from td_compiler.passes.nodes import is_depthwise
 from td_compiler.stages import Layer
 from td_compiler.upsample import TransposedUpsample
 

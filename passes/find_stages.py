@@ -9,7 +9,7 @@ from torch import fx
 from td_compiler.conversion import Conversion, Pass
 from td_compiler.errors import ConversionError
 from td_compiler.operators import Kind, Pair
-from td_compiler.passes.set_widths import place_of
+from td_compiler.passes.nodes import place_of
 from td_compiler.stages import Boundary, Stage, StageGraph, Unit, UnitKind
 
 __all__ = ["FindStages"]

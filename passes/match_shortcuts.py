@@ -8,7 +8,7 @@ from torch import fx
 
 from td_compiler.conversion import Conversion, Pass, operator_of
 from td_compiler.operators import Kind, Width
-from td_compiler.passes.set_widths import is_depthwise
+from td_compiler.passes.nodes import is_depthwise
 from td_compiler.stages import Projection, TopDownStage, Unit, UnitKind
 from td_compiler.style import Style, add_layers, add_like, style_of
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx
 
 from td_compiler.conversion import Conversion, Pass
+from td_compiler.passes.nodes import channel_slice
 
 __all__ = ["RewriteSizes"]
 
@@ -71,15 +72,19 @@ def _all_numbers(value: Any) -> bool:
 
 
 def _slice(node: fx.Node) -> None:
-    change = _change(node)
-    index: Any = node.args[1]
-    axis = node.meta["source"].meta.get("axis") if "source" in node.meta else None
-    if change is None or axis is None or not isinstance(index, tuple) or Ellipsis in index or len(index) <= axis:
+    change, part = _change(node), channel_slice(node)
+    if change is None or part is None or not (_is_bound(part.start) and _is_bound(part.stop)):
         return
-    part = index[axis]
-    if isinstance(part, slice):
-        start, stop = (round(b * change[1] / change[0]) if isinstance(b, int) else b for b in (part.start, part.stop))
-        node.update_arg(1, (*index[:axis], slice(start, stop, part.step), *index[axis + 1 :]))
+    (old, new), width, index = change, int(node.meta["width"]), node.args[1]
+    start = new - width if part.stop is None else round((part.start or 0) * new / old)
+    stop = None if part.stop is None else start + width
+    axis = node.meta["source"].meta["axis"]
+    assert isinstance(index, tuple)
+    node.update_arg(1, (*index[:axis], slice(start or None, stop, part.step), *index[axis + 1 :]))
+
+
+def _is_bound(value: Any) -> bool:
+    return value is None or (isinstance(value, int) and value >= 0)
 
 
 def _view(node: fx.Node) -> None:

@@ -7,20 +7,29 @@ channels, a sum) or the width wanted by the first layer in it that is free to ch
 
 from __future__ import annotations
 
+import itertools
 import math
 from fractions import Fraction
 
-import torch
-from torch import fx, nn
+from torch import fx
 
 from td_compiler.conversion import Conversion, Pass, layer_of, operator_of
 from td_compiler.errors import ConversionError
 from td_compiler.operators import Kind, Width
+from td_compiler.passes.nodes import (
+    arguments,
+    channel_slice,
+    is_depthwise,
+    is_parameter,
+    parameter_axis,
+    place_of,
+    root_parameter,
+)
 from td_compiler.passes.prune import prune
 from td_compiler.passes.trace_channels import is_map
 from td_compiler.stages import Layer
 
-__all__ = ["SetWidths", "is_depthwise", "place_of", "root_parameter"]
+__all__ = ["SetWidths"]
 
 
 class SetWidths(Pass):
@@ -69,6 +78,7 @@ class _Solver:
         self._wanted: dict[fx.Node, tuple[int, int]] = {}  # class -> (place in the order, wish) of its first free layer
         self._multiple: dict[fx.Node, int] = {}  # class -> what its width must be a multiple of
         self._derived: dict[fx.Node, tuple[fx.Node, Fraction]] = {}  # node -> the one that it is a part or multiple of
+        self._parts_of: dict[fx.Node, list[fx.Node]] = {}  # node -> the parts of a concatenation that it takes
         self._copied: dict[fx.Node, tuple[fx.Node, int]] = {}  # node with filters for each channel -> that, its wish
 
     def solve(self) -> None:
@@ -169,6 +179,9 @@ class _Solver:
             self._check_plain(node)
         if source.meta["axis"] == 1 and source.meta["size"] is None and self._folds_map(source):
             return
+        if parts := self._parts(node, operands[0]):
+            self._parts_of[node] = parts
+            return
         widths = self._own_widths(node, operands)
         first = max(operands, key=lambda n: widths[n] or 0)
         if source.meta["width"] == 1 < widths[first]:  # a mean over the channels
@@ -179,11 +192,25 @@ class _Solver:
             if other is not first and widths[other] == widths[first]:
                 self._union(other, first)
 
+    def _parts(self, node: fx.Node, operand: fx.Node) -> list[fx.Node]:
+        """What a slice takes of a concatenation, if it takes whole parts of it."""
+        row, taken = operator_of(self.conversion, operand), channel_slice(node)
+        if taken is None or row is None or row.width is not Width.SUM or not self._joins_channels(operand):
+            return []
+        parts = self._operands(operand)
+        ends = list(
+            itertools.accumulate((n.meta["source"].meta["width"] for n in parts if "source" in n.meta), initial=0)
+        )
+        start, stop = taken.start or 0, ends[-1] if taken.stop is None else taken.stop
+        if len(ends) <= len(parts) or start not in ends or stop not in ends or taken.step not in (None, 1):
+            return []
+        return parts[ends.index(start) : ends.index(stop)]
+
     def _check_plain(self, node: fx.Node) -> None:
         """Without a rule in the table an operator may not have parameters: they would say how channels flow."""
         layer = layer_of(self.conversion, node)
         of_layer = list(layer.prototype.parameters()) if layer else []
-        if of_layer or any(n.op == "get_attr" and n.target != "training" for n in _arguments(node)):
+        if of_layer or any(n.op == "get_attr" and n.target != "training" for n in arguments(node)):
             what = type(layer.prototype).__name__ if layer else getattr(node.target, "__name__", node.target)
             raise ConversionError(
                 f"no rule says how channels flow through {what} at {place_of(node.meta['source'])!r}:"
@@ -194,7 +221,7 @@ class _Solver:
         """The widths of a node's inputs in the bottom-up network, where they stand in the same places."""
         source = node.meta["source"]
         before = [
-            n for n in (root_parameter(n) or n for n in _arguments(source)) if "width" in n.meta or _is_parameter(n)
+            n for n in (root_parameter(n) or n for n in arguments(source)) if "width" in n.meta or is_parameter(n)
         ]
         if len(before) != len(operands):
             before = before[:1] * len(operands)
@@ -217,8 +244,8 @@ class _Solver:
 
     def _operands(self, node: fx.Node) -> list[fx.Node]:
         """The inputs whose channels an operator relates; the image that an upsampling reads its size from is none."""
-        arguments = [root_parameter(n) or n for n in _arguments(node)]
-        operands = [n for n in arguments if n in self._parent and n.target != "training"]
+        read = [root_parameter(n) or n for n in arguments(node)]
+        operands = [n for n in read if n in self._parent and n.target != "training"]
         row = operator_of(self.conversion, node)
         return operands[:1] if row is not None and row.kind is Kind.UPSAMPLE else operands
 
@@ -242,7 +269,9 @@ class _Solver:
     def _evaluate(self, node: fx.Node) -> None:
         row, source = operator_of(self.conversion, node), node.meta.get("source")
         inputs = [n for n in node.all_input_nodes if n in self._parent]
-        if node in self._derived:
+        if node in self._parts_of:
+            self._given[self._find(node)] = sum(self._width(part) for part in self._parts_of[node])
+        elif node in self._derived:
             operand, share = self._derived[node]
             self._given[self._find(node)] = int(self._width(operand) * share)
         elif node in self._copied:
@@ -278,44 +307,3 @@ class _Solver:
             raise ConversionError(f"the width of {place_of(source)!r} does not follow from any layer.")
         multiple = self._multiple.get(root, 1)
         return max(1, round(self._wanted[root][1] / multiple)) * multiple
-
-
-def _arguments(node: fx.Node) -> list[fx.Node]:
-    """The nodes among a node's arguments, in order, each as often as it stands there."""
-    found: list[fx.Node] = []
-    fx.node.map_arg((node.args, node.kwargs), lambda n: found.append(n) or n)  # type: ignore[func-returns-value]
-    return found
-
-
-def _is_parameter(node: fx.Node) -> bool:
-    return node.op == "get_attr" and isinstance(node.meta["value"], torch.Tensor)
-
-
-def root_parameter(node: fx.Node) -> fx.Node | None:
-    """The parameter that a node is a mere view of, as `self.weight.view(1, -1, 1, 1)` is."""
-    while node.op == "call_method" and "width" not in node.meta.get("source", node).meta:
-        if not isinstance(node.meta.get("source", node).meta.get("value"), torch.Tensor):
-            return None
-        node = node.args[0]  # type: ignore[assignment]
-    return node if node.op == "get_attr" else None
-
-
-def parameter_axis(node: fx.Node, user: fx.Node) -> int | None:
-    """Which axis of a parameter (a top-down `get_attr` node) meets the channels of what its user computes."""
-    value, reader = node.meta["source"].meta["value"], user.meta.get("source")
-    if not isinstance(value, torch.Tensor) or reader is None or reader.meta.get("axis") is None:
-        return None
-    axis = reader.meta["axis"] - reader.meta["value"].dim() + value.dim() if value.dim() > 1 else 0
-    return axis if 0 <= axis < value.dim() and value.shape[axis] == reader.meta["width"] else None
-
-
-def is_depthwise(module: nn.Module) -> bool:
-    """Whether a convolution has one filter per input channel, so that it sets no width of its own."""
-    groups, inputs = getattr(module, "groups", 1), getattr(module, "in_channels", 0)
-    return bool(groups == inputs > 1)
-
-
-def place_of(node: fx.Node) -> str:
-    """A bottom-up node as the user knows it: its module's path, else its name in the graph."""
-    stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
-    return stack[-1] if stack else node.name

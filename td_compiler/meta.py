@@ -27,7 +27,8 @@ class ShapesOnly(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if function is not F.batch_norm or not args or not args[0].is_meta:
+        traced = not args or not isinstance(args[0], torch.Tensor)  # a proxy stays in the graph as it is
+        if function is not F.batch_norm or traced or not args[0].is_meta:
             return function(*args, **kwargs)
         given = dict(zip(_ARGUMENTS, args, strict=False)) | dict(kwargs)
         value: torch.Tensor = given["input"]

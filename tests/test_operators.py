@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.layers import CondConv2d
+from timm.layers import BatchNormAct2d, CondConv2d
 from torch import nn
 from torchvision.ops import Permute
 
@@ -249,3 +249,18 @@ def test_a_permutation_of_many_channels_is_no_pooling() -> None:
         norm = nn.Sequential(Permute([0, 2, 3, 1]), nn.LayerNorm(1024), Permute([0, 3, 1, 2]))
         model = Blocks(nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 1024, 2, 2), norm, nn.Conv2d(1024, 8, 1), width=8)
     assert reverse(model, input_size=SIZE).scales == (1, 2)
+
+
+def test_a_norm_with_an_activation_of_its_own_stays_a_norm() -> None:
+    """Its forward calls `F.batch_norm`, which is traced through; the running statistics must stay in use."""
+    blocks = (nn.Conv2d(8, 8, 3, padding=1), BatchNormAct2d(8), nn.Conv2d(8, 16, 3, 2, 1), BatchNormAct2d(16))
+    td = reverse(Blocks(*blocks, width=16), input_size=SIZE).eval()
+    norms = [name for name, layer in td.named_modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert {"blocks.1", "blocks.3"} <= set(norms)
+    before = td(images())
+    for name in ("blocks.1", "blocks.3"):
+        with torch.no_grad():
+            td.get_submodule(name).running_mean.add_(1)
+        after = td(images())
+        assert not torch.allclose(after, before)
+        before = after
