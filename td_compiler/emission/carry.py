@@ -81,6 +81,11 @@ class Carrier:
             self.definitions[name] = _STAND_INS[f"{home}.{name}"]
         elif isinstance(value, (types.FunctionType, type)) and value.__name__ == name:
             self.carry(value, where)
+        elif (statement := _assignment(name, value)) is not None:
+            for needed in _global_names(statement) - {name}:
+                if needed in vars(sys.modules[str(home)]):
+                    self._need(needed, vars(sys.modules[str(home)])[needed], where, definition)
+            self.definitions.setdefault(name, ast.unparse(statement))
         else:
             raise _refusal(where, definition, f"it refers to {name}, which is neither torch's nor Python's own")
 
@@ -103,6 +108,9 @@ _COMMON = {
 
 # Helpers that foreign code calls and that are no part of what it computes.
 _STAND_INS = {
+    "timm.layers._fx.register_notrace_module": "def register_notrace_module(module: type) -> type:\n"
+    '    """Does nothing here; timm keeps a list of what not to trace with it."""\n'
+    "    return module",
     "torchvision.utils._log_api_usage_once": "def _log_api_usage_once(obj: object) -> None:\n"
     '    """Does nothing here; torchvision counts its uses with it."""',
 }
@@ -133,6 +141,16 @@ def _read(definition: Any, where: str) -> tuple[str, ast.Module, dict[str, Any]]
     if not isinstance(tree.body[0], (ast.FunctionDef, ast.ClassDef)):
         raise _refusal(where, definition, "it is not defined by def or class")
     return source, tree, sys.modules[definition.__module__].__dict__
+
+
+def _assignment(name: str, value: Any) -> ast.Module | None:
+    """The statement at the top level of a value's own module that names it, as `to_2tuple = _ntuple(2)` does."""
+    home = sys.modules.get(str(getattr(value, "__module__", None)))
+    if home is None or vars(home).get(name) is not value:
+        return None
+    statements = [node for node in ast.parse(inspect.getsource(home)).body if isinstance(node, ast.Assign)]
+    found = next((node for node in statements if [ast.unparse(target) for target in node.targets] == [name]), None)
+    return ast.Module([found], []) if found is not None else None
 
 
 def _global_names(tree: ast.Module) -> set[str]:
