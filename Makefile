@@ -66,9 +66,9 @@ coverage-all: $(VENV)/.models
 		--output benchmarks/results/coverage.md
 
 docs: $(VENV)/.dev
-	$(BIN)/tdc inspect zoo:lenet_fc --plot docs/images/lenet_fc.svg
-	$(BIN)/tdc inspect torchvision:resnet18 --plot docs/images/resnet18.svg
-	$(BIN)/tdc inspect torchvision:mobilenet_v2 --plot docs/images/mobilenet_v2.svg
+	$(BIN)/tdc inspect zoo:lenet_fc --plot docs/images/lenet_fc.svg --force
+	$(BIN)/tdc inspect torchvision:resnet18 --plot docs/images/resnet18.svg --force
+	$(BIN)/tdc inspect torchvision:mobilenet_v2 --plot docs/images/mobilenet_v2.svg --force
 
 fuzz: $(VENV)/.dev
 	FUZZ_EXAMPLES=$(N) FUZZ_SEED=$(SEED) $(BIN)/python -m pytest -n $(JOBS) -x tests/test_fuzz_networks.py

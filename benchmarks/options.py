@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 import shlex
 import sys
 import traceback
-import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +16,7 @@ import typer
 
 from benchmarks.machine import Machine
 from benchmarks.recipes import PROFILES, Profile, RecipeError
+from td_compiler.shared_options import with_shared_options
 
 __all__ = ["Setup", "run_command", "run_plain_command"]
 
@@ -118,7 +117,12 @@ def run_command(command: Callable[..., None], arguments: Sequence[str], prog: st
         The exit status: 0 done, 1 failed, 2 wrong usage or missing data, 130 interrupted.
     """
     line = shlex.join([*prog.split(), *_public(arguments)])
-    return run_plain_command(_with_shared_options(command, line), arguments, prog)
+
+    @functools.wraps(command)
+    def with_line(setup: Setup, **own: Any) -> None:
+        command(replace(setup, command=line), **own)
+
+    return run_plain_command(with_shared_options(with_line, _shared), arguments, prog)
 
 
 def run_plain_command(command: Callable[..., None], arguments: Sequence[str], prog: str) -> int:
@@ -172,24 +176,3 @@ def _public(arguments: Sequence[str]) -> list[str]:
         else:
             public.append(f"{option}={option.removeprefix('--').upper()}" if equals and option in _PRIVATE else word)
     return public
-
-
-def _with_shared_options(command: Callable[..., None], line: str) -> Callable[..., None]:
-    """The command with the shared options in place of its first parameter, the Setup that they make up."""
-
-    @functools.wraps(command)
-    def combined(**given: Any) -> None:
-        shared = {name: given.pop(name) for name in inspect.signature(_shared).parameters}
-        command(replace(_shared(**shared), command=line), **given)
-
-    own = _typed_parameters(command)[1:]
-    parameters = [*own, *_typed_parameters(_shared)]
-    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
-    combined.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    combined.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return combined
-
-
-def _typed_parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    hints = typing.get_type_hints(function, include_extras=True)
-    return [each.replace(annotation=hints[name]) for name, each in inspect.signature(function).parameters.items()]

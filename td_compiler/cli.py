@@ -18,22 +18,9 @@ import typer
 from typer.core import TyperGroup
 
 from td_compiler import __version__
-from td_compiler.cli_options import (
-    Arguments,
-    Debug,
-    Downsample,
-    Filters,
-    HeadWidth,
-    Init,
-    InputSize,
-    Merge,
-    NumClasses,
-    Source,
-    Stem,
-    Task,
-    Upsample,
-)
+from td_compiler.cli_options import Debug, Given, Seed, read_given
 from td_compiler.errors import ConversionError
+from td_compiler.shared_options import with_shared_options
 
 __all__ = ["app", "main"]
 
@@ -116,145 +103,71 @@ def _tdc(
         raise typer.Exit(2)
 
 
-@app.command(
-    epilog=_examples(
-        "tdc convert zoo:resnet32",
-        "tdc convert model.py:Net --arg num_classes=100 --filters uniform -o nets/ --weights",
-        "tdc convert torchvision:resnet18 --stem leading -o - | less",
-    )
+def _command(*examples: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Makes a command of a function whose first parameter is what the shared options say."""
+
+    def register(command: Callable[..., Any]) -> Callable[..., Any]:
+        return app.command(epilog=_examples(*examples))(with_shared_options(command, read_given))
+
+    return register
+
+
+@_command(
+    "tdc convert zoo:resnet32",
+    "tdc convert model.py:Net --arg num_classes=100 --filters uniform -o nets/ --weights",
+    "tdc convert torchvision:resnet18 --stem leading -o - | less",
 )
 def convert(
-    source: Source,
-    filters: Filters = None,
-    merge: Merge = None,
-    upsample: Upsample = None,
-    downsample: Downsample = None,
-    stem: Stem = None,
-    head_width: HeadWidth = None,
-    init: Init = None,
-    task: Task = None,
-    num_classes: NumClasses = None,
-    input_size: InputSize = None,
-    arg: Arguments = None,
+    given: Given,
     out: Annotated[
         str | None,
         typer.Option("-o", "--out", metavar="OUT", help="A .py file, a folder, or - for standard output."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
     weights: Annotated[bool, typer.Option("--weights", help="Also write the weights, as .safetensors.")] = False,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="torch's seed, for weights drawn anew.")] = None,
-    debug: Debug = False,
+    seed: Seed = None,
 ) -> None:
     """Write a network's top-down network as standalone PyTorch source: NAME_td.py in the current folder, or OUT."""
-    with _debugging(debug):
+    with _debugging(given.debug):
         from td_compiler import commands
 
-        request = commands.Request.read(
-            source,
-            arg,
-            seed,
-            filters=filters,
-            merge=merge,
-            upsample=upsample,
-            downsample=downsample,
-            stem=stem,
-            head_width=head_width,
-            init=init,
-            task=task,
-            num_classes=num_classes,
-            input_size=input_size,
-        )
-        commands.convert(request, out, weights=weights, force=force)
+        commands.convert(commands.Request.read(given, seed), out, weights=weights, force=force)
 
 
-@app.command(
-    epilog=_examples(
-        "tdc inspect zoo:resnet32",
-        "tdc inspect timm:efficientnet_b0 --filters uniform --input-size 3,320,320",
-        "tdc inspect torchvision:resnet18 --plot resnet18.svg",
-    )
+@_command(
+    "tdc inspect zoo:resnet32",
+    "tdc inspect timm:efficientnet_b0 --filters uniform --input-size 3,320,320",
+    "tdc inspect torchvision:resnet18 --plot resnet18.svg",
 )
 def inspect(
-    source: Source,
-    filters: Filters = None,
-    merge: Merge = None,
-    upsample: Upsample = None,
-    downsample: Downsample = None,
-    stem: Stem = None,
-    head_width: HeadWidth = None,
-    init: Init = None,
-    task: Task = None,
-    num_classes: NumClasses = None,
-    input_size: InputSize = None,
-    arg: Arguments = None,
+    given: Given,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     plot: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Draw both networks into a .svg or .png file, replacing it."),
+        typer.Option(metavar="FILE", help="Draw both networks into a .svg or .png file."),
     ] = None,
-    debug: Debug = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace that file if it exists.")] = False,
 ) -> None:
     """Show the bottom-up network (BU) beside its top-down network (TD), scale by scale."""
-    with _debugging(debug):
+    with _debugging(given.debug):
         from td_compiler import commands
 
-        request = commands.Request.read(
-            source,
-            arg,
-            filters=filters,
-            merge=merge,
-            upsample=upsample,
-            downsample=downsample,
-            stem=stem,
-            head_width=head_width,
-            init=init,
-            task=task,
-            num_classes=num_classes,
-            input_size=input_size,
-        )
-        commands.inspect(request, as_json=as_json, plot=plot)
+        commands.inspect(commands.Request.read(given), as_json=as_json, plot=plot, force=force)
 
 
-@app.command(epilog=_examples("tdc verify zoo:resnet32", "tdc verify timm:efficientnet_b0 --filters uniform --meta"))
+@_command("tdc verify zoo:resnet32", "tdc verify timm:efficientnet_b0 --filters uniform --meta")
 def verify(
-    source: Source,
-    filters: Filters = None,
-    merge: Merge = None,
-    upsample: Upsample = None,
-    downsample: Downsample = None,
-    stem: Stem = None,
-    head_width: HeadWidth = None,
-    init: Init = None,
-    task: Task = None,
-    num_classes: NumClasses = None,
-    input_size: InputSize = None,
-    arg: Arguments = None,
+    given: Given,
     meta: Annotated[
         bool, typer.Option("--meta", help="Build the network without weights: fast at any size, values unchecked.")
     ] = False,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="torch's seed, for the weights.")] = None,
-    debug: Debug = False,
+    seed: Seed = None,
 ) -> int:
     """Convert a network and check the result, property by property; exits with 1 if one does not hold."""
-    with _debugging(debug):
+    with _debugging(given.debug):
         from td_compiler import commands
 
-        request = commands.Request.read(
-            source,
-            arg,
-            seed,
-            filters=filters,
-            merge=merge,
-            upsample=upsample,
-            downsample=downsample,
-            stem=stem,
-            head_width=head_width,
-            init=init,
-            task=task,
-            num_classes=num_classes,
-            input_size=input_size,
-        )
-        return 0 if commands.verify(request, meta=meta) else 1
+        return 0 if commands.verify(commands.Request.read(given, seed), meta=meta) else 1
 
 
 @app.command("list", epilog=_examples("tdc list", "tdc list zoo", "tdc list timm | grep mobilenet"))

@@ -1,95 +1,88 @@
-"""The options that the commands of `tdc` share, as types: name, form and help of each, said once."""
+"""The options that `tdc convert`, `tdc inspect` and `tdc verify` share: which network, and how it is converted."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import typer
 
-__all__ = [
-    "Arguments",
-    "Debug",
-    "Downsample",
-    "Filters",
-    "HeadWidth",
-    "Init",
-    "InputSize",
-    "Merge",
-    "NumClasses",
-    "Source",
-    "Stem",
-    "Task",
-    "Upsample",
-]
+__all__ = ["Debug", "Given", "Seed", "read_given"]
 
-_NETWORK = "The top-down network"
-
-Source = Annotated[
-    str,
-    typer.Argument(metavar="SOURCE", help="model.py, model.py:NAME, zoo:NAME, torchvision:NAME or timm:NAME."),
-]
-Arguments = Annotated[
-    list[str] | None,
-    typer.Option("--arg", metavar="KEY=VALUE", help="A keyword argument of the model's class or factory; repeatable."),
-]
-InputSize = Annotated[
-    str | None,
-    typer.Option(
-        "--input-size", metavar="C,H,W", help="The image size; by default the model's own, or found by trying."
-    ),
-]
-Filters = Annotated[
-    str | None,
-    typer.Option(
-        metavar="mirror|uniform|reversed",
-        help="Widths: the stages' own, one for all, or growing with depth. The first is the default, here and below.",
-        rich_help_panel=_NETWORK,
-    ),
-]
-Merge = Annotated[
-    str | None,
-    typer.Option(
-        metavar="combined|add|concat", help="How a map x takes in the image's entry e.", rich_help_panel=_NETWORK
-    ),
-]
-Upsample = Annotated[
-    str | None,
-    typer.Option(metavar="nearest|bilinear|transposed", help="How maps grow.", rich_help_panel=_NETWORK),
-]
-Downsample = Annotated[
-    str | None,
-    typer.Option(
-        metavar="gaussian|blur|blurpool|pool|none|area|laplacian",
-        help="How the image is brought to each scale.",
-        rich_help_panel=_NETWORK,
-    ),
-]
-Stem = Annotated[
-    str | None,
-    typer.Option(metavar="trailing|leading", help="Where the stem's downsampling is undone.", rich_help_panel=_NETWORK),
-]
-HeadWidth = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="Widen the last unit to at least N filters.", rich_help_panel=_NETWORK),
-]
-Init = Annotated[
-    str | None,
-    typer.Option(
-        metavar="keep|fresh",
-        help="Keep weights whose shape did not change, or draw all anew.",
-        rich_help_panel=_NETWORK,
-    ),
-]
-Task = Annotated[
-    str | None,
-    typer.Option(
-        metavar="classification|segmentation",
-        help="Keep the source's head, or classify every pixel.",
-        rich_help_panel=_NETWORK,
-    ),
-]
-NumClasses = Annotated[
-    int | None,
-    typer.Option("--num-classes", metavar="N", help="Classes of a pixel, for segmentation.", rich_help_panel=_NETWORK),
-]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="torch's seed, for weights drawn anew.")]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the shared options say.
+
+    Attributes:
+        source: the network's name.
+        arguments: `KEY=VALUE` for its constructor.
+        options: of `td_compiler.reverse`; None where the user gave none.
+        debug: whether to show tracebacks.
+    """
+
+    source: str
+    arguments: list[str] | None
+    options: dict[str, Any]
+    debug: bool
+
+
+def _choice(metavar: str, text: str) -> Any:
+    return typer.Option(metavar=metavar, help=text, rich_help_panel="The top-down network")
+
+
+def read_given(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="model.py, model.py:NAME, zoo:NAME, torchvision:NAME or timm:NAME."),
+    ],
+    filters: Annotated[
+        str | None,
+        _choice(
+            "mirror|uniform|reversed",
+            "Widths: the stages' own, one for all, or growing with depth. The first is the default, here and below.",
+        ),
+    ] = None,
+    merge: Annotated[str | None, _choice("combined|add|concat", "How a map x takes in the image's entry e.")] = None,
+    upsample: Annotated[str | None, _choice("nearest|bilinear|transposed", "How maps grow.")] = None,
+    downsample: Annotated[
+        str | None,
+        _choice("gaussian|blur|blurpool|pool|none|area|laplacian", "How the image is brought to each scale."),
+    ] = None,
+    stem: Annotated[str | None, _choice("trailing|leading", "Where the stem's downsampling is undone.")] = None,
+    head_width: Annotated[int | None, _choice("N", "Widen the last unit to at least N filters.")] = None,
+    init: Annotated[
+        str | None, _choice("keep|fresh", "Keep weights whose shape did not change, or draw all anew.")
+    ] = None,
+    task: Annotated[
+        str | None,
+        _choice("classification|segmentation", "Keep the source's head, or classify every pixel."),
+    ] = None,
+    num_classes: Annotated[int | None, _choice("N", "Classes of a pixel, for segmentation.")] = None,
+    input_size: Annotated[
+        str | None,
+        typer.Option(metavar="C,H,W", help="The image size; by default the model's own, or found by trying."),
+    ] = None,
+    arg: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="A keyword argument of the model's class or factory; repeatable."),
+    ] = None,
+    debug: Debug = False,
+) -> Given:
+    """The shared options, as the first parameter of a command."""
+    options = {
+        "filters": filters,
+        "merge": merge,
+        "upsample": upsample,
+        "downsample": downsample,
+        "stem": stem,
+        "head_width": head_width,
+        "init": init,
+        "task": task,
+        "num_classes": num_classes,
+        "input_size": input_size,
+    }
+    return Given(source, arg, options, debug)

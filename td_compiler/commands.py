@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 import td_compiler
 from td_compiler import reverse
+from td_compiler.cli_options import Given
 from td_compiler.construction import nearest
 from td_compiler.emission import emit_source
 from td_compiler.errors import ConversionError
@@ -61,17 +62,17 @@ class Request:
     seed: int | None = None
 
     @classmethod
-    def read(cls, source: str, arguments: Sequence[str] | None, seed: int | None = None, **options: Any) -> Request:
+    def read(cls, given: Given, seed: int | None = None) -> Request:
         """Read a request from words: `input_size` is "C,H,W", an argument "KEY=VALUE", an option not given None."""
-        given = {name: value for name, value in options.items() if value is not None}
-        if "input_size" in given:
-            given["input_size"] = _size(given["input_size"])
+        options = {name: value for name, value in given.options.items() if value is not None}
+        if "input_size" in options:
+            options["input_size"] = _size(options["input_size"])
         try:
-            Options(**given)
+            Options(**options)
         except ConversionError as error:
             name, equals, rest = str(error).partition("=")
             raise UsageError(f"--{name.replace('_', '-')}{equals}{rest}") from error
-        return cls(source, given, dict(map(_argument, arguments or ())), seed)
+        return cls(given.source, options, dict(map(_argument, given.arguments or ())), seed)
 
     @property
     def command(self) -> str:
@@ -118,7 +119,7 @@ def convert(request: Request, out: str | None, *, weights: bool, force: bool) ->
     _summarise(name, td, file=sys.stdout)
 
 
-def inspect(request: Request, *, as_json: bool = False, plot: str | None = None) -> None:
+def inspect(request: Request, *, as_json: bool = False, plot: str | None = None, force: bool = False) -> None:
     """Print the bottom-up network beside its top-down network, scale by scale.
 
     The network is built on the meta device, where that works, so that its size costs neither time nor memory.
@@ -127,12 +128,13 @@ def inspect(request: Request, *, as_json: bool = False, plot: str | None = None)
         request: what to convert and how.
         as_json: print JSON (:func:`td_compiler.tables.as_data`) instead of a table.
         plot: a .svg or .png file to draw both networks into.
+        force: replace that file if it exists.
 
     Raises:
-        UsageError: if `plot` cannot be written.
+        UsageError: if `plot` cannot be written or exists; nothing has been converted then.
         ConversionError: if the source or its conversion is refused, or matplotlib is missing.
     """
-    picture = _picture(plot) if plot is not None else None
+    picture = _picture(plot, force=force) if plot is not None else None
     loaded, td = _reverse(request, device="meta")
     report = with_receptive_fields(td.report, loaded.model, td)
     if as_json:
@@ -208,14 +210,13 @@ def _argument(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _picture(plot: str) -> Path:
+def _picture(plot: str, *, force: bool) -> Path:
     target = Path(plot)
     if target.suffix not in {".svg", ".png"}:
         raise UsageError(f"--plot {plot}: FILE is a .svg or .png file.")
     if not target.parent.is_dir():
         raise UsageError(f"{target} cannot be written: there is no folder {target.parent}.")
-    if target.exists() and not target.is_file():
-        raise UsageError(f"{target} cannot be written: it is not a file.")
+    _check_free(target, "--plot another one", force=force)
     return target
 
 
@@ -235,11 +236,15 @@ def _target(out: str | None, name: str, *, weights: bool, force: bool) -> Path |
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise UsageError(f"{target} cannot be written: the folder {target.parent} is read-only.")
     for path in (target, target.with_suffix(".safetensors")) if weights else (target,):
-        if path.exists() and not path.is_file():
-            raise UsageError(f"{path} cannot be written: it is not a file.")
-        if path.exists() and not force:
-            raise UsageError(f"{path} exists: give --force to replace it, or -o another one.")
+        _check_free(path, "-o another one", force=force)
     return target
+
+
+def _check_free(path: Path, way_out: str, *, force: bool) -> None:
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} cannot be written: it is not a file.")
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists: give --force to replace it, or {way_out}.")
 
 
 def _reverse(request: Request, device: str | None = None) -> tuple[LoadedSource, TopDownNet]:

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import td_compiler
-from td_compiler import cli, options
+from td_compiler import cli, cli_options, options
 from td_compiler.files import write_together
 from td_compiler.report import Cost, Report, StageReport
 from td_compiler.tables import byte_count, print_report, short_count
@@ -310,9 +310,9 @@ def test_help_names_the_values_that_the_options_take() -> None:
     assert "Examples" in tdc("--help")
     for command in ("convert", "inspect", "list"):
         assert "Examples" in tdc(command, "--help")
-    defaults = options.Options()
-    for name in ("Filters", "Merge", "Upsample", "Downsample", "Stem", "Init"):
-        (_, option) = get_args(getattr(cli, name))
+    defaults, given = options.Options(), get_type_hints(cli_options.read_given, include_extras=True)
+    for name in ("Filters", "Merge", "Upsample", "Downsample", "Stem", "Init", "Task"):
+        (_, option) = get_args(given[name.lower()])
         allowed = get_args(getattr(options, name))
         assert option.metavar == "|".join(allowed)
         assert allowed[0] == getattr(defaults, name.lower())  # what the help says of all of them

@@ -116,13 +116,19 @@ def test_without_matplotlib_one_line_says_what_to_install(tmp_path: Path, monkey
 
 @pytest.mark.parametrize(
     ("file", "said"),
-    [("a.pdf", ".svg or .png"), ("nowhere/a.svg", "no folder"), ("folder.svg", "not a file")],
+    [
+        ("a.pdf", ".svg or .png"),
+        ("nowhere/a.svg", "no folder"),
+        ("folder.svg", "not a file"),
+        ("mine.svg", "exists: give --force to replace it"),
+    ],
 )
 def test_a_picture_that_cannot_be_written_is_said_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.svg").mkdir()
+    (tmp_path / "mine.svg").touch()
     result = CliRunner().invoke(cli.app, ["inspect", "zoo:no_such_network", "--plot", file])
     assert result.exit_code == 2
     assert said in result.stderr
