@@ -33,7 +33,7 @@ def with_shared_options(command: Callable[..., R], shared: Callable[..., Any]) -
     parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
     combined.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     combined.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    del combined.__wrapped__  # type: ignore[attr-defined]  # else typer would ask it for the types
+    del combined.__wrapped__  # else typer would ask it for the types
     return combined
 
 
