@@ -71,7 +71,7 @@ def _changes_shape(unit: Unit) -> bool:
 
 
 def _find_shortcut(conversion: Conversion, unit: Unit) -> _Shortcut | None:
-    """The way through a block with the fewest convolutions, if there is one that adds to a longer one."""
+    """The way through a block with the fewest convolutions in a row, if there is one that adds to a longer one."""
     if unit.kind is not UnitKind.BLOCK:
         return None
     inside = set(unit.nodes)
@@ -84,14 +84,24 @@ def _find_shortcut(conversion: Conversion, unit: Unit) -> _Shortcut | None:
         if shapes[0] != shapes[1] or _multiplies(join):
             continue
         ways = [_ancestors(node, inside) for node in maps]
-        counts = [sum(conversion.kind(n) is Kind.CONV for n in way) for way in ways]
-        short = counts.index(min(counts))
-        if counts[short] < counts[1 - short] and _choices(conversion, ways[short], join) <= 1:
+        depths = [_depth(conversion, unit, way) for way in ways]
+        short = depths.index(min(depths))
+        if depths[short] < depths[1 - short] and _choices(conversion, ways[short], join) <= 1:
             chain = tuple(n for n in unit.nodes if n in ways[short] and n not in ways[1 - short])
             projects = any(conversion.kind(n) is Kind.CONV for n in chain)
             if not projects or _all_ways_meet(unit, join):
                 return _Shortcut(join, maps[short], chain, projects)
     return None
+
+
+def _depth(conversion: Conversion, unit: Unit, way: set[fx.Node]) -> int:
+    """The most convolutions in a row on a way through a block."""
+    depths: dict[fx.Node, int] = {}
+    for node in unit.nodes:
+        if node in way:
+            before = max((depths.get(n, 0) for n in node.all_input_nodes), default=0)
+            depths[node] = before + (conversion.kind(node) is Kind.CONV)
+    return max(depths.values(), default=0)
 
 
 def _choices(conversion: Conversion, way: set[fx.Node], join: fx.Node) -> int:

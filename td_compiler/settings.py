@@ -138,8 +138,8 @@ def left_out(
     first = kept.index(True) if True in kept else len(kept)
     last = len(kept) if head else max((i + 1 for i, is_kept in enumerate(kept) if is_kept), default=0)
     gone = [path for path in list(ran)[first:last] if path not in there]
-    projections = {path.rpartition(".")[0] for path in gone if _projects(ran[path])}
-    lost = [path for path in gone if not _projects(ran[path]) and path.rpartition(".")[0] not in projections]
+    projections = {path.rpartition(".")[0] for path in gone if _projects(path, ran, gone)}
+    lost = [path for path in gone if not _is_pointwise(ran[path]) and path.rpartition(".")[0] not in projections]
     # layers that drop by a function are there as that function
     drops = sum("drop" in str(n.target) or "stochastic" in str(n.target) for n in _operations(td))
     for path in [path for path in lost if not any(True for _ in ran[path].parameters())][:drops]:
@@ -165,7 +165,16 @@ def _own_name(path: str) -> str:
     return f"{first.removesuffix('_')}{dot}{rest}"
 
 
-def _projects(module: nn.Module) -> bool:
+def _projects(path: str, ran: dict[str, nn.Module], gone: list[str]) -> bool:
+    """Whether a layer that is gone was a shortcut's projection: pointwise, or alone in a module of its own name."""
+    home = path.rpartition(".")[0]
+    layers = [other for other in ran if other.startswith(f"{home}.")]
+    convolutions = sum(isinstance(ran[other], nn.Conv2d) for other in layers)
+    alone = convolutions == 1 and set(layers) <= set(gone) and not home.rpartition(".")[2].isdecimal()
+    return isinstance(ran[path], nn.Conv2d) and (_is_pointwise(ran[path]) or alone)
+
+
+def _is_pointwise(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and max(module.kernel_size) == 1
 
 

@@ -265,3 +265,31 @@ def test_a_norm_with_an_activation_of_its_own_stays_a_norm() -> None:
         after = td(images())
         assert not torch.allclose(after, before)
         before = after
+
+
+class Parallel(nn.Module):
+    """Convolutions side by side, summed, as in a network that can be folded into plain convolutions."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.spatial = nn.ModuleList(nn.Conv2d(inputs, outputs, 3, stride, 1) for _ in range(3))
+        self.pointwise = nn.Conv2d(inputs, outputs, 1, stride)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        summed = self.pointwise(x)
+        for layer in self.spatial:
+            summed = summed + layer(x)
+        return F.relu(summed)
+
+
+def test_convolutions_side_by_side_are_no_projections() -> None:
+    """At the coarsest scale the block no longer changes shape; all of its branches stay."""
+    stem = nn.Conv2d(3, 8, 3, padding=1)
+    model = nn.Sequential(
+        stem, Parallel(8, 8, 1), Parallel(8, 16, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)
+    )
+    td = reverse(model, input_size=SIZE)
+    branches = {name for name, _ in model.named_parameters() if name.startswith(("1.", "2."))}
+    assert len(branches) == 16
+    assert branches <= set(td.state_dict())
+    assert_verified(model)
