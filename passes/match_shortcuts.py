@@ -57,7 +57,7 @@ class MatchShortcuts(Pass):
                 join = copies[shortcut.join]
                 if not shortcut.projects and unit in candidates:
                     nodes = _add_projection(conversion, stage, unit, shortcut, copies)
-                    stage.projections.append(Projection(unit, nodes, join))
+                    stage.projections.append(Projection(unit, nodes, join, shortcut.side is unit.input))
                 elif shortcut.projects and _changes_shape(unit):
                     stage.projections.append(Projection(unit, [copies[n] for n in shortcut.chain], join))
 
@@ -71,7 +71,7 @@ def _changes_shape(unit: Unit) -> bool:
 
 
 def _find_shortcut(conversion: Conversion, unit: Unit) -> _Shortcut | None:
-    """The way through a block with the fewest convolutions in a row, if there is one that adds to a longer one."""
+    """The way through a block with the fewest convolutions, if there is one that adds to a longer one."""
     if unit.kind is not UnitKind.BLOCK:
         return None
     inside = set(unit.nodes)
@@ -84,14 +84,22 @@ def _find_shortcut(conversion: Conversion, unit: Unit) -> _Shortcut | None:
         if shapes[0] != shapes[1] or _multiplies(join):
             continue
         ways = [_ancestors(node, inside) for node in maps]
-        depths = [_depth(conversion, unit, way) for way in ways]
-        short = depths.index(min(depths))
-        if depths[short] < depths[1 - short] and _choices(conversion, ways[short], join) <= 1:
+        counts = [sum(conversion.kind(n) is Kind.CONV for n in way) for way in ways]
+        short = counts.index(min(counts))
+        if counts[short] < counts[1 - short] and _choices(conversion, ways[short], join) <= 1:
             chain = tuple(n for n in unit.nodes if n in ways[short] and n not in ways[1 - short])
             projects = any(conversion.kind(n) is Kind.CONV for n in chain)
-            if not projects or _all_ways_meet(unit, join):
-                return _Shortcut(join, maps[short], chain, projects)
+            if projects and (not _all_ways_meet(unit, join) or _adds_branch(conversion, unit, maps[1 - short], ways)):
+                continue
+            return _Shortcut(join, maps[short], chain, projects)
     return None
+
+
+def _adds_branch(conversion: Conversion, unit: Unit, other: fx.Node, ways: list[set[fx.Node]]) -> bool:
+    """Whether a join adds one more convolution to a sum of such: branches side by side, none of them a shortcut."""
+    row = conversion.row(other)
+    is_sum = row is not None and row.kind is Kind.JOIN and row.width is Width.EQUAL and not _multiplies(other)
+    return is_sum and len({_depth(conversion, unit, way) for way in ways}) == 1
 
 
 def _depth(conversion: Conversion, unit: Unit, way: set[fx.Node]) -> int:

@@ -23,27 +23,27 @@ def prune(conversion: Conversion) -> bool:
             stage.adapted = None
             pruned = True
         for projection in stage.projections:
-            entrance = stage.inputs[projection.unit]
-            if entrance.meta["width"] == projection.join.meta["width"]:
-                _bypass(conversion, projection, entrance)
+            way = next(way for n in projection.join.all_input_nodes if (way := _way_back(n, projection)))
+            shortcut = stage.inputs[projection.unit] if projection.of_input else way[-1].all_input_nodes[0]
+            if shortcut.meta["width"] == projection.join.meta["width"]:
+                _bypass(conversion, projection, way, shortcut)
                 pruned = True
         if pruned:
             _erase_unused(stage.graph)
     return pruned
 
 
-def _bypass(conversion: Conversion, projection: Projection, entrance: fx.Node) -> None:
-    """Let the join read the block's input, upsampled where the projection's input or output was."""
-    way = next(way for n in projection.join.all_input_nodes if (way := _way_back(n, projection)))
+def _bypass(conversion: Conversion, projection: Projection, way: list[fx.Node], shortcut: fx.Node) -> None:
+    """Let the join read the shortcut, upsampled where the projection's input or output was."""
     ahead = [way[-1].all_input_nodes[0]]
-    while _keeps_channels(conversion, ahead[-1]) and ahead[-1] is not entrance:
+    while _keeps_channels(conversion, ahead[-1]) and ahead[-1] is not shortcut:
         ahead.append(ahead[-1].all_input_nodes[0])
     kept = [node for node in way if node not in projection.nodes]
     if any(_is_upsample(conversion, node) for node in ahead):
         kept += ahead[:-1]
-    projection.join.replace_input_with(way[0], kept[0] if kept else entrance)
+    projection.join.replace_input_with(way[0], kept[0] if kept else shortcut)
     if kept:
-        kept[-1].replace_input_with(kept[-1].all_input_nodes[0], entrance)
+        kept[-1].replace_input_with(kept[-1].all_input_nodes[0], shortcut)
     for later, earlier in itertools.pairwise(kept):
         later.replace_input_with(later.all_input_nodes[0], earlier)
 

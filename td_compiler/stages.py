@@ -133,11 +133,13 @@ class Projection:
         unit: the block that it belongs to.
         nodes: its operations, in order.
         join: the addition that it leads to.
+        of_input: whether the shortcut that it stands for is the block's input; else it is what the projection reads.
     """
 
     unit: Unit
     nodes: list[fx.Node]
     join: fx.Node
+    of_input: bool = True
 
 
 @dataclass(eq=False)
