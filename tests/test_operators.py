@@ -191,6 +191,14 @@ def test_the_step_that_can_change_the_width_gets_the_projection() -> None:
     assert_verified(model())
 
 
+def test_a_projection_within_a_block_gives_way_to_what_its_shortcut_read() -> None:
+    """With one width everywhere no block needs one: the shortcut again reads what follows the depthwise step."""
+    blocks = (Mixer(16), nn.Conv2d(16, 16, 3, stride=2, padding=1), Mixer(16))
+    td = reverse(Blocks(nn.Conv2d(8, 16, 1), *blocks, width=16), input_size=SIZE, filters="uniform")
+    assert not any("projection" in name for name, _ in td.named_modules())
+    assert_verified(Blocks(nn.Conv2d(8, 16, 1), *blocks, width=16), filters="uniform")
+
+
 class Cell(nn.Module):
     """Takes and returns two maps: its own and the first one of the stage."""
 
