@@ -16,12 +16,12 @@ from benchmarks.journal import Result
 from benchmarks.machine import Machine
 from benchmarks.networks import ARRANGEMENTS, NetworkSpec
 from benchmarks.options import Setup, run_command
-from benchmarks.recipes import changed, images_in_words, recipe_for
+from benchmarks.recipes import images_in_words
 from benchmarks.report.plots import Bars, bars, legend
 from benchmarks.report.published import published
 from benchmarks.report.style import figure
 from benchmarks.tables import Cell, Figure, Section, Table, mean_and_deviation, ratio
-from benchmarks.training import Training, trained
+from benchmarks.training import Training, planned, trained
 from td_compiler.tables import byte_count, short_count
 
 if TYPE_CHECKING:
@@ -198,21 +198,13 @@ def _accuracy(
     if head_width is not None:
         variants.append(("mirror", (("head_width", head_width),)))
     jobs = [
-        Accuracy(_training(setup, NetworkSpec(source, way, options), each, augment, recipe, run))
+        Accuracy(planned(setup.profile, NetworkSpec(source, way, options), each, run, settings=recipe, augment=augment))
         for each in data
         for source in networks
         for way, options in variants
         for run in setup.runs
     ]
     EXPERIMENT.run(jobs, setup)
-
-
-def _training(
-    setup: Setup, network: NetworkSpec, data: str, augment: str | None, settings: Sequence[str], run: int
-) -> Training:
-    recipe = setup.profile.fit(recipe_for(data, network.name, network.arrangement, augment=augment))
-    profile = setup.profile
-    return Training(network, data, changed(recipe, settings), run, profile.train_images, profile.test_images)
 
 
 def main(arguments: Sequence[str], prog: str) -> int:

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ from benchmarks.machine import Machine
 from benchmarks.networks import NetworkSpec
 from benchmarks.normalise import Normalise, Normalised, normalisation
 from benchmarks.norms import fresh_statistics
-from benchmarks.recipes import Recipe
+from benchmarks.recipes import Profile, Recipe, changed, recipe_for
 from benchmarks.tasks import task_of
 from td_compiler.files import write_together
 
-__all__ = ["Builder", "Normalise", "Normalised", "Trained", "Training", "evaluate", "trained", "untrained"]
+__all__ = ["Builder", "Normalise", "Normalised", "Trained", "Training", "evaluate", "planned", "trained", "untrained"]
 
 # Raised when the same training would now give other weights.
 REVISION = 1
@@ -83,6 +83,31 @@ class Training:
         }
         key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
         return machine.checkpoints / f"{re.sub(r'[^a-zA-Z0-9]+', '-', self.name)[-80:].strip('-')}-{key}"
+
+
+def planned(
+    profile: Profile,
+    network: NetworkSpec,
+    data: str,
+    run: int,
+    *,
+    settings: Sequence[str] = (),
+    augment: str | None = None,
+    task: str = "classification",
+) -> Training:
+    """A training by the recipe for a network and a data set, at the size of a profile.
+
+    Args:
+        profile: how many epochs and images.
+        network, data, run, task: as in `Training`.
+        settings: `NAME=VALUE` in place of the recipe's.
+        augment: as in `recipe_for`.
+
+    Raises:
+        RecipeError: if the recipe has no such setting.
+    """
+    recipe = changed(profile.fit(recipe_for(data, network.name, network.arrangement, augment=augment)), settings)
+    return Training(network, data, recipe, run, profile.train_images, profile.test_images, task)
 
 
 @dataclass(frozen=True, eq=False)

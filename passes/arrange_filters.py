@@ -9,7 +9,7 @@ from torch import fx, nn
 from td_compiler.conversion import Conversion, Pass
 from td_compiler.operators import Kind, Width
 from td_compiler.passes.branches import branches
-from td_compiler.passes.nodes import is_depthwise
+from td_compiler.passes.nodes import is_depthwise, is_spatial
 from td_compiler.stages import Stage, TopDownStage, Unit
 
 __all__ = ["ArrangeFilters"]
@@ -171,17 +171,12 @@ def _fit_kernels(conversion: Conversion, stage: TopDownStage) -> None:
     if not native or not stage.units:
         return
     convolutions = [
-        node for unit in stage.units for node in stage.spans[unit] if _is_spatial(conversion, node.meta["source"])
+        node for unit in stage.units for node in stage.spans[unit] if is_spatial(conversion, node.meta["source"])
     ]
     for i, node in enumerate(convolutions):
         conversion.layers[str(node.target)].changes["kernel_size"] = native[min(i, len(native) - 1)]
 
 
 def _spatial(conversion: Conversion, stage: Stage) -> list[tuple[int, ...]]:
-    nodes = [node for unit in stage.units for node in unit.nodes if _is_spatial(conversion, node)]
+    nodes = [node for unit in stage.units for node in unit.nodes if is_spatial(conversion, node)]
     return [conversion.captured.module(node).kernel_size for node in nodes]  # type: ignore[union-attr, misc]
-
-
-def _is_spatial(conversion: Conversion, node: fx.Node) -> bool:
-    module = conversion.captured.module(node)
-    return conversion.kind(node) is Kind.CONV and max(getattr(module, "kernel_size", (1,))) > 1

@@ -9,7 +9,7 @@ from torch import fx
 from td_compiler.conversion import Conversion, Pass
 from td_compiler.errors import ConversionError
 from td_compiler.operators import Kind, Pair
-from td_compiler.passes.nodes import place_of
+from td_compiler.passes.nodes import is_spatial, place_of
 from td_compiler.stages import Boundary, Stage, StageGraph, Unit, UnitKind
 
 __all__ = ["FindStages"]
@@ -58,9 +58,7 @@ class FindStages(Pass):
 
 
 def _check_convolutions(conversion: Conversion) -> None:
-    late = next(
-        (node for node in conversion.head if conversion.kind(node) is Kind.CONV and _is_spatial(conversion, node)), None
-    )
+    late = next((node for node in conversion.head if is_spatial(conversion, node)), None)
     if late is not None:
         raise ConversionError(
             f"the network gives up the form (N, C, H, W) at {conversion.head[0].name!r}, before its last convolution"
@@ -112,10 +110,6 @@ def _downsamplings(unit: Unit) -> int:
         before = max((most.get(n, 0) for n in node.all_input_nodes), default=0)
         most[node] = before + (node.meta["stride"] != (1, 1))
     return most[unit.output]
-
-
-def _is_spatial(conversion: Conversion, node: fx.Node) -> bool:
-    return max(getattr(conversion.captured.module(node), "kernel_size", (1,))) > 1
 
 
 def _classifies(conversion: Conversion, body: list[Unit], head: list[Unit]) -> bool:

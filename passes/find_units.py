@@ -10,6 +10,7 @@ from torch import fx, nn
 from td_compiler.conversion import Conversion, Pass
 from td_compiler.errors import ConversionError
 from td_compiler.operators import Kind, Pair, Width, pool_kernel
+from td_compiler.passes.nodes import is_depthwise
 from td_compiler.passes.trace_channels import is_map
 from td_compiler.stages import Unit, UnitKind
 
@@ -251,7 +252,7 @@ class _Parser:
 
     def _is_depthwise(self, nodes: list[fx.Node]) -> bool:
         modules = [self.conversion.captured.module(n) for n in nodes if self.conversion.kind(n) is Kind.CONV]
-        return bool(modules) and all(getattr(m, "groups", 1) == getattr(m, "in_channels", 0) > 1 for m in modules)
+        return bool(modules) and all(module is not None and is_depthwise(module) for module in modules)
 
     def _take_pending(self) -> list[fx.Node]:
         taken, self._pending = self._pending, []

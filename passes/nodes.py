@@ -1,4 +1,4 @@
-"""What a node of a top-down graph reads: its arguments, parameters, channels; and what users call its place."""
+"""What a node of a graph reads: its arguments, parameters, channels; what its layer is; what users call its place."""
 
 from __future__ import annotations
 
@@ -8,7 +8,19 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-__all__ = ["arguments", "channel_slice", "is_depthwise", "is_parameter", "parameter_axis", "place_of", "root_parameter"]
+from td_compiler.conversion import Conversion
+from td_compiler.operators import Kind
+
+__all__ = [
+    "arguments",
+    "channel_slice",
+    "is_depthwise",
+    "is_parameter",
+    "is_spatial",
+    "parameter_axis",
+    "place_of",
+    "root_parameter",
+]
 
 
 def arguments(node: fx.Node) -> list[fx.Node]:
@@ -44,6 +56,12 @@ def is_depthwise(module: nn.Module) -> bool:
     """Whether a convolution has one filter per input channel, so that it sets no width of its own."""
     groups, inputs = getattr(module, "groups", 1), getattr(module, "in_channels", 0)
     return bool(groups == inputs > 1)
+
+
+def is_spatial(conversion: Conversion, node: fx.Node) -> bool:
+    """Whether a bottom-up node is a convolution that sees more than one pixel."""
+    module = conversion.captured.module(node)
+    return conversion.kind(node) is Kind.CONV and max(getattr(module, "kernel_size", (1,))) > 1
 
 
 def channel_slice(node: fx.Node) -> slice | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-__all__ = ["write_together"]
+__all__ = ["write_together", "write_whole"]
 
 
 def write_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
@@ -34,6 +34,15 @@ def write_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
             undo.callback(_restore, target, _backup(target, leftovers))
             os.replace(temporary, target)
         undo.pop_all()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write one text file: a reader finds the old or the new text, never half of one.
+
+    Raises:
+        OSError: if it cannot be written; nothing has changed then.
+    """
+    write_together({path: lambda scratch: scratch.write_text(text, encoding="utf-8")})
 
 
 def _beside(target: Path) -> Path:

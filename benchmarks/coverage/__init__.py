@@ -25,9 +25,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import td_compiler
 from benchmarks.coverage.models import GROUPS, expand, family
-from benchmarks.coverage.rows import Journal, Row, Task, code_version, convert, write_atomically
+from benchmarks.coverage.rows import Journal, Row, Task, code_version, convert
 from benchmarks.coverage.tables import markdown, reasons, tally, terminal_table
 from benchmarks.coverage.workers import Lost, run_tasks
+from td_compiler.files import write_whole
 from td_compiler.options import Filters
 from td_compiler.sources import SourceError
 
@@ -115,7 +116,7 @@ def _sweep(options: argparse.Namespace) -> int:
 
     rows = [journal.rows[task.key] for task in wanted if task.key in journal.rows]
     untried = f" {len(wanted) - len(rows)} more were not tried." if len(rows) < len(wanted) else ""
-    write_atomically(output, markdown(rows, "Coverage", f"{_made(options, device)}{untried}", each=options.each))
+    write_whole(output, markdown(rows, "Coverage", f"{_made(options, device)}{untried}", each=options.each))
     Console().print(terminal_table(rows))
     console.print(f"{tally(rows)}.{untried} Written to {output}.")
     if interrupted:

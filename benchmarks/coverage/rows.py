@@ -8,7 +8,6 @@ import gc
 import hashlib
 import importlib
 import json
-import os
 import time
 import warnings
 from collections.abc import Callable
@@ -23,10 +22,11 @@ from torch import nn
 from benchmarks.coverage.models import family
 from td_compiler import ConversionError, TopDownNet, reverse, verify
 from td_compiler.checks import Subject, Violation, describe, fingerprint, untouched
+from td_compiler.files import write_whole
 from td_compiler.options import Filters, Options
 from td_compiler.sources import load_source
 
-__all__ = ["RESULTS", "Journal", "Key", "Row", "Task", "code_version", "convert", "write_atomically"]
+__all__ = ["RESULTS", "Journal", "Key", "Row", "Task", "code_version", "convert"]
 
 RESULTS = ("converted", "refused", "violated", "failed", "not made")
 
@@ -119,7 +119,7 @@ class Journal:
     def __init__(self, path: Path, keep: Callable[[Row], bool]) -> None:
         self.path = path
         self.rows = {row.key: row for row in self.read(path) if keep(row)} if path.exists() else {}
-        write_atomically(path, "".join(map(_json_line, self.rows.values())))
+        write_whole(path, "".join(map(_json_line, self.rows.values())))
 
     @staticmethod
     def read(path: Path) -> list[Row]:
@@ -222,10 +222,3 @@ def _one_line(error: Exception) -> str:
 
 def _json_line(row: Row) -> str:
     return json.dumps(asdict(row)) + "\n"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file such that a reader finds the old or the new text, never half of one."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)

@@ -17,8 +17,7 @@ from benchmarks.images import DataError, Images, as_float
 from benchmarks.machine import Machine
 from benchmarks.networks import NetworkSpec
 from benchmarks.options import Setup, run_command
-from benchmarks.recipes import recipe_for
-from benchmarks.training import Training, trained
+from benchmarks.training import Training, planned, trained
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -200,17 +199,12 @@ def _explain(
         ]
     else:
         jobs = [
-            Explain(_training(setup, spec, each), None, name, images)
+            Explain(planned(setup.profile, spec, each, setup.seed), None, name, images)
             for each in data or ["fashion-mnist"]
             for name in _photos(setup, photo, each) or [each]
             for spec in specs
         ]
     EXPERIMENT.run(jobs, setup)
-
-
-def _training(setup: Setup, network: NetworkSpec, data: str) -> Training:
-    recipe = setup.profile.fit(recipe_for(data, network.name, network.arrangement))
-    return Training(network, data, recipe, setup.seed, setup.profile.train_images, setup.profile.test_images)
 
 
 def _photos(setup: Setup, photos: Sequence[Path], data: str) -> list[str]:

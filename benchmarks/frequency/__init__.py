@@ -36,14 +36,10 @@ def _frequency(
     """Train networks on images that lack frequencies, and top-down networks in other ways (thesis 3.2)."""
     from benchmarks.frequency.jobs import frequency_jobs
     from benchmarks.networks import NetworkSpec
-    from benchmarks.recipes import changed, recipe_for
-    from benchmarks.training import Training
-
-    profile = setup.profile
+    from benchmarks.training import Training, planned
 
     def plan(spec: NetworkSpec, base: str, run: int) -> Training:
-        way = changed(profile.fit(recipe_for(base, spec.name, spec.arrangement)), recipe)
-        return Training(spec, base, way, run, profile.train_images, profile.test_images)
+        return planned(setup.profile, spec, base, run, settings=recipe)
 
     specs = [NetworkSpec(name, way) for name in networks for way in arrangement]
     EXPERIMENT.run(frequency_jobs(part, specs, data, radius, setup.runs, plan), setup)

@@ -20,8 +20,7 @@ from benchmarks.localise.section import section
 from benchmarks.machine import Machine
 from benchmarks.networks import NetworkSpec
 from benchmarks.options import Setup, run_command
-from benchmarks.recipes import recipe_for
-from benchmarks.training import Training, trained
+from benchmarks.training import Training, planned, trained
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -173,8 +172,8 @@ def _localise(
     """Measure precision, recall and IoU of Grad-CAM against bright objects, BU beside TD (paper, Exp. 3.b)."""
     jobs = [
         Localise(
-            _training(setup, NetworkSpec(source), each, run),
-            _training(setup, NetworkSpec(source, arrangement=way), each, run),
+            planned(setup.profile, NetworkSpec(source), each, run),
+            planned(setup.profile, NetworkSpec(source, arrangement=way), each, run),
             threshold,
         )
         for each in data
@@ -183,11 +182,6 @@ def _localise(
         for run in setup.runs
     ]
     EXPERIMENT.run(jobs, setup)
-
-
-def _training(setup: Setup, network: NetworkSpec, data: str, run: int) -> Training:
-    recipe = setup.profile.fit(recipe_for(data, network.name, network.arrangement))
-    return Training(network, data, recipe, run, setup.profile.train_images, setup.profile.test_images)
 
 
 def main(arguments: Sequence[str], prog: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -11,10 +12,9 @@ import typer
 from benchmarks.experiments import Experiment
 from benchmarks.networks import NetworkSpec
 from benchmarks.options import Setup, run_command
-from benchmarks.recipes import changed, recipe_for
 from benchmarks.robustness.jobs import AttackJob, CorruptionJob
 from benchmarks.robustness.section import section
-from benchmarks.training import Training
+from benchmarks.training import planned
 
 __all__ = ["EXPERIMENT", "main"]
 
@@ -23,7 +23,7 @@ EXPERIMENT = Experiment("robustness", section)
 # By profile: how many test images are attacked, in how many steps attacks search.
 _SIZES = {"smoke": (50, 4), "quick": (500, 10), "paper": (None, 100)}
 
-_NETWORKS, _DATA, _ARRANGEMENTS = ["lenet_fc"], ["mnist"], ["bu", "mirror"]
+_NETWORKS, _DATA, _ARRANGEMENTS, _NONE = ["lenet_fc"], ["mnist"], ["bu", "mirror"], list[str]()
 
 
 def _robustness(
@@ -33,18 +33,19 @@ def _robustness(
     ] = _NETWORKS,
     data: Annotated[list[str], typer.Option(help="Data sets; repeat for several.")] = _DATA,
     arrangement: Annotated[list[str], typer.Option(help="Of bu, mirror, uniform, reversed.")] = _ARRANGEMENTS,
-    attack: Annotated[list[str], typer.Option(help="Attacks; all by default.")] = [],  # noqa: B006
+    attack: Annotated[list[str], typer.Option(help="Attacks; all by default.")] = _NONE,
     images: Annotated[int | None, typer.Option(min=1, help="Attack so many test images; else by profile.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of an attack's search; else by profile.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Repeat attacks that draw random numbers.")] = 3,
     batch_size: Annotated[int, typer.Option(min=1, help="Images attacked at once.")] = 250,
     corruptions: Annotated[bool, typer.Option(help="Also measure errors under common corruptions.")] = True,
-    recipe: Annotated[list[str], typer.Option(metavar="NAME=VALUE", help="In place of the recipe's.")] = [],  # noqa: B006
+    recipe: Annotated[list[str], typer.Option(metavar="NAME=VALUE", help="In place of the recipe's.")] = _NONE,
 ) -> None:
     """Attack networks and their top-down networks, and corrupt their images (paper, Exp. 2)."""
     own_images, own_steps = _SIZES[setup.profile.name]
+    profile = replace(setup.profile, test_images=None)  # each job says itself how many images it looks at
     trainings = [
-        _training(setup, NetworkSpec(source, way), each, recipe, run)
+        planned(profile, NetworkSpec(source, way), each, run, settings=recipe)
         for each in data
         for source in networks
         for way in arrangement
@@ -68,11 +69,6 @@ def _attacks(chosen: Sequence[str]) -> list[str]:
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise typer.BadParameter(f"{name!r} is not one of {', '.join(ATTACKS)}{hint}", param_hint="--attack")
     return list(chosen or ATTACKS)
-
-
-def _training(setup: Setup, network: NetworkSpec, data: str, settings: Sequence[str], run: int) -> Training:
-    recipe = setup.profile.fit(recipe_for(data, network.name, network.arrangement))
-    return Training(network, data, changed(recipe, settings), run, setup.profile.train_images)
 
 
 def main(arguments: Sequence[str], prog: str) -> int:

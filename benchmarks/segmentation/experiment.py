@@ -16,10 +16,10 @@ from benchmarks.batches import Batches
 from benchmarks.datasets import Images, load
 from benchmarks.images import as_float
 from benchmarks.machine import Machine
-from benchmarks.recipes import Profile, changed, recipe_for
+from benchmarks.recipes import Profile
 from benchmarks.segmentation.meshes import intersection_over_union
 from benchmarks.segmentation.networks import builder, spec_of
-from benchmarks.training import Training, trained
+from benchmarks.training import Training, planned, trained
 
 __all__ = ["SegmentationJob", "segmentation_jobs", "unpacked"]
 
@@ -87,17 +87,7 @@ def segmentation_jobs(
     """
     specs = [spec_of(name, width) for name in networks]
     return [
-        SegmentationJob(
-            Training(
-                spec,
-                data,
-                changed(profile.fit(recipe_for(data, spec.name, spec.arrangement)), settings),
-                run,
-                profile.train_images,
-                profile.test_images,
-                task="segmentation",
-            )
-        )
+        SegmentationJob(planned(profile, spec, data, run, settings=settings, task="segmentation"))
         for run in runs
         for spec in specs
     ]
