@@ -16,16 +16,18 @@ from td_compiler.errors import ConversionError
 if TYPE_CHECKING:
     from td_compiler import zoo
     from td_compiler.convert import reverse
+    from td_compiler.fusing import fuse
     from td_compiler.network import TopDownNet
     from td_compiler.tracing import leaf
     from td_compiler.verification import verify
 
-__all__ = ["ConversionError", "TopDownNet", "__version__", "leaf", "reverse", "verify", "zoo"]
+__all__ = ["ConversionError", "TopDownNet", "__version__", "fuse", "leaf", "reverse", "verify", "zoo"]
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "TopDownNet": "td_compiler.network",
+    "fuse": "td_compiler.fusing",
     "leaf": "td_compiler.tracing",
     "reverse": "td_compiler.convert",
     "verify": "td_compiler.verification",
