@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import linecache
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import fx, nn
 
+from td_compiler.checkpointing import StageKey, chosen_stages, run_checkpointed
 from td_compiler.pyramid import Pyramid
 
 if TYPE_CHECKING:
@@ -89,10 +90,12 @@ class TopDownNet(nn.Module):
         features: called on images (N, C, H, W), returns the map after every stage, coarse to fine.
         segments: the stages, coarse to fine, then the head.
         report: what was found in the source and done to it, stage by stage.
+        checkpointed: the names of the stages that :meth:`checkpoint_stages` chose.
     """
 
     pyramid: Pyramid
     features: StageMaps
+    checkpointed: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -136,8 +139,30 @@ class TopDownNet(nn.Module):
         maps: list[torch.Tensor] = []
         for segment, image in zip(self.segments[:-1], reversed(levels), strict=True):
             inputs = {"x": maps[-1]} if maps else {}
-            maps.append(segment.run(self, image=image, **inputs))
+            maps.append(self.run_segment(segment, image=image, **inputs))
         return maps
+
+    def run_segment(self, segment: Segment, **inputs: torch.Tensor) -> torch.Tensor:
+        """Run one of the segments on the inputs that it names, checkpointed where that is asked for and of use."""
+        if segment.name in self.checkpointed and torch.is_grad_enabled():
+            return run_checkpointed(segment, self, **inputs)
+        return segment.run(self, **inputs)
+
+    def checkpoint_stages(self, stages: bool | Iterable[StageKey] = True) -> Self:
+        """Train in less memory: keep what stages read, and compute what else gradients need again, stage by stage.
+
+        Gradients, running statistics and random numbers are those of training without. Copies keep the choice;
+        without gradients it has no effect.
+
+        Args:
+            stages: True for all, False for none, or some by scale (`[1, 2]`) or by name (`["stage1"]`).
+
+        Raises:
+            ValueError: if there is no stage of a name or scale.
+        """
+        self.checkpointed = chosen_stages(self.segments[:-1], stages)
+        return self
+
 
 
 def plant(root: nn.Module, modules: Mapping[str, nn.Module | torch.Tensor]) -> None:
