@@ -29,28 +29,32 @@ class Segment:
         graph: placeholders `x` (the map so far; absent in the first stage) and `image` (the pyramid's level at this
             scale; absent in the head), one output. Every `call_module` and `get_attr` target is a path in the network.
             `node.meta["unit"]` is the path of the unit that a node belongs to (`layer3.0`, `entry.16`, `merge.16`),
-            or "" where a unit has no path of its own.
+            or "" where a unit has no path of its own. It is compiled when the segment is made, and not read again.
+        inputs: the graph's placeholders by name: some of `x` and `image`, in this order.
     """
 
     name: str
     scale: int | tuple[int, int]
     graph: fx.Graph
-    _function: Callable[..., torch.Tensor] | None = field(default=None, repr=False, compare=False)
+    inputs: tuple[str, ...] = field(init=False)
+    _function: Callable[..., torch.Tensor] = field(init=False, repr=False, compare=False)
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """The graph's placeholders by name: some of `x` and `image`, in this order."""
-        return tuple(str(node.target) for node in self.graph.nodes if node.op == "placeholder")
+    def __post_init__(self) -> None:
+        # Here, not at the first run: under torch.compile that run is traced, and a graph's code cannot be.
+        self.inputs = tuple(str(node.target) for node in self.graph.find_nodes(op="placeholder"))
+        self._function = _compile(self.graph, self.name)
 
     def run(self, network: nn.Module, **inputs: torch.Tensor) -> torch.Tensor:
         """Run this segment with the network's modules on the inputs that it names."""
-        if self._function is None:
-            self._function = _compile(self.graph, self.name)
         return self._function(network, *(inputs[name] for name in self.inputs))
 
     def __getstate__(self) -> dict[str, Any]:
         """Functions compiled at run time do not pickle: they are made anew from the graph."""
-        return {**self.__dict__, "_function": None}
+        return {name: value for name, value in self.__dict__.items() if name != "_function"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._function = _compile(self.graph, self.name)
 
 
 def _compile(graph: fx.Graph, name: str) -> Callable[..., torch.Tensor]:
@@ -162,7 +166,6 @@ class TopDownNet(nn.Module):
         """
         self.checkpointed = chosen_stages(self.segments[:-1], stages)
         return self
-
 
 
 def plant(root: nn.Module, modules: Mapping[str, nn.Module | torch.Tensor]) -> None:

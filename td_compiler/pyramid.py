@@ -52,8 +52,9 @@ def gaussian_matrix(size: int, factor: int, images: torch.Tensor) -> torch.Tenso
     pixels = torch.arange(size, device=images.device, dtype=working_dtype(images))
     if factor == 1:
         return torch.eye(size, device=images.device, dtype=pixels.dtype)
-    centres = (pixels[: -(-size // factor)] + 0.5) * factor - 0.5
-    distance = (pixels - centres[:, None]).abs()
+    rows = (size + factor - 1) // factor  # no negative sizes: ONNX truncates
+    index = torch.arange(rows, device=images.device, dtype=pixels.dtype)
+    distance = (pixels - ((index + 0.5) * factor - 0.5)[:, None]).abs()
     weights = torch.exp(-2 * (distance / factor) ** 2) * (distance < 1.5 * factor)
     return weights / weights.sum(dim=1, keepdim=True)
 
@@ -278,7 +279,7 @@ def _check_images(images: torch.Tensor) -> None:
 
 def _check_level(level: torch.Tensor, images: torch.Tensor, scale: int | tuple[int, int]) -> None:
     down, across = factor_pair(scale)
-    expected = (*images.shape[:2], -(-images.shape[2] // down), -(-images.shape[3] // across))
+    expected = (*images.shape[:2], (images.shape[2] + down - 1) // down, (images.shape[3] + across - 1) // across)
     found = tuple(level.shape) if isinstance(level, torch.Tensor) else type(level).__name__
     if found != expected:
         raise ConversionError(
