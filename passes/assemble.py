@@ -91,7 +91,9 @@ def _report(conversion: Conversion, network: TopDownNet) -> Report:
     assert conversion.head_graph is not None
     rows.append(StageReport("head", 1, bottom_up, _top_down_cost(conversion, values, conversion.head_graph, (1, 1), 0)))
     source = type(conversion.model).__name__
-    return Report(source, conversion.input_size, network.scales, tuple(rows), tuple(conversion.notes))
+    return Report(
+        source, conversion.input_size, network.scales, tuple(rows), tuple(conversion.notes), conversion.options
+    )
 
 
 def _run_on_meta(conversion: Conversion) -> dict[fx.Node, torch.Tensor]:

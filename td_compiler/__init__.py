@@ -18,18 +18,32 @@ if TYPE_CHECKING:
     from td_compiler.convert import reverse
     from td_compiler.fusing import fuse
     from td_compiler.network import TopDownNet
+    from td_compiler.pretrained import from_pretrained, save_pretrained
     from td_compiler.tracing import leaf
     from td_compiler.verification import verify
 
-__all__ = ["ConversionError", "TopDownNet", "__version__", "fuse", "leaf", "reverse", "verify", "zoo"]
+__all__ = [
+    "ConversionError",
+    "TopDownNet",
+    "__version__",
+    "from_pretrained",
+    "fuse",
+    "leaf",
+    "reverse",
+    "save_pretrained",
+    "verify",
+    "zoo",
+]
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "TopDownNet": "td_compiler.network",
+    "from_pretrained": "td_compiler.pretrained",
     "fuse": "td_compiler.fusing",
     "leaf": "td_compiler.tracing",
     "reverse": "td_compiler.convert",
+    "save_pretrained": "td_compiler.pretrained",
     "verify": "td_compiler.verification",
 }
 

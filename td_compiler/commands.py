@@ -29,6 +29,7 @@ from td_compiler.errors import ConversionError
 from td_compiler.files import write_together
 from td_compiler.network import TopDownNet
 from td_compiler.options import Options
+from td_compiler.pretrained import storable_state
 from td_compiler.receptive import with_receptive_fields
 from td_compiler.sources import LIBRARIES, LoadedSource, SourceError, load_source, model_names, source_name
 from td_compiler.tables import as_data, print_report, print_verification, total
@@ -107,7 +108,7 @@ def convert(request: Request, out: str | None, *, weights: bool, force: bool) ->
         return
     writers: dict[Path, Callable[[Path], object]] = {target: lambda path: _write_text(path, text)}
     if weights:
-        tensors = _tensors(td)
+        tensors = storable_state(td, way_out="leave out --weights")
         metadata = {"format": "pt", "class": name, "origin": request.source, "td-compiler": td_compiler.__version__}
         writers[target.with_suffix(".safetensors")] = lambda path: save_file(tensors, path, metadata)
     try:
@@ -272,15 +273,6 @@ def _class_name(source: str, loaded: LoadedSource) -> str:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
-
-
-def _tensors(td: TopDownNet) -> dict[str, torch.Tensor]:
-    """The state_dict as safetensors takes it: contiguous, no two entries in one memory."""
-    state = {name: value for name, value in td.state_dict().items() if isinstance(value, torch.Tensor)}
-    empty = next((name for name, value in state.items() if value.is_meta), None)
-    if empty is not None:
-        raise ConversionError(f"{empty} is on the meta device: there are no weights to write; leave out --weights.")
-    return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
 
 
 def _summarise(name: str, td: TopDownNet, file: TextIO) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import linecache
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -166,6 +167,12 @@ class TopDownNet(nn.Module):
         """
         self.checkpointed = chosen_stages(self.segments[:-1], stages)
         return self
+
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the network as a folder of source and weights; see :func:`td_compiler.pretrained.save_pretrained`."""
+        from td_compiler.pretrained import save_pretrained  # emits source, which training has no use for
+
+        return save_pretrained(self, folder, overwrite=overwrite)
 
 
 def plant(root: nn.Module, modules: Mapping[str, nn.Module | torch.Tensor]) -> None:

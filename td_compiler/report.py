@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from td_compiler.options import Options
 
 __all__ = ["Cost", "ReceptiveField", "Report", "StageReport"]
 
@@ -69,6 +72,7 @@ class Report:
         scales: the pyramid's scales, finest first.
         stages: a row per scale, finest first, then the head.
         notes: what a user should know: parts dropped, sizes inferred, and the like; one sentence each.
+        options: how it was converted; None where that is not known.
     """
 
     source: str
@@ -76,3 +80,4 @@ class Report:
     scales: tuple[int | tuple[int, int], ...]
     stages: tuple[StageReport, ...]
     notes: tuple[str, ...] = ()
+    options: Options | None = None
