@@ -1,11 +1,7 @@
 """Which networks the coverage sweep takes: libraries by family, groups, and patterns.
 
-A family is a module of a library that defines a network class: `torchvision.models.resnet`, `timm.models.resnet`. timm
-registers some networks in another module than the one that defines their class; they count to the latter.
-
-"Without attention" means: no layer of the network is of a class with `Attention` in its name. What is left of timm's
-convolutional families by this rule still includes convolutional blocks that call themselves attention (selective
-kernels, split attention) and some 15 networks of `byoanet` with local self-attention (halo, bottleneck, lambda).
+A family is a module of a library that defines a network class: `torchvision.models.resnet`, `timm.models.resnet`; see
+`td_compiler.timm_families` for timm's.
 """
 
 from __future__ import annotations
@@ -13,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
+from td_compiler import timm_families
 from td_compiler.sources import LIBRARIES, model_names
 
 __all__ = ["GROUPS", "SMALLEST", "expand", "family"]
@@ -78,17 +75,6 @@ SMALLEST: Mapping[str, Mapping[str, str]] = {
     },
 }
 
-# timm's modules that register networks of classes defined in another one.
-_DEFINED_IN = {
-    "byoanet": "byobnet",
-    "hardcorenas": "mobilenetv3",
-    "res2net": "resnet",
-    "resnest": "resnet",
-    "sknet": "resnet",
-}
-# The networks of timm's families here that do have a layer of a class named Attention.
-_WITH_ATTENTION = ("resnet*_clip", "mobilenetv4_hybrid_*")
-
 
 def family(model: str) -> str:
     """`torchvision.resnet` for `torchvision:resnet18`; the library's name or `file` where there are no families."""
@@ -98,23 +84,17 @@ def family(model: str) -> str:
 
         return f"torchvision.{torchvision.models.get_model_builder(name).__module__.rpartition('.')[2]}"
     if library == "timm":
-        module = _timm_module(name.partition(".")[0])
-        return f"timm.{_DEFINED_IN.get(module, module)}"
+        return f"timm.{timm_families.family(name)}"
     return library if library in LIBRARIES else "file"
 
 
-def _timm_module(name: str) -> str:
-    import timm
+def _torchvision_cnns() -> Iterator[str]:
+    names = (f"torchvision:{name}" for name in model_names("torchvision"))
+    return (name for name in names if family(name).partition(".")[2] in SMALLEST["torchvision"])
 
-    return str(timm.models.model_entrypoint(name).__module__).rpartition(".")[2]
 
-
-def _of_families(library: str) -> Iterator[str]:
-    """The networks of the library's families here, those with attention left out."""
-    for name in model_names(library):
-        known = family(f"{library}:{name}").partition(".")[2] in SMALLEST[library]
-        if known and not any(fnmatchcase(name, pattern) for pattern in _WITH_ATTENTION):
-            yield f"{library}:{name}"
+def _timm_cnns() -> Iterator[str]:
+    return (f"timm:{name}" for name in timm_families.convolutional_names())
 
 
 def _smallest(library: str) -> Iterator[str]:
@@ -122,8 +102,8 @@ def _smallest(library: str) -> Iterator[str]:
 
 
 GROUPS: Mapping[str, Callable[[], Iterable[str]]] = {
-    "torchvision-cnns": lambda: _of_families("torchvision"),
-    "timm-cnns": lambda: _of_families("timm"),
+    "torchvision-cnns": _torchvision_cnns,
+    "timm-cnns": _timm_cnns,
     "torchvision-families": lambda: _smallest("torchvision"),
     "timm-families": lambda: _smallest("timm"),
 }
