@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Container
 from typing import Any
@@ -12,6 +11,7 @@ from torch import fx, nn
 
 from td_compiler.capture import works_in_place
 from td_compiler.conversion import Conversion, Pass, layer_of
+from td_compiler.copying import copy_module
 from td_compiler.initialise import initialise_he
 from td_compiler.operators import layer_row
 from td_compiler.passes.nodes import is_depthwise
@@ -118,7 +118,7 @@ def _in_model(conversion: Conversion, path: str) -> bool:
 
 def _clone(module: nn.Module) -> nn.Module:
     """A copy with registries of its own, hooks left behind."""
-    clone = copy.deepcopy(module)
+    clone = copy_module(module)
     for name in [n for n in vars(clone) if n.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))]:
         getattr(clone, name).clear() if hasattr(getattr(clone, name), "clear") else None
     return clone

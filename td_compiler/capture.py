@@ -7,7 +7,6 @@ traced instead, so a network of any size is captured in about the time of one Py
 
 from __future__ import annotations
 
-import copy
 import inspect
 import itertools
 import operator
@@ -18,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from td_compiler.copying import copy_module
 from td_compiler.errors import ConversionError
-from td_compiler.meta import ShapesOnly
 from td_compiler.options import Task
 from td_compiler.tracing import NeedsLeaf, ValueTracer
 
@@ -60,12 +59,17 @@ def skeleton(model: nn.Module) -> nn.Module:
 
     No weight is copied or read, so this costs the memory of the module objects alone.
     """
-    memo: dict[int, Any] = {}
+    weightless: dict[int, torch.Tensor] = {}
     for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+        weightless[id(parameter)] = nn.Parameter(_without_values(parameter), parameter.requires_grad)
     for buffer in model.buffers():
-        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-    return copy.deepcopy(model, memo).eval()
+        weightless[id(buffer)] = _without_values(buffer)
+    return copy_module(model, weightless).eval()
+
+
+def _without_values(tensor: torch.Tensor) -> torch.Tensor:
+    """The same on the meta device, where `empty_like` would take five times as long."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
 def capture(model: nn.Module, input_size: tuple[int, int, int]) -> Capture:
@@ -82,8 +86,7 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> Capture:
     while True:
         tracer = ValueTracer(input_size, leaves)
         try:
-            with ShapesOnly():
-                graph = tracer.trace(bones)
+            graph = tracer.trace(bones)
             break
         except NeedsLeaf as reason:
             if not reason.path or reason.path in leaves:

@@ -9,14 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+from td_compiler.shapes import returned
+
 __all__ = ["ShapesOnly"]
 
 
 class ShapesOnly(TorchFunctionMode):
-    """A context in which a batch norm on the meta device scales and shifts its input, and no more.
+    """A context in which operations on the meta device do no more than their shapes ask for.
 
-    Torch breaks a batch norm on that device down into dozens of steps in Python, which took most of the time of reading
-    a network. Shape, type and what gradients reach are the same.
+    Torch breaks many operations on that device down into dozens of steps in Python, which took most of the time of
+    reading a network. Without gradients, what :mod:`td_compiler.shapes` knows is an empty tensor of the right shape at
+    once. With gradients, a batch norm scales and shifts its input, and no more. Shape, type, memory format and what
+    gradients reach are torch's.
     """
 
     def __torch_function__(
@@ -27,6 +31,9 @@ class ShapesOnly(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if not torch.is_grad_enabled():
+            made = returned(function, args, kwargs)
+            return function(*args, **kwargs) if made is None else made
         traced = not args or not isinstance(args[0], torch.Tensor)  # a proxy stays in the graph as it is
         if function is not F.batch_norm or traced or not args[0].is_meta:
             return function(*args, **kwargs)

@@ -40,14 +40,14 @@ def style_of(conversion: Conversion, stage: TopDownStage) -> Style:
 
     What that unit lacks (an activation behind a linear bottleneck) is taken from the rest of the network.
     """
-    found = conversion.found
-    everywhere = [unit for native in found.stages for unit in native.units]
-    styles = [style for unit in [*stage.units, *everywhere] if (style := _read(conversion, [unit])) is not None]
+    everywhere = [unit for native in conversion.found.stages for unit in native.units]
+    styles = (_read(conversion, [unit]) for unit in [*stage.units, *everywhere])
+    first = next(style for style in styles if style is not None)
+    if first.activation is not None:
+        return first
     whole = _read(conversion, everywhere)
-    first = styles[0]
-    activation = first.activation or (whole.activation if whole else None)
-    norm = first.norm or (whole.norm if whole and first.activation is None else None)
-    return replace(first, norm=norm, activation=activation)
+    assert whole is not None, "a stage's units are the network's"
+    return replace(first, norm=first.norm or whole.norm, activation=whole.activation)
 
 
 def _read(conversion: Conversion, units: Iterable[Unit]) -> Style | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from torch import fx, nn
 from torch.fx.node import map_aggregate
 
 from td_compiler.errors import ConversionError
+from td_compiler.meta import ShapesOnly
 from td_compiler.operators import layer_row
 from td_compiler.proxies import Mode, ValueProxy
 
@@ -139,15 +141,13 @@ class ValueTracer(fx.Tracer):
         before = args[0].node.meta["value"]
         if not isinstance(before, torch.Tensor) or before.dim() != 4:
             return None
-        self._computing = True
         try:  # on maps so large that borders do not count
-            factor = _factor(module, before, _PROBE)
-            shrinks = len(factor) == 2 and min(factor) > 0 and factor != (1, 1)
-            shrinks = shrinks and factor == _factor(module, before, 2 * _PROBE)
+            with self._shapes_only():
+                factor = _factor(module, before, _PROBE)
+                shrinks = len(factor) == 2 and min(factor) > 0 and factor != (1, 1)
+                shrinks = shrinks and factor == _factor(module, before, 2 * _PROBE)
         except Exception:  # whatever it is, tracing through it will say it better
             return None
-        finally:
-            self._computing = False
         return (factor[0], factor[1]) if shrinks else None
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
@@ -171,11 +171,11 @@ class ValueTracer(fx.Tracer):
         return proxy
 
     def _compute(self, node: fx.Node) -> Any:
-        self._computing = True
+        if node.op == "placeholder":
+            return torch.empty(_BATCH, *self._input_size, device="meta", dtype=self._dtype())
         try:
-            if node.op == "placeholder":
-                return torch.empty(_BATCH, *self._input_size, device="meta", dtype=self._dtype())
-            return evaluate(node, self.root, lambda n: n.meta["value"])
+            with self._shapes_only():
+                return evaluate(node, self.root, lambda n: n.meta["value"])
         except (ConversionError, NeedsLeaf):
             raise
         except Exception as error:
@@ -186,6 +186,14 @@ class ValueTracer(fx.Tracer):
             if needs_data:
                 self.refuse_data()
             raise _refused(self, node, error) from error
+
+    @contextlib.contextmanager
+    def _shapes_only(self) -> Iterator[None]:
+        """Modules called in here compute shapes; they are not traced."""
+        self._computing = True
+        try:
+            with ShapesOnly():
+                yield
         finally:
             self._computing = False
 

@@ -1,0 +1,99 @@
+"""What common operations return on the meta device, told from their arguments' shapes alone.
+
+In the table are operations that torch breaks down into many steps in Python there; for the others torch itself is as
+fast. What a rule does not know for sure, wrong shapes included, it leaves to torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+__all__ = ["returned"]
+
+Rule = Callable[..., torch.Tensor | None]
+
+
+def returned(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor | None:
+    """What a function returns for tensors on the meta device: a tensor of its shape, type and memory format.
+
+    No gradient flows through it. None where the table has no rule, or the rule leaves it to torch.
+    """
+    rule = _RULES.get(function)
+    if rule is None or not args:
+        return None
+    first = args[0][0] if isinstance(args[0], (list, tuple)) and args[0] else args[0]
+    known = isinstance(first, torch.Tensor) and first.is_meta and first.is_floating_point()
+    return rule(*args, **kwargs) if known else None
+
+
+def _like(value: torch.Tensor, shape: Sequence[int]) -> torch.Tensor | None:
+    """An empty tensor of a value's type and memory format."""
+    if value.is_contiguous():
+        return torch.empty(shape, dtype=value.dtype, device="meta")
+    if value.dim() == len(shape) == 4 and value.is_contiguous(memory_format=torch.channels_last):
+        return torch.empty(shape, dtype=value.dtype, device="meta", memory_format=torch.channels_last)
+    return None
+
+
+def _activation(input: torch.Tensor, *settings: Any, inplace: bool = False, **_: Any) -> torch.Tensor | None:
+    """Of an activation's settings the one that can be True says that it works in place."""
+    return input if inplace or any(setting is True for setting in settings) else _like(input, input.shape)
+
+
+def _batch_norm(
+    input: torch.Tensor, running_mean: torch.Tensor | None, *_: Any, weight: torch.Tensor | None = None, **__: Any
+) -> torch.Tensor | None:
+    channels = {len(given) for given in (running_mean, weight) if given is not None}
+    return _like(input, input.shape) if channels <= {input.shape[1]} else None
+
+
+def _layer_norm(input: torch.Tensor, normalized_shape: Sequence[int], *_: Any, **__: Any) -> torch.Tensor | None:
+    return _like(input, input.shape) if input.shape[-len(normalized_shape) :] == tuple(normalized_shape) else None
+
+
+def _group_norm(input: torch.Tensor, num_groups: int, weight: Any = None, *_: Any, **__: Any) -> torch.Tensor | None:
+    fits = input.shape[1] % num_groups == 0 and (weight is None or len(weight) == input.shape[1])
+    return _like(input, input.shape) if fits else None
+
+
+def _sum_or_product(input: torch.Tensor, other: Any, **settings: Any) -> torch.Tensor | None:
+    """Of two tensors, one of which may be a gate (N, C, 1, 1), or of a tensor and a number."""
+    if settings or not isinstance(other, (torch.Tensor, int, float)):
+        return None
+    if not isinstance(other, torch.Tensor):
+        return _like(input, input.shape)
+    if input.dtype is not other.dtype or input.dim() != other.dim() or not other.is_meta:
+        return None
+    larger = input if input.numel() >= other.numel() else other
+    smaller = other if larger is input else input
+    fits = all(a == b or b == 1 for a, b in zip(larger.shape, smaller.shape, strict=True))
+    same_format = larger.stride() == smaller.stride() or smaller.numel() < larger.numel()
+    return _like(larger, larger.shape) if fits and same_format else None
+
+
+def _concatenation(tensors: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor | None:
+    first = tensors[0]
+    before, after = first.shape[:dim], first.shape[dim:][1:]
+    if any((t.shape[:dim], t.shape[dim:][1:], t.dtype) != (before, after, first.dtype) for t in tensors):
+        return None
+    return _like(first, (*before, sum(t.shape[dim] for t in tensors), *after))
+
+
+def _global_pool(input: torch.Tensor, output_size: Any) -> torch.Tensor | None:
+    return _like(input, (*input.shape[:-2], 1, 1)) if output_size in (1, (1, 1)) and input.dim() == 4 else None
+
+
+_RULES: Mapping[Any, Rule] = {
+    **dict.fromkeys((F.relu, F.relu6, F.hardtanh, F.leaky_relu, F.elu, F.selu, F.celu), _activation),
+    **dict.fromkeys((F.gelu, F.silu, F.mish, F.hardswish, F.hardsigmoid, F.softplus), _activation),
+    **dict.fromkeys((torch.add, torch.mul, torch.Tensor.add, torch.Tensor.mul), _sum_or_product),
+    torch.cat: _concatenation,
+    F.batch_norm: _batch_norm,
+    F.layer_norm: _layer_norm,
+    F.group_norm: _group_norm,
+    F.adaptive_avg_pool2d: _global_pool,
+}

@@ -1,0 +1,119 @@
+"""What the meta device is told instead of asked: held against what torch returns for real tensors."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from td_compiler.copying import copy_module
+from td_compiler.meta import ShapesOnly
+from td_compiler.shapes import returned
+
+Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+ACTIVATIONS = (F.relu, F.relu6, F.hardtanh, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish, F.hardswish, F.hardsigmoid)
+
+
+def image(*shape: int, dtype: torch.dtype = torch.float32, channels_last: bool = False) -> Tensor:
+    made = torch.randn(shape or (2, 6, 5, 7)).to(dtype)
+    return made.to(memory_format=torch.channels_last) if channels_last else made
+
+
+def calls(x: Tensor) -> dict[str, Call]:
+    channels = torch.rand(x.shape[1], dtype=x.dtype)
+    gate, wider = x.mean((2, 3), keepdim=True), torch.cat([x, x], 1)
+    return {
+        **{function.__name__: (function, (x,), {}) for function in ACTIVATIONS},
+        "batch norm": (F.batch_norm, (x, channels, channels, channels, channels), {}),
+        "batch norm without statistics": (F.batch_norm, (x, None, None, channels, None, True), {}),
+        "group norm": (F.group_norm, (x, 3, channels, channels), {}),
+        "sum": (torch.add, (x, x), {}),
+        "sum with a number": (torch.Tensor.add, (x, 2), {}),
+        "gated": (torch.Tensor.mul, (x, gate), {}),
+        "gate first": (torch.mul, (gate, x), {}),
+        "concatenated": (torch.cat, ([x, wider], 1), {}),
+        "concatenated, by keyword": (torch.cat, ([x, x],), {"dim": -1}),
+        "global pool": (F.adaptive_avg_pool2d, (x, (1, 1)), {}),
+    }
+
+
+def on_meta(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+    return type(value)(map(on_meta, value)) if isinstance(value, (list, tuple)) else value
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", calls(torch.empty(1, 6, 1, 1)))
+def test_as_torch_computes_it(name: str, dtype: torch.dtype, channels_last: bool) -> None:
+    function, args, kwargs = calls(image(dtype=dtype, channels_last=channels_last))[name]
+    expected = function(*args, **kwargs)
+    made = returned(function, on_meta(args), kwargs)
+    assert made is not None and made.is_meta
+    assert (made.shape, made.dtype) == (expected.shape, expected.dtype)
+    assert made.stride() == expected.stride() or min(expected.shape[2:]) == 1
+
+
+def test_layer_norm_as_torch_computes_it() -> None:
+    x = image(2, 5, 7, 6)
+    made = returned(F.layer_norm, on_meta((x, (7, 6), torch.ones(7, 6))), {})
+    assert made is not None and made.shape == F.layer_norm(x, (7, 6)).shape
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6, nn.Hardswish, nn.LeakyReLU, nn.ELU, nn.Hardtanh])
+def test_what_works_in_place_returns_its_input(activation: Callable[..., nn.Module]) -> None:
+    x = image().to("meta")
+    with torch.no_grad(), ShapesOnly():
+        assert activation(inplace=True)(x) is x
+        assert activation(inplace=False)(x) is not x
+
+
+def test_wrong_shapes_are_left_to_torch() -> None:
+    x, five = image().to("meta"), torch.ones(5, device="meta")
+    wrong: list[Call] = [
+        (F.batch_norm, (x, five, five), {}),
+        (F.batch_norm, (x, None, None, five, five, True), {}),
+        (F.group_norm, (x, 4), {}),
+        (F.group_norm, (x, 3, five), {}),
+        (F.layer_norm, (x, (5,)), {}),
+        (torch.add, (x, image(2, 6, 5, 6).to("meta")), {}),
+        (torch.cat, ([x, image(2, 6, 5, 6).to("meta")], 1), {}),
+    ]
+    for function, args, kwargs in wrong:
+        with torch.no_grad(), ShapesOnly(), pytest.raises((RuntimeError, ValueError)):
+            function(*args, **kwargs)
+
+
+def test_values_and_mixed_types_are_left_to_torch() -> None:
+    x = image()
+    assert returned(F.relu, (x,), {}) is None, "a real tensor has values"
+    assert returned(torch.add, on_meta((x, x.double())), {}) is None
+    assert returned(torch.add, on_meta((x.transpose(1, 2), x.transpose(1, 2))), {}) is None
+
+
+def test_gradients_reach_what_they_reach() -> None:
+    block = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU()).to("meta")
+    with ShapesOnly():
+        block(image(2, 3, 5, 7).to("meta")).sum().backward()
+    assert all(parameter.grad is not None for parameter in block.parameters())
+
+
+def test_a_copy_shares_nothing_with_its_module() -> None:
+    block = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6))
+    block[0].register_forward_hook(lambda *_: None)
+    twin, expected = copy_module(block), copy.deepcopy(block)
+    for part, other, reference in zip(block.modules(), twin.modules(), expected.modules(), strict=True):
+        assert vars(other).keys() == vars(reference).keys()
+        for name, value in vars(part).items():
+            if isinstance(value, (dict, list, Tensor)):
+                assert vars(other)[name] is not value
+                assert type(vars(other)[name]) is type(vars(reference)[name])
+    twin[1].register_forward_hook(lambda *_: None)
+    assert not block[1]._forward_hooks and len(twin[0]._forward_hooks) == 1
+    assert torch.equal(twin[0].weight, block[0].weight)
