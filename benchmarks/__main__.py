@@ -15,6 +15,7 @@ EXPERIMENTS = {
     "localise": ("benchmarks.localise", "how well heat maps cover the object"),
     "segmentation": ("benchmarks.segmentation", "meshes of Fashion-MNIST, pixel by pixel"),
     "frequency": ("benchmarks.frequency", "blurs, cosines, Fourier masks, laplacian pyramid, progressive growing"),
+    "refine": ("benchmarks.refine", "finer stages on one window: cost and accuracy"),
     "coverage": ("benchmarks.coverage", "which networks convert, and what their top-down networks cost"),
     "report": ("benchmarks.report", "one page from all results so far"),
 }

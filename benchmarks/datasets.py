@@ -273,4 +273,9 @@ DATASETS: dict[str, DataSet] = {
     "folder": ImageFolder("folder", "", None),
 }
 # Modules that add rows to the table when they are imported.
-_PROVIDERS = ("benchmarks.frequency.datasets", "benchmarks.segmentation.meshes", "benchmarks.explain.photos")
+_PROVIDERS = (
+    "benchmarks.frequency.datasets",
+    "benchmarks.segmentation.meshes",
+    "benchmarks.explain.photos",
+    "benchmarks.refine.canvases",
+)

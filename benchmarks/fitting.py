@@ -25,6 +25,7 @@ from benchmarks.batches import augmented, batches, seed_of, shuffled, split
 from benchmarks.datasets import opened
 from benchmarks.images import Images, as_float
 from benchmarks.machine import Machine
+from benchmarks.memory import saved_bytes
 from benchmarks.recipes import Recipe, RecipeError
 from benchmarks.tasks import Loss, task_of
 from benchmarks.training import Builder, Training, untrained
@@ -255,17 +256,6 @@ def _step_memory(network: nn.Module, images: Tensor) -> int:
     These are parameters, their gradients and momentum, the images, and what the backward pass needs of the forward.
     """
     trial = copy.deepcopy(network)  # a forward pass in training mode changes the statistics of norms
-    weights = {parameter.data_ptr() for parameter in trial.parameters()}
-    kept: dict[int, int] = {images.data_ptr(): images.nbytes}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.random.fork_rng(devices=[]):
-        scores = trial(images)
-    parameters = sum(p.nbytes * (3 if p.requires_grad else 1) for p in trial.parameters())
-    del scores
-    return parameters + sum(kept.values())
+    with torch.random.fork_rng(devices=[]):
+        kept = saved_bytes(trial, images)
+    return kept + sum(p.nbytes * (3 if p.requires_grad else 1) for p in trial.parameters())

@@ -30,7 +30,7 @@ class Job(Protocol):
     Attributes:
         experiment: the experiment's name.
         revision: raised by a person when the same fields would now give other figures.
-        data: the data set that it reads.
+        data: the data set that it reads, "" for none.
         name: one line for progress and logs.
     """
 
@@ -74,7 +74,7 @@ def job_key(job: Job, machine: Machine) -> str:
         "revision": job.revision,
         "fields": _fields(job),
         "compiler": td_compiler.__version__,
-        "data": fingerprint(job.data, machine),
+        "data": fingerprint(job.data, machine) if job.data else "",
     }
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -1,0 +1,26 @@
+"""What a forward pass keeps in memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["saved_bytes"]
+
+
+def saved_bytes(network: nn.Module, images: Tensor) -> int:
+    """Bytes that a forward pass on images (N, C, H, W) keeps for its backward pass: the images, and no parameters."""
+    weights = {parameter.data_ptr() for parameter in network.parameters()}
+    kept: dict[int, int] = {images.data_ptr(): images.nbytes}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        scores = network(images)  # alive until all is counted, so that no address is taken twice
+    total = sum(kept.values())
+    del scores
+    return total
