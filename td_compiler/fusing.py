@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from td_compiler.capture import skeleton
+from td_compiler.dropout import FastDropout
 from td_compiler.emission.leaves import plain_layer
 from td_compiler.emission.units import used_modules
 from td_compiler.errors import ConversionError
@@ -104,9 +105,9 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _passes_on(module: nn.Module) -> bool:
-    """Whether a layer, in evaluation mode, returns its input: by its very class, since a subclass may always drop."""
+    """Whether a layer, in evaluation mode, returns its input: by its very class, since a user's may always drop."""
     row = LAYERS.get(type(module))
-    return row is not None and row.kind in {Kind.DROPOUT, Kind.IDENTITY}
+    return type(module) is FastDropout or (row is not None and row.kind in {Kind.DROPOUT, Kind.IDENTITY})
 
 
 def _is_fixed(norm: nn.Module) -> TypeGuard[_BatchNorm]:
