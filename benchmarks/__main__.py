@@ -15,6 +15,8 @@ EXPERIMENTS = {
     "localise": ("benchmarks.localise", "how well heat maps cover the object"),
     "segmentation": ("benchmarks.segmentation", "meshes of Fashion-MNIST, pixel by pixel"),
     "frequency": ("benchmarks.frequency", "blurs, cosines, Fourier masks, laplacian pyramid, progressive growing"),
+    "conversion": ("benchmarks.conversion", "time and memory of conversions"),
+    "scaling": ("benchmarks.scaling", "cost against batch size, image side and depth"),
     "refine": ("benchmarks.refine", "finer stages on one window: cost and accuracy"),
     "coverage": ("benchmarks.coverage", "which networks convert, and what their top-down networks cost"),
     "report": ("benchmarks.report", "one page from all results so far"),

@@ -18,7 +18,7 @@ from benchmarks.machine import Machine
 from benchmarks.recipes import PROFILES, Profile, RecipeError
 from td_compiler.shared_options import with_shared_options
 
-__all__ = ["Setup", "run_command", "run_plain_command"]
+__all__ = ["Setup", "check_device", "run_command", "run_plain_command"]
 
 # Options that change no figure, and whose values are paths of one computer: results do not keep them.
 _PRIVATE = ("--data-root", "--out")
@@ -92,11 +92,16 @@ def _shared(
         nodes=nodes,
         progress=progress,
     )
-    _check_device(machine)
+    check_device(machine)
     return Setup(machine, size, seed, processes, ray)
 
 
-def _check_device(machine: Machine) -> None:
+def check_device(machine: Machine) -> None:
+    """Try the device.
+
+    Raises:
+        typer.BadParameter: if it cannot be used.
+    """
     try:
         import torch
 
@@ -107,11 +112,22 @@ def _check_device(machine: Machine) -> None:
         raise typer.BadParameter(f"{machine.device!r} cannot be used: {reason}", param_hint="--device") from error
 
 
-def run_command(command: Callable[..., None], arguments: Sequence[str], prog: str) -> int:
+def run_command(
+    command: Callable[..., None],
+    arguments: Sequence[str],
+    prog: str,
+    shared: Callable[..., Setup] | None = None,
+) -> int:
     """Run an experiment's command, `command(setup, own options...)`, with the words of the command line.
 
     The command's own parameters and the shared options become one command line. An error that a user can cause is one
     line on standard error.
+
+    Args:
+        command: the experiment.
+        arguments: the words.
+        prog: what stands before them.
+        shared: the options that it shares with others; those of trainings by default.
 
     Returns:
         The exit status: 0 done, 1 failed, 2 wrong usage or missing data, 130 interrupted.
@@ -122,7 +138,7 @@ def run_command(command: Callable[..., None], arguments: Sequence[str], prog: st
     def with_line(setup: Setup, **own: Any) -> None:
         command(replace(setup, command=line), **own)
 
-    return run_plain_command(with_shared_options(with_line, _shared), arguments, prog)
+    return run_plain_command(with_shared_options(with_line, shared or _shared), arguments, prog)
 
 
 def run_plain_command(command: Callable[..., None], arguments: Sequence[str], prog: str) -> int:

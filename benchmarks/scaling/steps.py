@@ -1,0 +1,73 @@
+"""Steps of networks, and how long they take."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["inference_step", "seconds_in_turns", "training_step"]
+
+K = TypeVar("K")
+
+_SHORTEST = 0.02  # seconds; shorter steps are measured several at once
+
+
+def inference_step(network: nn.Module, images: Tensor, labels: Tensor | None = None) -> Callable[[], object]:
+    """A forward pass on images (N, C, H, W), without gradients; puts the network into evaluation mode."""
+    network.eval()
+
+    def step() -> Tensor:
+        with torch.inference_mode():
+            scores: Tensor = network(images)
+        return scores
+
+    return step
+
+
+def training_step(network: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], object]:
+    """Loss, gradients and a step of plain SGD on images (N, C, H, W) and labels (N,); puts it into training mode."""
+    network.train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-6)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(network(images), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def seconds_in_turns(
+    steps: Mapping[K, Callable[[], object]], repeats: Iterable[object], device: torch.device
+) -> dict[K, list[float]]:
+    """Seconds of every step, one for each repeat.
+
+    The steps take turns, so that what else the machine does meets all of them. Each is done once before.
+    """
+    counts = {name: max(1, math.ceil(_SHORTEST / max(_seconds(step, 1, device), 1e-6))) for name, step in steps.items()}
+    seconds: dict[K, list[float]] = {name: [] for name in steps}
+    for _ in repeats:
+        for name, step in steps.items():
+            seconds[name].append(_seconds(step, counts[name], device))
+    return seconds
+
+
+def _seconds(step: Callable[[], object], count: int, device: torch.device) -> float:
+    """Of one of `count` steps."""
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(count):
+        step()
+    _wait(device)
+    return (time.perf_counter() - start) / count
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
