@@ -64,8 +64,9 @@ class CostJob:
             "macs": {patch: count_macs(network, size) for patch, network in networks.items()},
             "bytes": {patch: saved_bytes(network.train(), images) for patch, network in networks.items()},
         }
-        figures["inference"] = _times({name: _inference(each, images) for name, each in networks.items()})
-        figures["step"] = _times({name: _step(each, images) for name, each in networks.items()})
+        for kind, prepare in (("inference", _inference), ("step", _step)):
+            runs = {patch: prepare(network, images) for patch, network in networks.items()}
+            figures[kind] = _times(runs, machine.torch_device)
         return figures
 
 
@@ -143,18 +144,24 @@ def _step(network: nn.Module, images: torch.Tensor) -> Callable[[], object]:
     return run
 
 
-def _times(runs: dict[str, Callable[[], object]]) -> dict[str, float]:
+def _times(runs: dict[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
     """The median seconds of each, taken in turns, so that all meet the same machine."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for attempt in range(1 + _ROUNDS):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = _clock(device)
             run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
             if attempt:  # the first warms up
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(_clock(device) - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _clock(device: torch.device) -> float:
+    """Seconds: of a GPU when its work is done; of the processor, which counts no other program's work."""
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def refine_jobs(

@@ -21,7 +21,8 @@ _INTRO = (
 )
 _COST_NOTE = (
     "In brackets as a share of the whole network's. MACs are of one image, as run. Memory is what the forward pass"
-    " keeps for the backward pass, seconds are medians of all patches in turns, both for two images."
+    " keeps for the backward pass, seconds (of the processor, in all threads) are medians of all patches in turns; both"
+    " are for two images."
 )
 _ACCURACY_NOTE = (
     "Accuracy in per cent, mean ± standard deviation over runs: trained as a whole and tested with the window; trained"
