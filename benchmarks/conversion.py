@@ -69,9 +69,9 @@ class ConversionJob:
         seconds: list[float] = []
         for _ in progress(self.repeats, machine, self.name):
             gc.collect()
-            start = time.perf_counter()
+            start = time.process_time()
             top_down = reverse(model)
-            seconds.append(time.perf_counter() - start)
+            seconds.append(time.process_time() - start)
         return {
             "seconds": seconds,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -89,7 +89,7 @@ class ConversionJob:
         from td_compiler.zoo import resnet
 
         if self.depth is None:
-            return load_source(self.network, {}, device=device).model
+            return load_source(self.network, {}, device=device).model.to(device)
         with torch.device(device):
             return resnet(self.depth)
 
@@ -116,8 +116,8 @@ def _section(results: Sequence[Result]) -> Section:
     grows = f" Seconds grow with the operations to the power of {law}." if law else ""
     return Section(
         title="Conversion",
-        intro="How long `reverse` takes on the meta device, and by how much a process with the network's weights grows"
-        " at most while it converts them: by the new weights, and what is needed meanwhile.",
+        intro="How much time of one processor `reverse` takes on the meta device, and by how much a process with the"
+        " network's weights grows at most while it converts them: by the new weights, and what is needed meanwhile.",
         tables=[
             *([_table("Networks", "network", others)] if others else []),
             *([_table("Pre-activation ResNets for 32x32 images", "layers", deep, grows)] if deep else []),

@@ -33,10 +33,17 @@ def returned(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[
 def _like(value: torch.Tensor, shape: Sequence[int]) -> torch.Tensor | None:
     """An empty tensor of a value's type and memory format."""
     if value.is_contiguous():
-        return torch.empty(shape, dtype=value.dtype, device="meta")
+        return _contiguous(value, shape)
     if value.dim() == len(shape) == 4 and value.is_contiguous(memory_format=torch.channels_last):
         return torch.empty(shape, dtype=value.dtype, device="meta", memory_format=torch.channels_last)
+    strides = value.stride()
+    if value.shape == shape and value.permute(sorted(range(len(shape)), key=lambda i: -strides[i])).is_contiguous():
+        return torch.empty_strided(shape, strides, dtype=value.dtype, device="meta")
     return None
+
+
+def _contiguous(value: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    return torch.empty(shape, dtype=value.dtype, device="meta")
 
 
 def _activation(input: torch.Tensor, *settings: Any, inplace: bool = False, **_: Any) -> torch.Tensor | None:
@@ -52,7 +59,8 @@ def _batch_norm(
 
 
 def _layer_norm(input: torch.Tensor, normalized_shape: Sequence[int], *_: Any, **__: Any) -> torch.Tensor | None:
-    return _like(input, input.shape) if input.shape[-len(normalized_shape) :] == tuple(normalized_shape) else None
+    fits = input.shape[-len(normalized_shape) :] == tuple(normalized_shape)
+    return _contiguous(input, input.shape) if fits else None
 
 
 def _group_norm(input: torch.Tensor, num_groups: int, weight: Any = None, *_: Any, **__: Any) -> torch.Tensor | None:
@@ -60,19 +68,25 @@ def _group_norm(input: torch.Tensor, num_groups: int, weight: Any = None, *_: An
     return _like(input, input.shape) if fits else None
 
 
+def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor | None:
+    fits = weight.shape[1:] == input.shape[-1:] and weight.dtype is input.dtype
+    return _contiguous(input, (*input.shape[:-1], len(weight))) if fits else None
+
+
 def _sum_or_product(input: torch.Tensor, other: Any, **settings: Any) -> torch.Tensor | None:
-    """Of two tensors, one of which may be a gate (N, C, 1, 1), or of a tensor and a number."""
+    """Of two tensors, one of which may be a gate (N, C, 1, 1) or a scale (C, 1, 1), or of a tensor and a number."""
     if settings or not isinstance(other, (torch.Tensor, int, float)):
         return None
     if not isinstance(other, torch.Tensor):
         return _like(input, input.shape)
-    if input.dtype is not other.dtype or input.dim() != other.dim() or not other.is_meta:
+    larger, smaller = (input, other) if input.numel() >= other.numel() else (other, input)
+    if larger.dtype is not smaller.dtype or larger.dim() < smaller.dim() or not other.is_meta:
         return None
-    larger = input if input.numel() >= other.numel() else other
-    smaller = other if larger is input else input
-    fits = all(a == b or b == 1 for a, b in zip(larger.shape, smaller.shape, strict=True))
-    same_format = larger.stride() == smaller.stride() or smaller.numel() < larger.numel()
-    return _like(larger, larger.shape) if fits and same_format else None
+    # Where both have the same shape, the first one's format wins over the second one's.
+    same_format = smaller.numel() < larger.numel() or larger.stride() == smaller.stride()
+    ends = zip(reversed(larger.shape), reversed(smaller.shape), strict=False)
+    fits = same_format and all(b in (1, a) for a, b in ends)
+    return _like(larger, larger.shape) if fits else None
 
 
 def _concatenation(tensors: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor | None:
@@ -94,6 +108,7 @@ _RULES: Mapping[Any, Rule] = {
     torch.cat: _concatenation,
     F.batch_norm: _batch_norm,
     F.layer_norm: _layer_norm,
+    F.linear: _linear,
     F.group_norm: _group_norm,
     F.adaptive_avg_pool2d: _global_pool,
 }

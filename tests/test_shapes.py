@@ -35,6 +35,7 @@ def calls(x: Tensor) -> dict[str, Call]:
         "sum": (torch.add, (x, x), {}),
         "sum with a number": (torch.Tensor.add, (x, 2), {}),
         "gated": (torch.Tensor.mul, (x, gate), {}),
+        "scaled": (torch.mul, (channels[:, None, None], x), {}),
         "gate first": (torch.mul, (gate, x), {}),
         "concatenated": (torch.cat, ([x, wider], 1), {}),
         "concatenated, by keyword": (torch.cat, ([x, x],), {"dim": -1}),
@@ -60,10 +61,23 @@ def test_as_torch_computes_it(name: str, dtype: torch.dtype, channels_last: bool
     assert made.stride() == expected.stride() or min(expected.shape[2:]) == 1
 
 
-def test_layer_norm_as_torch_computes_it() -> None:
-    x = image(2, 5, 7, 6)
-    made = returned(F.layer_norm, on_meta((x, (7, 6), torch.ones(7, 6))), {})
-    assert made is not None and made.shape == F.layer_norm(x, (7, 6)).shape
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1)])
+def test_channels_at_the_end_as_torch_computes_it(order: tuple[int, ...]) -> None:
+    """As where a map is permuted for a layer norm and linear layers."""
+    x = image(2, 6, 5, 7).permute(order)
+    features = x.shape[-1]
+    some: list[Call] = [
+        (F.layer_norm, (x, (features,), torch.ones(features)), {}),
+        (F.layer_norm, (x, tuple(x.shape[2:])), {}),
+        (F.linear, (x, torch.rand(4, features), torch.rand(4)), {}),
+        (F.linear, (x[:, 0, 0], torch.rand(4, features)), {}),
+        (F.gelu, (x,), {}),
+        (torch.mul, (x, torch.rand(features)), {}),
+    ]
+    for function, args, kwargs in some:
+        made, expected = returned(function, on_meta(args), kwargs), function(*args, **kwargs)
+        assert made is not None
+        assert (made.shape, made.stride()) == (expected.shape, expected.stride())
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6, nn.Hardswish, nn.LeakyReLU, nn.ELU, nn.Hardtanh])
@@ -82,6 +96,7 @@ def test_wrong_shapes_are_left_to_torch() -> None:
         (F.group_norm, (x, 4), {}),
         (F.group_norm, (x, 3, five), {}),
         (F.layer_norm, (x, (5,)), {}),
+        (F.linear, (x, torch.ones(4, 5, device="meta")), {}),
         (torch.add, (x, image(2, 6, 5, 6).to("meta")), {}),
         (torch.cat, ([x, image(2, 6, 5, 6).to("meta")], 1), {}),
     ]
@@ -94,7 +109,8 @@ def test_values_and_mixed_types_are_left_to_torch() -> None:
     x = image()
     assert returned(F.relu, (x,), {}) is None, "a real tensor has values"
     assert returned(torch.add, on_meta((x, x.double())), {}) is None
-    assert returned(torch.add, on_meta((x.transpose(1, 2), x.transpose(1, 2))), {}) is None
+    assert returned(F.relu, on_meta((x[:, ::2],)), {}) is None, "not all of its memory"
+    assert returned(torch.add, on_meta((x, x.contiguous(memory_format=torch.channels_last))), {}) is None
 
 
 def test_gradients_reach_what_they_reach() -> None:
