@@ -18,6 +18,7 @@
 | 2.6 widths through every operator | `set_widths`, `prune` |
 | 2.6 sizes written as numbers | `rewrite_sizes` |
 | initial weights | `build_layers` |
+| 2.10 the cost: the same numbers in less time | `fold_upsampling`, `choose_layout`, `replace_dropout` |
 | 2.10 the network and its report | `assemble` |
 """
 
@@ -25,13 +26,16 @@ from td_compiler.conversion import Pass
 from td_compiler.passes.arrange_filters import ArrangeFilters
 from td_compiler.passes.assemble import Assemble
 from td_compiler.passes.build_layers import BuildLayers
+from td_compiler.passes.choose_layout import ChooseLayout
 from td_compiler.passes.find_stages import FindStages
 from td_compiler.passes.find_units import FindUnits
+from td_compiler.passes.fold_upsampling import FoldUpsampling
 from td_compiler.passes.insert_entries import InsertEntries
 from td_compiler.passes.insert_merges import InsertMerges
 from td_compiler.passes.insert_transitions import InsertTransitions
 from td_compiler.passes.match_shortcuts import MatchShortcuts
 from td_compiler.passes.replace_downsampling import ReplaceDownsampling
+from td_compiler.passes.replace_dropout import ReplaceDropout
 from td_compiler.passes.replace_head import ReplaceHead
 from td_compiler.passes.reverse_stages import ReverseStages
 from td_compiler.passes.rewrite_sizes import RewriteSizes
@@ -55,5 +59,8 @@ PIPELINE: tuple[Pass, ...] = (
     SetWidths(),
     RewriteSizes(),
     BuildLayers(),
+    FoldUpsampling(),
+    ReplaceDropout(),
+    ChooseLayout(),
     Assemble(),
 )

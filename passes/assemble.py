@@ -163,7 +163,7 @@ def _cost(module_of, value_of, nodes: Iterable[fx.Node], scale: Pair, units: int
             modules.add(module)
             row = lookup(node, module)
             if row is not None and row.kind in {Kind.CONV, Kind.LINEAR}:
-                macs += value[0].numel() * row.taps(module)
+                macs += round(value[0].numel() * row.products(module))
     assert last is not None
     size = tuple(last.shape[-2:]) if last.dim() == 4 else (1, 1)
     parameters = sum(p.numel() for module in modules for p in module.parameters())

@@ -62,6 +62,14 @@ def read_given(
         _choice("classification|segmentation", "Keep the source's head, or classify every pixel."),
     ] = None,
     num_classes: Annotated[int | None, _choice("N", "Classes of a pixel, for segmentation.")] = None,
+    fast: Annotated[
+        bool | None,
+        typer.Option(
+            "--fast/--no-fast",
+            help="Fold upsampling and merges into convolutions where that is faster, or write all out plainly.",
+            rich_help_panel="The top-down network",
+        ),
+    ] = None,
     input_size: Annotated[
         str | None,
         typer.Option(metavar="C,H,W", help="The image size; by default the model's own, or found by trying."),
@@ -83,6 +91,7 @@ def read_given(
         "init": init,
         "task": task,
         "num_classes": num_classes,
+        "fast": fast,
         "input_size": input_size,
     }
     return Given(source, arg, options, debug)

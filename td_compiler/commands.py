@@ -78,11 +78,17 @@ class Request:
     @property
     def command(self) -> str:
         """The command that repeats this conversion."""
-        options = {name: ",".join(map(str, v)) if name == "input_size" else str(v) for name, v in self.options.items()}
-        words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+        words = [word for name, value in self.options.items() for word in _words(name.replace("_", "-"), value)]
         words += [word for name, value in self.arguments.items() for word in ("--arg", f"{name}={value}")]
         words += ["--seed", str(self.seed)] if self.seed is not None else []
         return shlex.join(["tdc", "convert", self.source, *words])
+
+
+def _words(name: str, value: Any) -> tuple[str, ...]:
+    """An option as it is written on the command line."""
+    if isinstance(value, bool):
+        return (f"--{name}" if value else f"--no-{name}",)
+    return f"--{name}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def convert(request: Request, out: str | None, *, weights: bool, force: bool) -> None:

@@ -28,6 +28,7 @@ def reverse(
     init: Init = "keep",
     task: Task = "classification",
     num_classes: int | None = None,
+    fast: bool = True,
     input_size: tuple[int, int, int] | None = None,
 ) -> TopDownNet:
     """Turn a bottom-up CNN into its top-down network (Lelekas et al., Top-Down Networks, section 3).
@@ -51,6 +52,10 @@ def reverse(
             convolution `segmentation_head` on the last map, in place of the model's own classifier, if it has one
             (paper, experiment 3): images (N, C, H, W) become scores (N, num_classes, H, W).
         num_classes: the number of classes that a pixel can have, for `segmentation` alone.
+        fast: compute the same in less time: convolutions of upsampled and of merged maps from the small map
+            (:mod:`td_compiler.folding`), maps laid out channels last, dropout masks drawn four numbers at a time, each
+            where it pays. Parameters and their names do not depend on it. False: the network as it is written in the
+            paper.
         input_size: (C, H, W) at which the network is read. Default: the model's own metadata, else found by trying.
 
     Returns:
@@ -69,6 +74,7 @@ def reverse(
         init=init,
         task=task,
         num_classes=num_classes,
+        fast=fast,
         input_size=input_size,
     )
     if not isinstance(model, nn.Module):

@@ -8,9 +8,10 @@ axes of which parameters carry its input and output widths. A new operator is a 
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from td_compiler.folding import ConcatConv2d, FoldedConv2d
 from td_compiler.upsample import TransposedUpsample, upsample_bilinear, upsample_nearest
 
 __all__ = ["FUNCTIONS", "LAYERS", "LIBRARY_LAYERS", "METHODS", "Kind", "Operator", "Width", "layer_row", "lookup"]
@@ -95,6 +97,23 @@ def _conv_function_stride(node: fx.Node, module: nn.Module | None) -> Pair:
     return pair(stride)  # type: ignore[arg-type]
 
 
+def _filter_size(layer: nn.Module) -> float:
+    return layer.weight[0].numel()  # type: ignore[index]
+
+
+def _experts_filter_size(layer: nn.Module) -> float:
+    return _filter_size(layer) / int(layer.out_channels)  # type: ignore[arg-type]
+
+
+def _folded_products(layer: nn.Module) -> float:
+    """Those of the map so far, by the transposed kernel, and those of the entry, in a merge."""
+    assert isinstance(layer, FoldedConv2d)
+    grown = math.prod((k + f - 1) / f for k, f in zip(layer.kernel_size, layer.factor, strict=True))
+    plain = math.prod(layer.kernel_size)
+    read = layer.in_channels // layer.groups
+    return read / 2 * (grown + plain) if isinstance(layer, ConcatConv2d) else read * grown
+
+
 @dataclass(frozen=True)
 class Operator:
     """One row of the table.
@@ -107,6 +126,7 @@ class Operator:
             filters in one row); under any other name an axis keeps its length.
         sizes: attribute name of the module -> "out", "in" or "filters" (their shape): numbers that follow the widths.
         padding: attributes that must have these values for the layer to pad by its `padding` and nothing else.
+        products: layer with a weight -> how many products make one number of its output, on average.
     """
 
     kind: Kind
@@ -115,11 +135,7 @@ class Operator:
     axes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     sizes: Mapping[str, str] = field(default_factory=dict)
     padding: Mapping[str, Any] = field(default_factory=dict)
-
-    def taps(self, layer: nn.Module) -> int:
-        """How many products make one number of a convolution's or linear layer's output."""
-        row: int = layer.weight[0].numel()  # type: ignore[index]
-        return row if self.axes["weight"][0] == "out" else row // int(layer.out_channels)  # type: ignore[arg-type]
+    products: Callable[[nn.Module], float] = _filter_size
 
 
 _PER_CHANNEL = {"weight": ("in",), "bias": ("in",)}
@@ -130,6 +146,7 @@ _CONV = Operator(
     axes={"weight": ("out", "in/groups"), "bias": ("out",)},
     sizes={"in_channels": "in", "out_channels": "out"},
 )
+_FOLDED_CONV = replace(_CONV, products=_folded_products)
 _BATCH_NORM = Operator(
     Kind.NORM,
     axes={**_PER_CHANNEL, "running_mean": ("in",), "running_var": ("in",)},
@@ -150,6 +167,7 @@ _PRODUCT = Operator(Kind.PRODUCT, Width.UNKNOWN)
 
 LAYERS: dict[type[nn.Module], Operator] = {
     nn.Conv2d: _CONV,
+    FoldedConv2d: _FOLDED_CONV,
     nn.Linear: Operator(
         Kind.LINEAR,
         Width.FREE,
@@ -193,6 +211,7 @@ LIBRARY_LAYERS: dict[str, Operator] = {
         axes={"weight": ("experts", "filters"), "bias": ("experts", "out")},
         sizes={"weight_shape": "filters", "bias_shape": "out", "in_channels": "in", "out_channels": "out"},
         padding={"dynamic_padding": False},
+        products=_experts_filter_size,
     ),
 }
 

@@ -40,6 +40,7 @@ class Options:
     init: Init = "keep"
     task: Task = "classification"
     num_classes: int | None = None
+    fast: bool = True
     input_size: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
@@ -51,6 +52,8 @@ class Options:
         if self.head_width is not None and not _positive(self.head_width):
             raise ConversionError(f"head_width={self.head_width!r} must be a positive number of filters or None.")
         self._check_classes()
+        if not isinstance(self.fast, bool):
+            raise ConversionError(f"fast={self.fast!r} must be True or False.")
         if self.input_size is not None:
             size = self.input_size
             if not isinstance(size, (tuple, list)) or len(size) != 3 or not all(map(_positive, size)):

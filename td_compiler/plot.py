@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from td_compiler.errors import ConversionError
+from td_compiler.folding import CombinedConv2d
 from td_compiler.network import Segment, TopDownNet
 from td_compiler.pyramid import factor_pair
 from td_compiler.report import Cost, StageReport
@@ -196,8 +197,11 @@ class _Picture:
         """The merge, told by the operations of the finest stage."""
         nodes = [n for n in self.rows[0].segment.graph.nodes if n.meta.get("unit", "").startswith("merge.")]
         targets = {node.target for node in nodes}
+        layers = {type(self.network.get_submodule(str(n.target))) for n in nodes if n.op == "call_module"}
         adds, stacks = operator.add in targets, torch.cat in targets
-        return "combined" if adds and stacks else "add" if adds else "concat"
+        if CombinedConv2d in layers or (adds and stacks):
+            return "combined"
+        return "add" if adds else "concat"
 
     def merge_figure(self, x: float, y: float) -> None:
         """What a merge is, as in the paper's figure 3: x the grown map, e the entry."""

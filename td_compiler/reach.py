@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx, nn
 
+from td_compiler.folding import ConcatConv2d, FoldedConv2d
 from td_compiler.operators import Kind, Pair, lookup, pair
 from td_compiler.upsample import upsample_bilinear
 
@@ -104,11 +105,19 @@ class Walk:
             if step is None:
                 continue
             before = step(spans[node])
-            # An upsampling reads of its second input, the image, nothing but the size.
-            sources = node.all_input_nodes[:1] if self._kind(node) is Kind.UPSAMPLE else node.all_input_nodes
-            for source in sources:
-                spans[source] = hull([spans[source], before]) if source in spans else before
+            for source, pixels in self._read(node, before).items():
+                spans[source] = hull([spans[source], pixels]) if source in spans else pixels
         return spans
+
+    def _read(self, node: fx.Node, span: Span) -> dict[fx.Node, Span]:
+        """The inputs that an operator reads pixels of, and which."""
+        module, sources = self._module_of(node), node.all_input_nodes
+        if isinstance(module, FoldedConv2d):
+            grown, other = sources
+            own = {other: span} if isinstance(module, ConcatConv2d) else {}
+            return {grown: nearest(module.factor)(span), **own}
+        # An upsampling reads of its second input, the image, nothing but the size.
+        return dict.fromkeys(sources[:1] if self._kind(node) is Kind.UPSAMPLE else sources, span)
 
     def _kind(self, node: fx.Node) -> Kind | None:
         row = lookup(node, self._module_of(node))

@@ -10,6 +10,8 @@ import torch
 from torch import fx, nn
 
 from td_compiler.capture import skeleton
+from td_compiler.dropout import FastDropout
+from td_compiler.folding import FoldedConv2d
 from td_compiler.meta import ShapesOnly
 from td_compiler.network import TopDownNet
 from td_compiler.operators import layer_row
@@ -52,7 +54,7 @@ def compare_settings(model: nn.Module, td: nn.Module, filters: str) -> tuple[int
         count += 1
         if type(before) is not type(after) and isinstance(before, type(after)):
             continue  # a norm with an activation of its own, read as norm and activation
-        if type(before) is not type(after):
+        if type(before) not in _forms(after):
             differences.append(f"{path} is a {type(after).__name__}, not a {type(before).__name__}")
             continue
         row = layer_row(before)
@@ -70,6 +72,12 @@ def compare_settings(model: nn.Module, td: nn.Module, filters: str) -> tuple[int
             differences.append(f"{path}.training: {before.training} became {after.training}")
         differences += [f"{path}.{name}: {what}" for name, what in _tensor_differences(before, after)]
     return count, differences
+
+
+def _forms(module: nn.Module) -> tuple[type[nn.Module], ...]:
+    """A layer's class, and that of which it is a faster form."""
+    fast = {FoldedConv2d: nn.Conv2d, FastDropout: nn.Dropout}
+    return type(module), *(plain for form, plain in fast.items() if isinstance(module, form))
 
 
 def _had_to_change(before: nn.Module, after: nn.Module, name: str) -> bool:

@@ -152,7 +152,7 @@ def test_other_widths_are_seen(model: Small) -> None:
 
 def test_other_inner_widths_are_seen(model: Small) -> None:
     """A width inside a block shows in no stage."""
-    td = reverse(model, input_size=(3, 32, 32))
+    td = reverse(model, input_size=(3, 32, 32), fast=False)
     block = td.blocks["1"]
     block.conv1, block.norm1 = nn.Conv2d(block.conv1.in_channels, 7, 3, 1, 1), nn.BatchNorm2d(7, eps=1e-3)
     block.conv2.weight = nn.Parameter(torch.zeros(6, 7, 3, 3))

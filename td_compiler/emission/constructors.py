@@ -17,7 +17,7 @@ from td_compiler.errors import ConversionError
 __all__ = ["Constructors", "declare_tensor"]
 
 _MISSING = object()
-_BY_KEYWORD = {"kernel_size"}
+_BY_KEYWORD = {"kernel_size", "factor"}
 _KERNEL = ("out_channels", "in_channels", "kernel_size", "kernel_size")  # the axes of a convolution's weight
 
 # Arguments that are not kept as an attribute of the same name.
@@ -46,7 +46,7 @@ class Constructors:
         name = f"nn.{kind.__name__}" if of_torch else self._carrier.carry(kind, path)
         wanted = _description(module)
         for compact in (True, False):
-            arguments = _arguments(module, path, compact=compact and of_torch)
+            arguments = _arguments(module, path, compact=compact)
             positional = [name for name in arguments if _is_positional(kind, name)]
             docs = {name: literal(value, name) for name, value in arguments.items()}
             doc = call(name, *(docs.pop(name) for name in positional), **docs)

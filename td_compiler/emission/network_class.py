@@ -68,8 +68,13 @@ def network_class(
         *docstring(f"Class scores from images, coarse to fine over the scales {listed(td.scales)}.", indent=4),
         "",
         *init_lines({}, (), declarations),
+        *(["        self.to(memory_format=torch.channels_last)"] if _is_channels_last(td) else []),
         *(line for lines in methods for line in ["", *lines]),
     ]
+
+
+def _is_channels_last(td: TopDownNet) -> bool:
+    return any(p.dim() == 4 and not p.is_contiguous() for p in td.parameters())
 
 
 def _order_of_use(td: TopDownNet) -> dict[str, int]:

@@ -1,0 +1,132 @@
+"""Fold upsampling and merging into the convolution behind them, where that is faster (see `td_compiler.folding`)."""
+
+from __future__ import annotations
+
+import operator
+from typing import NamedTuple
+
+import torch
+from torch import fx, nn
+
+from td_compiler.conversion import Conversion, Pass
+from td_compiler.folding import CombinedConv2d, ConcatConv2d, FoldedConv2d, UpsampledConv2d
+from td_compiler.operators import Pair
+from td_compiler.stages import TopDownStage
+from td_compiler.upsample import upsample_nearest
+
+__all__ = ["FoldUpsampling"]
+
+
+class Site(NamedTuple):
+    """A convolution that can be folded.
+
+    Attributes:
+        conv: its node.
+        form: the class that computes it.
+        inputs: what that reads: the map so far and the image, or the map so far and the entry.
+        factor: (height, width) by which it upsamples the map so far.
+        gone: nodes that no one reads any more, in the order in which they can be erased.
+    """
+
+    conv: fx.Node
+    form: type[FoldedConv2d]
+    inputs: tuple[fx.Node, fx.Node]
+    factor: Pair
+    gone: tuple[fx.Node, ...]
+
+
+class FoldUpsampling(Pass):
+    """Convolutions of an upsampled map, and those of merges, take its place and compute the same from the small map.
+
+    Their parameters stay what they were, under the same names.
+    """
+
+    def requires(self, conversion: Conversion) -> None:
+        assert conversion.modules, "BuildLayers has not run"
+
+    def apply(self, conversion: Conversion) -> None:
+        if not conversion.options.fast:
+            return
+        calls = [str(n.target) for graph in conversion.graphs() for n in graph.find_nodes(op="call_module")]
+        for stage in conversion.stages[1:]:
+            for node in list(stage.graph.find_nodes(op="call_module")):
+                conv = conversion.modules[str(node.target)]
+                if _is_plain(conv) and calls.count(str(node.target)) == 1:
+                    site = _site(conversion, stage, node)
+                    if site is not None and _pays(conversion, stage, site, conv):  # type: ignore[arg-type]
+                        _fold(conversion, stage, site, conv)  # type: ignore[arg-type]
+
+    def ensures(self, conversion: Conversion) -> None:
+        for graph in conversion.graphs():
+            graph.lint()
+
+
+def _is_plain(conv: nn.Module) -> bool:
+    """Whether a layer is a convolution of torch's own that pads alike on both sides, with zeros."""
+    if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        return False
+    fits = all(0 <= p < k for p, k in zip(conv.padding, conv.kernel_size, strict=True))
+    return fits and conv.stride == conv.dilation == (1, 1)
+
+
+def _site(conversion: Conversion, stage: TopDownStage, conv: fx.Node) -> Site | None:
+    read = conv.args[0]
+    if not isinstance(read, fx.Node) or len(conv.all_input_nodes) != 1:
+        return None
+    if read.target is upsample_nearest:
+        x, image = read.all_input_nodes
+        gone = (read,) if len(read.users) == 1 else ()
+        return Site(conv, UpsampledConv2d, (x, image), _growth(conversion, stage), gone)
+    return _merge_site(conversion, stage, conv, read)
+
+
+def _merge_site(conversion: Conversion, stage: TopDownStage, conv: fx.Node, cat: fx.Node) -> Site | None:
+    """A convolution over `[x, e]` or `[x + e, e]`."""
+    if cat.target is not torch.cat or cat.args[1:] != (1,) or len(cat.users) > 1:
+        return None
+    first, e = cat.all_input_nodes if len(cat.all_input_nodes) == 2 else (None, None)
+    if first is None or e is None or e is not stage.entry:
+        return None
+    form: type[FoldedConv2d] = ConcatConv2d
+    x, gone = first, [cat]
+    if first.target is operator.add and first.args[1] is e and len(first.users) == 1:
+        form, x = CombinedConv2d, first.all_input_nodes[0]
+        gone.append(first)
+    factor = (1, 1)
+    if x.target is upsample_nearest and set(x.users) <= {cat, first}:
+        gone.append(x)
+        x, factor = x.all_input_nodes[0], _growth(conversion, stage)
+    return Site(conv, form, (x, e), factor, tuple(gone))
+
+
+def _growth(conversion: Conversion, stage: TopDownStage) -> Pair:
+    before = conversion.stages[conversion.stages.index(stage) - 1].scale
+    return before[0] // stage.scale[0], before[1] // stage.scale[1]
+
+
+def _pays(conversion: Conversion, stage: TopDownStage, site: Site, conv: nn.Conv2d) -> bool:
+    """Whether the folded form is no slower: it computes fewer products, or makes fewer maps than it needs kernels.
+
+    Transposed convolutions in groups are slow everywhere. Kernels are derived in every training step, at the cost of
+    some passes over the weight; what a merge without upsampling saves are passes over its maps.
+    """
+    if conv.groups > 1:
+        return False
+    if site.factor != (1, 1):
+        return max(conv.kernel_size) > 1
+    height, width = (-(-n // s) for n, s in zip(conversion.input_size[1:], stage.scale, strict=True))
+    return height * width >= 2 * conv.out_channels
+
+
+def _fold(conversion: Conversion, stage: TopDownStage, site: Site, conv: nn.Conv2d) -> None:
+    with torch.device("meta"):
+        folded = site.form(
+            conv.in_channels, conv.out_channels, conv.kernel_size, site.factor, conv.padding, conv.groups,  # type: ignore[arg-type]
+            bias=conv.bias is not None,
+        )  # fmt: skip
+    folded.weight, folded.bias = conv.weight, conv.bias
+    folded.training = conv.training
+    conversion.modules[str(site.conv.target)] = folded
+    site.conv.args = site.inputs
+    for node in site.gone:
+        stage.graph.erase_node(node)
