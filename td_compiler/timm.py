@@ -1,4 +1,4 @@
-"""timm makes top-down networks: importing this module registers `td_NAME` for every convolutional network NAME of timm's.
+"""timm makes top-down networks: importing this module registers `td_NAME` for each of its convolutional networks NAME.
 
     >>> import timm
     >>> import td_compiler.timm
@@ -30,7 +30,13 @@ from td_compiler.timm_families import convolutional_names
 __all__ = ["TimmTopDownNet"]
 
 _OPTIONS = {field.name for field in dataclasses.fields(Options)} - {"num_classes"}  # timm's, but for segmentation
-_NO_WEIGHTS = {"url": None, "file": None, "hf_hub_id": None, "hf_hub_filename": None, "custom_load": False}
+_NO_WEIGHTS: dict[str, Any] = {
+    "url": None,
+    "file": None,
+    "hf_hub_id": None,
+    "hf_hub_filename": None,
+    "custom_load": False,
+}
 
 
 class TimmTopDownNet(TopDownNet):
@@ -108,7 +114,8 @@ def _maker(classifier: nn.Module) -> Callable[[int], nn.Module] | None:
     if isinstance(classifier, nn.Linear):
         return partial(nn.Linear, classifier.in_features, bias=bias)
     if isinstance(classifier, nn.Conv2d):
-        return partial(nn.Conv2d, classifier.in_channels, kernel_size=classifier.kernel_size, bias=bias)
+        height, width = classifier.kernel_size
+        return partial(nn.Conv2d, classifier.in_channels, kernel_size=(height, width), bias=bias)
     return None
 
 
