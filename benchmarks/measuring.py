@@ -59,7 +59,7 @@ def measure(experiment: Experiment, jobs: Sequence[Job], setup: Setup) -> None:
     versions = {", ".join(f"{name} {version}" for name, version in result.versions.items()) for result in results}
     for figure in section.figures:
         save(figure.draw, setup.machine.figures / f"{figure.name}.svg")
-    page = Document(section.title, "", [section], [f"Made with {line}." for line in sorted(versions)])
+    page = Document(f"Experiment {experiment.name}", "", [section], [f"Made with {line}." for line in sorted(versions)])
     write_whole(setup.machine.out / f"{experiment.name}.md", page.markdown("figures"))
 
 
