@@ -99,16 +99,25 @@ class WindowJob:
         return f"window of {self.patch:g}: {self.training.name}"
 
     def run(self, machine: Machine) -> dict[str, Any]:
-        """By patch of the test: the accuracy, from 0 to 1, and the MACs of an image; seconds and memory of training."""
+        """By patch of the test: the accuracy, from 0 to 1, and the MACs of an image; seconds and memory of training.
+
+        The accuracy `elsewhere` is with the patch of the training at a random place, to tell what choosing it is worth.
+        """
         plan = replace(self.training, variant=f"window of {self.patch:g}")
         result = trained(plan, machine, build=self._build)
         test = load(self.data, machine, train=False, limit=plan.test_images)
         wrapped: Any = result.network.net
-        windows = {str(patch): Refined(wrapped.td, patch).eval() for patch in self.patches}
+
+        def accuracy(window: Refined) -> float:
+            return evaluate(Normalised(result.network.normalise, window.eval()), test)
+
+        windows = {str(patch): Refined(wrapped.td, patch) for patch in self.patches}
+        with torch.random.fork_rng():
+            torch.manual_seed(plan.run)
+            elsewhere = accuracy(Refined(wrapped.td, self.patch, saliency=_anywhere))
         return {
-            "accuracy": {
-                patch: evaluate(Normalised(result.network.normalise, window), test) for patch, window in windows.items()
-            },
+            "accuracy": {patch: accuracy(window) for patch, window in windows.items()},
+            "elsewhere": elsewhere,
             "macs": {patch: count_macs(window, result.input_size) for patch, window in windows.items()},
             "seconds_per_epoch": result.seconds_per_epoch,
             "peak_memory": result.peak_memory,
@@ -125,6 +134,10 @@ def count_macs(network: nn.Module, size: tuple[int, int, int]) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         bones(torch.empty(1, *size, device="meta"))
     return counter.get_total_flops() // 2
+
+
+def _anywhere(maps: torch.Tensor) -> torch.Tensor:
+    return torch.rand(len(maps), *maps.shape[2:], device=maps.device)
 
 
 def _inference(network: nn.Module, images: torch.Tensor) -> Callable[[], object]:

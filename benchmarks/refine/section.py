@@ -26,7 +26,8 @@ _COST_NOTE = (
 )
 _ACCURACY_NOTE = (
     "Accuracy in per cent, mean ± standard deviation over runs: trained as a whole and tested with the window; trained"
-    " and tested with it. MACs of testing an image and seconds of a training epoch as shares of the whole network's."
+    " and tested with it; the same, tested with a window at a random place. MACs of testing an image and seconds of a"
+    " training epoch as shares of the whole network's."
 )
 
 
@@ -89,9 +90,10 @@ def _accuracies(setting: tuple[str, ...], results: Sequence[Result]) -> Table:
             ratio(seconds[patch], seconds.get("1.0", ())),
             mean_and_deviation([run.figures["accuracy"][patch] for run in whole], 1, 100),
             mean_and_deviation([run.figures["accuracy"][patch] for run in own], 1, 100),
+            mean_and_deviation([run.figures["elsewhere"] for run in own], 1, 100),
         )
         for patch, own in runs.items()
     ]
     data, network, size = setting
-    columns = ("patch", "MACs", "seconds / epoch", "trained as a whole", "trained with the window")
+    columns = ("patch", "MACs", "seconds / epoch", "trained as a whole", "trained with the window", "at random")
     return Table(f"{network} on {title(data)}, {size}", columns, tuple(rows), _ACCURACY_NOTE)
