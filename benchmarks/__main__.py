@@ -16,6 +16,7 @@ EXPERIMENTS = {
     "segmentation": ("benchmarks.segmentation", "meshes of Fashion-MNIST, pixel by pixel"),
     "frequency": ("benchmarks.frequency", "blurs, cosines, Fourier masks, laplacian pyramid, progressive growing"),
     "conversion": ("benchmarks.conversion", "time and memory of conversions"),
+    "speed": ("benchmarks.speed", "emitted networks against the same written out plainly"),
     "scaling": ("benchmarks.scaling", "cost against batch size, image side and depth"),
     "refine": ("benchmarks.refine", "finer stages on one window: cost and accuracy"),
     "coverage": ("benchmarks.coverage", "which networks convert, and what their top-down networks cost"),

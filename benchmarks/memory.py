@@ -8,10 +8,14 @@ from torch import Tensor, nn
 __all__ = ["saved_bytes"]
 
 
-def saved_bytes(network: nn.Module, images: Tensor) -> int:
-    """Bytes that a forward pass on images (N, C, H, W) keeps for its backward pass: the images, and no parameters."""
+def saved_bytes(network: nn.Module, images: Tensor | list[Tensor]) -> int:
+    """Bytes that a forward pass keeps for its backward pass: what it is given, and no parameters.
+
+    It is given images (N, C, H, W), or a pyramid's levels.
+    """
+    given = images if isinstance(images, list) else [images]
     weights = {parameter.data_ptr() for parameter in network.parameters()}
-    kept: dict[int, int] = {images.data_ptr(): images.nbytes}
+    kept: dict[int, int] = {level.data_ptr(): level.nbytes for level in given}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

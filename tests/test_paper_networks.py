@@ -8,7 +8,7 @@ from torch import nn
 
 from td_compiler import TopDownNet, reverse, zoo
 from td_compiler.options import Filters
-from tests.handwritten import handwritten
+from benchmarks.handwritten import handwritten
 from tests.reference import INPUT_SIZES, authors_array, load_reference_weights, reference_images
 
 TRAINABLE = {

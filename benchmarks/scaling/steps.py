@@ -14,12 +14,13 @@ from torch import Tensor, nn
 __all__ = ["inference_step", "seconds_in_turns", "training_step"]
 
 K = TypeVar("K")
+Images = Tensor | list[Tensor]  # (N, C, H, W), or the levels of a pyramid
 
 _SHORTEST = 0.02  # seconds; shorter steps are measured several at once
 
 
-def inference_step(network: nn.Module, images: Tensor, labels: Tensor | None = None) -> Callable[[], object]:
-    """A forward pass on images (N, C, H, W), without gradients; puts the network into evaluation mode."""
+def inference_step(network: nn.Module, images: Images, labels: Tensor | None = None) -> Callable[[], object]:
+    """A forward pass without gradients; puts the network into evaluation mode."""
     network.eval()
 
     def step() -> Tensor:
@@ -30,8 +31,8 @@ def inference_step(network: nn.Module, images: Tensor, labels: Tensor | None = N
     return step
 
 
-def training_step(network: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], object]:
-    """Loss, gradients and a step of plain SGD on images (N, C, H, W) and labels (N,); puts it into training mode."""
+def training_step(network: nn.Module, images: Images, labels: Tensor) -> Callable[[], object]:
+    """Loss for labels (N,), gradients and a step of plain SGD; puts the network into training mode."""
     network.train()
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-6)
 
