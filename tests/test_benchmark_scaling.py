@@ -126,11 +126,11 @@ def test_scaling_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert figures["parameters"] == sum(parameter.numel() for parameter in network.parameters())
         assert len(figures["inference"]) == len(figures["training"]) == 2
         assert all(0 < seconds < 60 for seconds in figures["inference"] + figures["training"])
-        assert figures["saved"] > 4 * 3 * 32 * 32 * 4, "at least the batch of images"
+        assert figures["saved"] > 2 * 3 * 32 * 32 * 4, "at least the batch of images"
         assert not LINUX or figures["peak"] > figures["saved"] / 4
     convolutions = 32**2 * 9 * (3 * 16 + 2 * 16 * 16) + 16**2 * (9 * (16 * 32 + 32 * 32) + 16 * 32)
     convolutions += 8**2 * (9 * (32 * 64 + 64 * 64) + 32 * 64)
-    assert deep["bu"]["macs"] == 4 * (convolutions + 64 * 10), "by hand, for a batch of 4"
+    assert deep["bu"]["macs"] == 2 * (convolutions + 64 * 10), "by hand, for a batch of 2"
     page = (tmp_path / "scaling.md").read_text()
     assert "Fitted exponents" in page and "| MACs | batch size | 1.00 | 1.00 |" in page
     assert {path.suffix for path in (tmp_path / "figures").iterdir()} == {".png", ".svg"}
