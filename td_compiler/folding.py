@@ -55,10 +55,10 @@ def transposed_kernel(
 def tiles(x: torch.Tensor, image: torch.Tensor, factor: tuple[int, int]) -> bool:
     """Whether every pixel of a map x becomes a whole block of the image's pixels.
 
-    If not, blocks are cut off at the border, which only the plain form gets right. So
-    does an exported program, which must hold for images of any size.
+    If not, blocks are cut off at the border, which only the plain form gets right. An
+    exported or traced program takes that form too: it must hold for images of any size.
     """
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False
     size = (x.shape[-2] * factor[0], x.shape[-1] * factor[1])
     return image.shape[-2:] == size

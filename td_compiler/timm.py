@@ -54,9 +54,7 @@ class TimmTopDownNet(TopDownNet):
     num_classes: int
     in_chans: int
     _classifier: str  # its path, "" where the network has none
-    _make_classifier: (
-        Callable[[int], nn.Module] | None
-    )  # for a number of classes, of the kind that the network came with
+    _make_classifier: Callable[[int], nn.Module] | None  # of the kind that the network came with, for so many classes
 
     def get_classifier(self) -> nn.Module:
         """The last layer, which scores the classes; an identity where the network returns features."""
