@@ -1,11 +1,21 @@
-"""What a forward pass keeps in memory."""
+"""What a forward pass keeps in memory, and what a call takes of a GPU's."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["saved_bytes"]
+__all__ = ["cuda_growth_at_peak", "saved_bytes"]
+
+
+def cuda_growth_at_peak(call: Callable[[], object], device: torch.device) -> int:
+    """Bytes that torch has of a GPU's memory at most during a call, above those that it had before."""
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def saved_bytes(network: nn.Module, images: Tensor | list[Tensor]) -> int:

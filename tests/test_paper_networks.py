@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.handwritten import handwritten
 from td_compiler import TopDownNet, reverse, zoo
 from td_compiler.options import Filters
-from benchmarks.handwritten import handwritten
 from tests.reference import INPUT_SIZES, authors_array, load_reference_weights, reference_images
 
 TRAINABLE = {

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.machine import Machine
 from benchmarks.measuring import progress
-from benchmarks.memory import saved_bytes
+from benchmarks.memory import cuda_growth_at_peak, saved_bytes
 from benchmarks.networks import Costs
 from benchmarks.resident import growth_at_peak, in_own_process
 from benchmarks.scaling.steps import inference_step, seconds_in_turns, training_step
@@ -180,11 +180,7 @@ class ScalingJob:
     def _peak(self, name: str, network: nn.Module, images: Tensor, labels: Tensor) -> int | None:
         """Bytes of a training step at its peak, above those of the network and the images."""
         if images.device.type == "cuda":
-            step = training_step(network, images, labels)
-            torch.cuda.reset_peak_memory_stats(images.device)
-            before = torch.cuda.memory_allocated(images.device)
-            step()
-            return torch.cuda.max_memory_allocated(images.device) - before
+            return cuda_growth_at_peak(training_step(network, images, labels), images.device)
         return in_own_process(_growth, self, name)
 
 

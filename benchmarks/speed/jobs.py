@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from benchmarks.handwritten import HANDWRITTEN, handwritten
 from benchmarks.machine import Machine
 from benchmarks.measuring import progress
-from benchmarks.memory import saved_bytes
+from benchmarks.memory import cuda_growth_at_peak, saved_bytes
 from benchmarks.resident import growth_at_peak, in_own_process
 from benchmarks.scaling.steps import inference_step, seconds_in_turns, training_step
 from td_compiler import TopDownNet, reverse
@@ -123,11 +123,7 @@ class SpeedJob:
     def _peak(self, form: str, network: nn.Module, levels: list[Tensor], labels: Tensor) -> int | None:
         """Bytes of a training step at its peak, above those of the network and the images."""
         if labels.device.type == "cuda":
-            step = training_step(network, levels, labels)
-            torch.cuda.reset_peak_memory_stats(labels.device)
-            before = torch.cuda.memory_allocated(labels.device)
-            step()
-            return torch.cuda.max_memory_allocated(labels.device) - before
+            return cuda_growth_at_peak(training_step(network, levels, labels), labels.device)
         return None if self.compiled else in_own_process(_growth, self, form)
 
     def _rate(self, device: torch.device) -> float:
