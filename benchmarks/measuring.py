@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.experiments import Experiment
-from benchmarks.jobs import Job, job_key
+from benchmarks.jobs import Job
 from benchmarks.journal import Results
 from benchmarks.machine import Machine
 from benchmarks.options import Setup, check_device, run_command
@@ -44,7 +44,7 @@ def run_measuring_command(command: Callable[..., None], arguments: Sequence[str]
 
 
 def measure(experiment: Experiment, jobs: Sequence[Job], setup: Setup) -> None:
-    """Run the jobs, show their results, and write them as `OUT/EXPERIMENT.md` with its figures.
+    """Run the jobs, show their results, and write all that `OUT` has of the experiment as `OUT/EXPERIMENT.md`.
 
     Raises:
         as `Experiment.run`.
@@ -53,8 +53,8 @@ def measure(experiment: Experiment, jobs: Sequence[Job], setup: Setup) -> None:
     from benchmarks.report.style import save
 
     experiment.run(jobs, setup)
-    found = Results(setup.machine.results).read()
-    results = [found[job_key(job, setup.machine)] for job in jobs]
+    found = Results(setup.machine.results).read().values()
+    results = [result for result in found if result.experiment == experiment.name]
     section = experiment.section(results)
     versions = {", ".join(f"{name} {version}" for name, version in result.versions.items()) for result in results}
     for figure in section.figures:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from td_compiler.stages import TopDownStage
 from td_compiler.upsample import upsample_nearest
 
 __all__ = ["FoldUpsampling"]
+
+_FEWEST_PIXELS = 64  # of one image, from which on folding an upsampling paid with eight images in a training step
 
 
 class Site(NamedTuple):
@@ -108,14 +111,15 @@ def _pays(conversion: Conversion, stage: TopDownStage, site: Site, conv: nn.Conv
     """Whether the folded form is no slower: it computes fewer products, or makes fewer maps than it needs kernels.
 
     Transposed convolutions in groups are slow everywhere. Kernels are derived in every training step, at the cost of
-    some passes over the weight; what a merge without upsampling saves are passes over its maps.
+    some passes over the weight; what is saved grows with the pixels: products, where a map is upsampled, and else, in a
+    merge, some passes over its maps.
     """
     if conv.groups > 1:
         return False
+    pixels = math.prod(-(-n // s) for n, s in zip(conversion.input_size[1:], stage.scale, strict=True))
     if site.factor != (1, 1):
-        return max(conv.kernel_size) > 1
-    height, width = (-(-n // s) for n, s in zip(conversion.input_size[1:], stage.scale, strict=True))
-    return height * width >= 2 * conv.out_channels
+        return max(conv.kernel_size) > 1 and pixels >= _FEWEST_PIXELS
+    return pixels >= 2 * conv.out_channels
 
 
 def _fold(conversion: Conversion, stage: TopDownStage, site: Site, conv: nn.Conv2d) -> None:

@@ -165,7 +165,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], set[str]]] = 
     "resnet10": (
         lambda: torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=7),
         {"input_size": (3, 32, 32)},
-        {"layer3.0.conv1", "layer2.0.conv1", "layer1.0.conv1", "merge.2.conv", "merge.1.conv"},
+        {"layer1.0.conv1", "merge.2.conv", "merge.1.conv"},
     ),
     "vgg, uniform": (small_vgg, {"filters": "uniform", "input_size": (3, 32, 32)}, {"merge.2.conv", "merge.1.conv"}),
     "mobilenet": (
