@@ -28,23 +28,21 @@ class FindStages(Pass):
         while len(body) > 1 and _classifies(conversion, body, head):
             head.insert(0, body.pop())
         head_nodes = [node for unit in head for node in unit.nodes] + conversion.head
-        stem = body[: _stem_length(body)]
+        stem = _stem(body)
         stages, boundaries = _stages(body, stem)
         if len(stages) == 1:
             raise ConversionError(
                 "the network has one resolution: it has no strided convolution or pooling before its head,"
                 " so there is no top-down counterpart."
             )
-        bodies = sum(bool(stage.units) for stage in stages)
-        strides_of_stem = sum(unit.stride != (1, 1) for unit in stem)
-        if not bodies or (bodies == 1 and strides_of_stem == len(boundaries)):
+        if not _is_reversible(body, stem):
             raise ConversionError(
                 "the network has one resolution: only its stem makes the map smaller, so there is nothing to reverse."
             )
         _check_cuts(conversion, body)
         conversion.bottom_up = StageGraph(
             stem=[unit for unit in stem if unit.kind is not UnitKind.POOL],
-            stem_boundaries=strides_of_stem,
+            stem_boundaries=_downsamplings_of(stem),
             stages=stages,
             boundaries=boundaries,
             head=head_nodes,
@@ -130,20 +128,33 @@ def _classifies(conversion: Conversion, body: list[Unit], head: list[Unit]) -> b
     return unit.width == classes or (expands and before_pooling)
 
 
-def _stem_length(body: list[Unit]) -> int:
-    """How many of the first units are the stem.
+def _stem(body: list[Unit]) -> list[Unit]:
+    """The first units, as many as the stem has.
 
-    With blocks: all before the first block, or that block if it is the first unit of all and strides. Without: none,
-    unless the image's own scale has nothing but a strided convolution to leave it, which then is the stem, with the
-    pooling that follows it directly.
+    With blocks: all before the first block, or that block if it is the first unit of all and strides. Without, or where
+    this would leave no more than one stage: none, unless the image's own scale has nothing but a strided convolution to
+    leave it, which then is the stem, with the pooling that follows it directly.
     """
     blocks = [i for i, unit in enumerate(body) if unit.kind is UnitKind.BLOCK]
     if blocks:
         is_stem_itself = blocks[0] == 0 and body[0].stride != (1, 1) and len(blocks) > 1
-        return 1 if is_stem_itself else blocks[0]
+        before_blocks = body[: 1 if is_stem_itself else blocks[0]]
+        if _is_reversible(body, before_blocks):
+            return before_blocks
     if body[0].kind is UnitKind.CONV and body[0].stride != (1, 1) and len(body) > 1:
-        return 2 if body[1].kind is UnitKind.POOL and len(body) > 2 else 1
-    return 0
+        return body[: 2 if body[1].kind is UnitKind.POOL and len(body) > 2 else 1]
+    return []
+
+
+def _is_reversible(body: list[Unit], stem: list[Unit]) -> bool:
+    """Whether there are two stages with a body, or one beside a scale that the stem alone does not make."""
+    stages, boundaries = _stages(body, stem)
+    bodies = sum(bool(stage.units) for stage in stages)
+    return bodies > 1 or (bodies == 1 and _downsamplings_of(stem) < len(boundaries))
+
+
+def _downsamplings_of(units: list[Unit]) -> int:
+    return sum(unit.stride != (1, 1) for unit in units)
 
 
 def _stages(body: list[Unit], stem: list[Unit]) -> tuple[list[Stage], list[Boundary]]:

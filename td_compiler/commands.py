@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,9 @@ from td_compiler.sources import LIBRARIES, LoadedSource, SourceError, load_sourc
 from td_compiler.tables import as_data, print_report, print_verification, total
 
 __all__ = ["Request", "UsageError", "convert", "inspect", "list_models", "verify"]
+
+# What torch says of even kernels that keep the size of their map is no news to whoever converts a network.
+warnings.filterwarnings("ignore", "Using padding='same' with even kernel lengths")
 
 
 class UsageError(ConversionError):

@@ -13,7 +13,7 @@ import torchvision
 from torch import nn
 from torch.func import functional_call
 
-from td_compiler import ConversionError, TopDownNet, reverse, zoo
+from td_compiler import ConversionError, TopDownNet, reverse, verify, zoo
 
 
 @pytest.fixture(scope="module")
@@ -207,3 +207,28 @@ def test_add_merge_is_a_sum() -> None:
     grown = nn.functional.interpolate(triple(td.transition["2"], coarse), scale_factor=2)
     expected = triple(td.get_submodule("features.2"), grown + triple(td.entry["2"], levels[1]))
     torch.testing.assert_close(td.stage_maps(levels)[1], expected)
+
+
+class BlockLast(nn.Module):
+    """Plain stages by stride, 3x3 pooling and a stride of 4, and one residual block at the very end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 4, stride=2, padding=1), nn.BatchNorm2d(6), nn.ReLU())
+        self.wide = nn.Sequential(nn.Conv2d(6, 8, 5, padding=2), nn.BatchNorm2d(8), nn.ReLU())
+        self.pool = nn.MaxPool2d(3)
+        self.deep = nn.Sequential(nn.Conv2d(8, 12, 3, stride=4, padding=1), nn.BatchNorm2d(12), nn.ReLU())
+        self.last = nn.Conv2d(12, 12, 3, padding=1)
+        self.fc = nn.Linear(12, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.deep(self.pool(self.wide(self.stem(x))))
+        return self.fc((x + self.last(x).relu()).mean((2, 3)))
+
+
+def test_what_stands_before_a_late_block_is_no_stem() -> None:
+    """A stem of all but the last stage would leave nothing to reverse: the network is read as a plain one."""
+    td = reverse(BlockLast(), input_size=(3, 96, 96))
+    assert td.scales == (1, 2, 6, 24)
+    assert [row.top_down.units for row in td.report.stages] == [0, 1, 0, 2, 0]
+    assert verify(BlockLast(), input_size=(3, 96, 96)).passed
