@@ -16,7 +16,7 @@ from benchmarks.speed.jobs import SpeedJob, speed_jobs
 
 def job(network: str, **changes: object) -> SpeedJob:
     fields = {"batch": 2, "side": 28, "bf16": False, "compiled": False, "plain_layout": "contiguous"}
-    return SpeedJob(network, **{**fields, **changes}, repeats=2, threads=1, device="CPU")  # type: ignore[arg-type]
+    return SpeedJob(network, **{**fields, **changes}, repeats=2, threads=1, device="CPU")
 
 
 def counted(network: torch.nn.Module, levels: list[torch.Tensor]) -> int:

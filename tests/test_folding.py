@@ -154,7 +154,7 @@ def test_kept_kernels_stay_behind_in_a_copy(duplicate: Callable[[FoldedConv2d], 
 
 
 def small_vgg() -> nn.Module:
-    layers = torchvision.models.vgg.make_layers([8, "M", 16, 16, "M", 16])  # type: ignore[list-item]
+    layers = torchvision.models.vgg.make_layers([8, "M", 16, 16, "M", 16])
     return nn.Sequential(layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 7))
 
 

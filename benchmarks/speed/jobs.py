@@ -108,7 +108,7 @@ class SpeedJob:
         else:
             network = OnLevels(self.top_down("cpu", fast=False))
         if form == "plain" and self.plain_layout == "channels_last":
-            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network = network.to(memory_format=torch.channels_last)
         network = Autocast(network, device.type) if self.bf16 else network
         network = network.to(device)
         return torch.compile(network) if self.compiled else network  # type: ignore[return-value]
