@@ -105,6 +105,16 @@ def test_onnx(name: str, tmp_path: Path) -> None:
 
 
 @each
+def test_jit_trace(name: str) -> None:
+    """A trace takes any batch and image size, too."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what a trace may miss; and that TorchScript grows old
+        traced = torch.jit.trace(converted(name), draw(), check_trace=False)
+    for size in ((1, 64, 64), (3, 77, 51)):
+        assert_near(traced(draw(*size)), converted(name)(draw(*size)), 1e-5)
+
+
+@each
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float16, 3e-3)], ids=["bf16", "fp16"])
 def test_autocast(name: str, dtype: torch.dtype, tolerance: float) -> None:
     td = copy.deepcopy(converted(name))
