@@ -107,7 +107,10 @@ class FoldedConv2d(nn.Conv2d):
             return self.derive()
         kept = self._kept
         if kept is None or kept[0] is not weight or kept[1] != weight._version:
-            self._kept = kept = (weight, weight._version, self.derive())
+            kernels = self.derive()
+            if kernels[0].dtype != weight.dtype:  # under autocast, which may end
+                return kernels
+            self._kept = kept = (weight, weight._version, kernels)
         return kept[2]
 
     def grown(self, weight: torch.Tensor) -> torch.Tensor:

@@ -142,6 +142,18 @@ def test_kernels_are_kept_where_nothing_changes() -> None:
         torch.testing.assert_close(conv(x, torch.empty(2, 3, 8, 8)), plain(conv, x, x), **EXACT)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_kernels_under_autocast_are_not_kept_for_later(first: bool) -> None:
+    conv = UpsampledConv2d(4, 6, 3, 2, padding=1).eval().float()
+    x, image = torch.randn(2, 4, 4, 4, dtype=torch.float32), torch.empty(2, 3, 8, 8)
+    for is_on in (first, not first):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=is_on):
+            found = conv(x, image)
+        assert found.dtype == (torch.bfloat16 if is_on else torch.float32)
+        near = {"rtol": 2e-2, "atol": 2e-2} if is_on else {"rtol": 1e-5, "atol": 1e-5}
+        torch.testing.assert_close(found.float(), plain(conv, x, image), **near)
+
+
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda conv: pickle.loads(pickle.dumps(conv))])
 def test_kept_kernels_stay_behind_in_a_copy(duplicate: Callable[[FoldedConv2d], FoldedConv2d]) -> None:
     conv = UpsampledConv2d(4, 6, 3, 2, padding=1).eval()
