@@ -250,6 +250,7 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(here: Machine) -> None
 def _command(options: list[str], errors: Path) -> None:
     import torch
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
     sys.stderr = errors.open("w")
     torch.set_num_threads(1)
     raise SystemExit(accuracy.main(options, "python -m benchmarks accuracy"))

@@ -75,7 +75,7 @@ def test_convert_writes_source_and_weights_that_fit_it(folder: Path) -> None:
     code = "import sys; sys.modules['td_compiler'] = None\n"
     code += "import resnet32_td as made\nfrom safetensors.torch import load_file\n"
     code += "net = made.Resnet32TD(); print(net.load_state_dict(load_file('resnet32_td.safetensors'), strict=True))"
-    loaded = python("-c", code, cwd=folder)
+    loaded = python("-B", "-c", code, cwd=folder)
     assert "All keys matched" in loaded.stdout, loaded.stderr
 
     torch.manual_seed(3)
