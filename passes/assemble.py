@@ -105,7 +105,7 @@ def _run_on_meta(conversion: Conversion) -> dict[fx.Node, torch.Tensor]:
     values: dict[fx.Node, torch.Tensor] = {}
     carried = images
     for graph, scale in zip(conversion.graphs(), [*(s.scale for s in conversion.stages), (1, 1)], strict=True):
-        size = (-(-images.shape[2] // scale[0]), -(-images.shape[3] // scale[1]))
+        size = conversion.map_size(scale)
         for node in graph.nodes:
             if node.op == "placeholder":
                 values[node] = images.new_empty(*images.shape[:2], *size) if node.target == "image" else carried

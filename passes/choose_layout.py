@@ -58,8 +58,7 @@ def _pays(conversion: Conversion) -> bool:
 def _convolutions(conversion: Conversion) -> Iterator[tuple[nn.Conv2d, int]]:
     """The convolutions of the stages, each with the number of pixels of its stage's map."""
     for stage in conversion.stages:
-        sizes = zip(conversion.input_size[1:], stage.scale, strict=True)
-        pixels = math.prod(-(-side // factor) for side, factor in sizes)
+        pixels = math.prod(conversion.map_size(stage.scale))
         for node in stage.graph.find_nodes(op="call_module"):
             module = conversion.modules[str(node.target)]
             if isinstance(module, nn.Conv2d):

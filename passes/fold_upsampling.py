@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import NamedTuple
+from collections import Counter
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import fx, nn
@@ -50,21 +51,21 @@ class FoldUpsampling(Pass):
     def apply(self, conversion: Conversion) -> None:
         if not conversion.options.fast:
             return
-        calls = [str(n.target) for graph in conversion.graphs() for n in graph.find_nodes(op="call_module")]
+        calls = Counter(n.target for graph in conversion.graphs() for n in graph.find_nodes(op="call_module"))
         for stage in conversion.stages[1:]:
             for node in list(stage.graph.find_nodes(op="call_module")):
                 conv = conversion.modules[str(node.target)]
-                if _is_plain(conv) and calls.count(str(node.target)) == 1:
+                if _is_plain(conv) and calls[node.target] == 1:
                     site = _site(conversion, stage, node)
-                    if site is not None and _pays(conversion, stage, site, conv):  # type: ignore[arg-type]
-                        _fold(conversion, stage, site, conv)  # type: ignore[arg-type]
+                    if site is not None and _pays(conversion, stage, site, conv):
+                        _fold(conversion, stage, site, conv)
 
     def ensures(self, conversion: Conversion) -> None:
         for graph in conversion.graphs():
             graph.lint()
 
 
-def _is_plain(conv: nn.Module) -> bool:
+def _is_plain(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether a layer is a convolution of torch's own that pads alike on both sides, with zeros."""
     if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         return False
@@ -79,7 +80,7 @@ def _site(conversion: Conversion, stage: TopDownStage, conv: fx.Node) -> Site | 
     if read.target is upsample_nearest:
         x, image = read.all_input_nodes
         gone = (read,) if len(read.users) == 1 else ()
-        return Site(conv, UpsampledConv2d, (x, image), _growth(conversion, stage), gone)
+        return Site(conv, UpsampledConv2d, (x, image), conversion.growth_into(stage), gone)
     return _merge_site(conversion, stage, conv, read)
 
 
@@ -98,13 +99,8 @@ def _merge_site(conversion: Conversion, stage: TopDownStage, conv: fx.Node, cat:
     factor = (1, 1)
     if x.target is upsample_nearest and set(x.users) <= {cat, first}:
         gone.append(x)
-        x, factor = x.all_input_nodes[0], _growth(conversion, stage)
+        x, factor = x.all_input_nodes[0], conversion.growth_into(stage)
     return Site(conv, form, (x, e), factor, tuple(gone))
-
-
-def _growth(conversion: Conversion, stage: TopDownStage) -> Pair:
-    before = conversion.stages[conversion.stages.index(stage) - 1].scale
-    return before[0] // stage.scale[0], before[1] // stage.scale[1]
 
 
 def _pays(conversion: Conversion, stage: TopDownStage, site: Site, conv: nn.Conv2d) -> bool:
@@ -116,7 +112,7 @@ def _pays(conversion: Conversion, stage: TopDownStage, site: Site, conv: nn.Conv
     """
     if conv.groups > 1:
         return False
-    pixels = math.prod(-(-n // s) for n, s in zip(conversion.input_size[1:], stage.scale, strict=True))
+    pixels = math.prod(conversion.map_size(stage.scale))
     if site.factor != (1, 1):
         return max(conv.kernel_size) > 1 and pixels >= _FEWEST_PIXELS
     return pixels >= 2 * conv.out_channels

@@ -53,7 +53,7 @@ def _add_upsample(conversion: Conversion, stage: TopDownStage, node: fx.Node) ->
     if how == "transposed":
         count = sum(path.startswith(f"upsample.{stage.key}.") for path in conversion.layers)
         path = f"upsample.{stage.key}.{count}"
-        conversion.layers[path] = Layer(TransposedUpsample(1, _growth(conversion, stage)).to("meta"))
+        conversion.layers[path] = Layer(TransposedUpsample(1, conversion.growth_into(stage)).to("meta"))
         grown = graph.call_module(path, (ordered, stage.image))
     else:
         function = upsample_nearest if how == "nearest" else upsample_bilinear
@@ -73,11 +73,6 @@ def _grow_map(conversion: Conversion, stage: TopDownStage) -> None:
     with stage.graph.inserting_before(stage.image.next):
         stage.arrival = _add_upsample(conversion, stage, stage.x)
     stage.redirect(stage.x, stage.arrival, keep=set(stage.x.users) - set(readers))
-
-
-def _growth(conversion: Conversion, stage: TopDownStage) -> tuple[int, int]:
-    before = conversion.stages[conversion.stages.index(stage) - 1].scale
-    return before[0] // stage.scale[0], before[1] // stage.scale[1]
 
 
 def _grow_block(conversion: Conversion, stage: TopDownStage) -> None:

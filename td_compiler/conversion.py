@@ -89,6 +89,15 @@ class Conversion:
             return 1, 1
         return max(1, min(round(size[0] / b[0]) for b in before)), max(1, min(round(size[1] / b[1]) for b in before))
 
+    def growth_into(self, stage: TopDownStage) -> Pair:
+        """The factor (height, width) by which the map grows from the stage before into a top-down stage."""
+        before = self.stages[self.stages.index(stage) - 1].scale
+        return before[0] // stage.scale[0], before[1] // stage.scale[1]
+
+    def map_size(self, scale: Pair) -> Pair:
+        """The (height, width) of the maps at a scale, for the images that the network is read with."""
+        return -(-self.input_size[1] // scale[0]), -(-self.input_size[2] // scale[1])
+
     def graphs(self) -> list[fx.Graph]:
         """The top-down network's graphs in running order, the head last."""
         assert self.head_graph is not None, "ReverseStages has not run"

@@ -18,7 +18,7 @@ from benchmarks.machine import Machine
 from benchmarks.powers import fit_power
 from benchmarks.resident import growth_at_peak, in_own_process
 from benchmarks.scaling.jobs import SIZES, ScalingJob, scaling_jobs
-from benchmarks.scaling.steps import inference_step, seconds_in_turns, training_step
+from benchmarks.steps import inference_step, seconds_in_turns, training_step
 from td_compiler import ConversionError, reverse, zoo
 
 CPU = torch.device("cpu")

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.machine import Machine
-from benchmarks.measuring import progress
-from benchmarks.memory import cuda_growth_at_peak, saved_bytes
+from benchmarks.memory import saved_bytes
 from benchmarks.networks import Costs
 from benchmarks.resident import growth_at_peak, in_own_process
-from benchmarks.scaling.steps import inference_step, seconds_in_turns, training_step
+from benchmarks.steps import inference_step, peak_of_step, seconds_in_turns, seconds_of_steps, training_step
 from td_compiler import TopDownNet, reverse, zoo
 from td_compiler.sources import load_source
 
@@ -128,14 +128,13 @@ class ScalingJob:
         waiting = self._expected_seconds(networks, images)
         if waiting > self.seconds:
             return {**figures, "left_out": f"about {waiting:.0f} s for a training step, more than {self.seconds:g}"}
-        for kind, step in (("inference", inference_step), ("training", training_step)):
-            steps = {name: step(network, images, labels) for name, network in networks.items()}
-            repeats = progress(self.repeats, machine, f"{self.name}, {kind}")
-            for name, seconds in seconds_in_turns(steps, repeats, device).items():
+        measured = seconds_of_steps(networks, images, labels, self.repeats, machine, self.name)
+        for kind, taken in measured.items():
+            for name, seconds in taken.items():
                 figures[name][kind] = seconds
         for name, network in networks.items():
             figures[name]["saved"] = saved_bytes(network, images)
-            figures[name]["peak"] = self._peak(name, network, images, labels)
+            figures[name]["peak"] = peak_of_step(network, images, labels, partial(in_own_process, _growth, self, name))
         return figures
 
     def _costs(self) -> tuple[dict[str, Costs], float]:
@@ -176,12 +175,6 @@ class ScalingJob:
         steps = {name: inference_step(network, part) for name, network in networks.items()}
         taken = seconds_in_turns(steps, range(2), images.device)
         return 3 * len(images) / len(part) * max(min(seconds) for seconds in taken.values())
-
-    def _peak(self, name: str, network: nn.Module, images: Tensor, labels: Tensor) -> int | None:
-        """Bytes of a training step at its peak, above those of the network and the images."""
-        if images.device.type == "cuda":
-            return cuda_growth_at_peak(training_step(network, images, labels), images.device)
-        return in_own_process(_growth, self, name)
 
 
 def _growth(job: ScalingJob, name: str) -> int | None:

@@ -6,6 +6,7 @@ import itertools
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -13,10 +14,9 @@ from torch import Tensor, nn
 
 from benchmarks.handwritten import HANDWRITTEN, handwritten
 from benchmarks.machine import Machine
-from benchmarks.measuring import progress
-from benchmarks.memory import cuda_growth_at_peak, saved_bytes
+from benchmarks.memory import saved_bytes
 from benchmarks.resident import growth_at_peak, in_own_process
-from benchmarks.scaling.steps import inference_step, seconds_in_turns, training_step
+from benchmarks.steps import peak_of_step, seconds_in_turns, seconds_of_steps, training_step
 from td_compiler import TopDownNet, reverse
 from td_compiler.emission import emit_source
 from td_compiler.sources import load_source
@@ -77,21 +77,20 @@ class SpeedJob:
         networks = {form: self.network_of(form, device) for form in ("plain", "emitted")}
         levels, labels = self.given(device)
         figures: dict[str, Any] = {form: {"macs": self.batch * self.macs(form)} for form in networks}
-        for kind, step in (("inference", inference_step), ("training", training_step)):
-            steps = {form: step(network, levels, labels) for form, network in networks.items()}
-            repeats = progress(self.repeats, machine, f"{self.name}, {kind}")
-            for form, seconds in seconds_in_turns(steps, repeats, device).items():
+        measured = seconds_of_steps(networks, levels, labels, self.repeats, machine, self.name)
+        for kind, taken in measured.items():
+            for form, seconds in taken.items():
                 figures[form][kind] = seconds
         for form, network in networks.items():
             figures[form]["saved"] = None if self.compiled else saved_bytes(network, levels)
-            figures[form]["peak"] = self._peak(form, network, levels, labels)
+            figures[form]["peak"] = peak_of_step(network, levels, labels, partial(self._growth_elsewhere, form))
         return {**figures, "rate": self._rate(device)}
 
     def top_down(self, device: str, *, fast: bool) -> TopDownNet:
         """The compiler's network."""
-        channels = {"zoo:lenet_fc": 1, "zoo:nin_light": 1}.get(self.network, 3)
-        model = load_source(self.network, {}, device=device).model
-        return reverse(model, fast=fast, input_size=(channels, self.side, self.side))
+        source = load_source(self.network, {}, device=device)
+        channels = source.input_size[0] if source.input_size else 3
+        return reverse(source.model, fast=fast, input_size=(channels, self.side, self.side))
 
     def macs(self, form: str) -> int:
         """Products for one image."""
@@ -120,10 +119,7 @@ class SpeedJob:
         images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
         return td.pyramid(images.to(device)), torch.zeros(self.batch, dtype=torch.long, device=device)
 
-    def _peak(self, form: str, network: nn.Module, levels: list[Tensor], labels: Tensor) -> int | None:
-        """Bytes of a training step at its peak, above those of the network and the images."""
-        if labels.device.type == "cuda":
-            return cuda_growth_at_peak(training_step(network, levels, labels), labels.device)
+    def _growth_elsewhere(self, form: str) -> int | None:
         return None if self.compiled else in_own_process(_growth, self, form)
 
     def _rate(self, device: torch.device) -> float:

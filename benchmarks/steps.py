@@ -11,7 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["inference_step", "seconds_in_turns", "training_step"]
+from benchmarks.machine import Machine
+from benchmarks.measuring import progress
+from benchmarks.memory import cuda_growth_at_peak
+
+__all__ = ["inference_step", "peak_of_step", "seconds_in_turns", "seconds_of_steps", "training_step"]
 
 K = TypeVar("K")
 Images = Tensor | list[Tensor]  # (N, C, H, W), or the levels of a pyramid
@@ -57,6 +61,30 @@ def seconds_in_turns(
         for name, step in steps.items():
             seconds[name].append(_seconds(step, counts[name], device))
     return seconds
+
+
+def seconds_of_steps(
+    networks: Mapping[K, nn.Module], images: Images, labels: Tensor, repeats: int, machine: Machine, title: str
+) -> dict[str, dict[K, list[float]]]:
+    """Seconds of the networks' steps of `inference` and of `training`, in turns, with a bar for each kind."""
+    return {
+        kind: seconds_in_turns(
+            {name: step(network, images, labels) for name, network in networks.items()},
+            progress(repeats, machine, f"{title}, {kind}"),
+            labels.device,
+        )
+        for kind, step in (("inference", inference_step), ("training", training_step))
+    }
+
+
+def peak_of_step(network: nn.Module, images: Images, labels: Tensor, elsewhere: Callable[[], int | None]) -> int | None:
+    """Bytes that a training step takes at its peak, above those of the network and the images.
+
+    A GPU counts its own; on a CPU it is what `elsewhere` finds, which is to ask a process of its own.
+    """
+    if labels.device.type == "cuda":
+        return cuda_growth_at_peak(training_step(network, images, labels), labels.device)
+    return elsewhere()
 
 
 def _seconds(step: Callable[[], object], count: int, device: torch.device) -> float:
