@@ -9,18 +9,21 @@ from typing import NoReturn
 # The module of each experiment, and what it shows. A module has `main(arguments, prog)`, which returns the exit status,
 # and, where its results belong into the report, `EXPERIMENT`.
 EXPERIMENTS = {
-    "accuracy": ("benchmarks.accuracy", "accuracy and cost, bottom-up beside top-down"),
-    "robustness": ("benchmarks.robustness", "attacks, corruptions, perturbed scales"),
-    "explain": ("benchmarks.explain", "Grad-CAM, saliency and guided backpropagation as figures"),
-    "localise": ("benchmarks.localise", "how well heat maps cover the object"),
-    "segmentation": ("benchmarks.segmentation", "meshes of Fashion-MNIST, pixel by pixel"),
-    "frequency": ("benchmarks.frequency", "blurs, cosines, Fourier masks, laplacian pyramid, progressive growing"),
-    "conversion": ("benchmarks.conversion", "time and memory of conversions"),
-    "speed": ("benchmarks.speed", "emitted networks against the same written out plainly"),
-    "scaling": ("benchmarks.scaling", "cost against batch size, image side and depth"),
-    "refine": ("benchmarks.refine", "finer stages on one window: cost and accuracy"),
-    "coverage": ("benchmarks.coverage", "which networks convert, and what their top-down networks cost"),
-    "report": ("benchmarks.report", "one page from all results so far"),
+    "accuracy": ("benchmarks.experiments.accuracy", "accuracy and cost, bottom-up beside top-down"),
+    "robustness": ("benchmarks.experiments.robustness", "attacks, corruptions, perturbed scales"),
+    "explain": ("benchmarks.experiments.explain", "Grad-CAM, saliency and guided backpropagation as figures"),
+    "localise": ("benchmarks.experiments.localise", "how well heat maps cover the object"),
+    "segmentation": ("benchmarks.experiments.segmentation", "meshes of Fashion-MNIST, pixel by pixel"),
+    "frequency": (
+        "benchmarks.experiments.frequency",
+        "blurs, cosines, Fourier masks, laplacian pyramid, progressive growing",
+    ),
+    "conversion": ("benchmarks.experiments.conversion", "time and memory of conversions"),
+    "speed": ("benchmarks.experiments.speed", "emitted networks against the same written out plainly"),
+    "scaling": ("benchmarks.experiments.scaling", "cost against batch size, image side and depth"),
+    "refine": ("benchmarks.experiments.refine", "finer stages on one window: cost and accuracy"),
+    "coverage": ("benchmarks.experiments.coverage", "which networks convert, and what their top-down networks cost"),
+    "report": ("benchmarks.show.report", "one page from all results so far"),
 }
 
 

@@ -24,7 +24,7 @@ from torch import nn
 
 from td_compiler import ConversionError, reverse
 from td_compiler.options import Filters
-from td_compiler.sources import load_source
+from td_compiler.sources.names import load_source
 
 DATASETS = {"fashion-mnist": torchvision.datasets.FashionMNIST, "mnist": torchvision.datasets.MNIST}
 IMAGE_SIZE = (1, 28, 28)

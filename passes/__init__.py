@@ -22,7 +22,7 @@
 | 2.10 the network and its report | `assemble` |
 """
 
-from td_compiler.conversion import Pass
+from td_compiler.graph.states import Pass
 from td_compiler.passes.arrange_filters import ArrangeFilters
 from td_compiler.passes.assemble import Assemble
 from td_compiler.passes.build_layers import BuildLayers

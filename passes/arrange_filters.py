@@ -6,11 +6,11 @@ import math
 
 from torch import fx, nn
 
-from td_compiler.conversion import Conversion, Pass
-from td_compiler.operators import Kind, Width
+from td_compiler.graph.operators import Kind, Width
+from td_compiler.graph.states import Conversion, Pass
+from td_compiler.graph.units import Stage, TopDownStage, Unit
 from td_compiler.passes.branches import branches
 from td_compiler.passes.nodes import is_depthwise, is_spatial
-from td_compiler.stages import Stage, TopDownStage, Unit
 
 __all__ = ["ArrangeFilters"]
 

@@ -8,16 +8,16 @@ from dataclasses import replace
 import torch
 from torch import fx, nn
 
-from td_compiler.capture import skeleton
-from td_compiler.conversion import Conversion, Pass
+from td_compiler.capture.capture import skeleton
+from td_compiler.capture.meta import ShapesOnly
+from td_compiler.capture.tracing import evaluate
 from td_compiler.errors import ConversionError
-from td_compiler.meta import ShapesOnly
-from td_compiler.network import Segment, TopDownNet, plant
-from td_compiler.operators import Kind, Pair, lookup
+from td_compiler.graph.operators import Kind, Pair, lookup
+from td_compiler.graph.states import Conversion, Pass
+from td_compiler.layers.pyramid import Pyramid
+from td_compiler.network.base import Segment, TopDownNet, plant
 from td_compiler.passes.nodes import place_of
-from td_compiler.pyramid import Pyramid
-from td_compiler.report import Cost, Report, StageReport
-from td_compiler.tracing import evaluate
+from td_compiler.report.report import Cost, Report, StageReport
 
 __all__ = ["Assemble"]
 

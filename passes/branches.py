@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from td_compiler.conversion import Conversion
-from td_compiler.operators import Kind, Width
+from td_compiler.graph.operators import Kind, Width
+from td_compiler.graph.states import Conversion
+from td_compiler.graph.units import Unit
 from td_compiler.passes.nodes import is_depthwise
-from td_compiler.stages import Unit
 
 __all__ = ["branches", "takes_any_width"]
 

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from td_compiler.capture import works_in_place
-from td_compiler.conversion import Conversion, Pass, layer_of
-from td_compiler.copying import copy_module
-from td_compiler.initialise import initialise_he
-from td_compiler.operators import layer_row
+from td_compiler.capture.capture import works_in_place
+from td_compiler.capture.copying import copy_module
+from td_compiler.graph.initialise import initialise_he
+from td_compiler.graph.operators import layer_row
+from td_compiler.graph.states import Conversion, Pass, layer_of
+from td_compiler.graph.units import Layer
+from td_compiler.layers.upsample import TransposedUpsample
 from td_compiler.passes.nodes import is_depthwise
-from td_compiler.stages import Layer
-from td_compiler.upsample import TransposedUpsample
 
 __all__ = ["BuildLayers"]
 

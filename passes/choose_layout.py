@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from td_compiler.conversion import Conversion, Pass
+from td_compiler.graph.states import Conversion, Pass
 
 __all__ = ["ChooseLayout"]
 

@@ -6,11 +6,11 @@ import math
 
 from torch import fx
 
-from td_compiler.conversion import Conversion, Pass
 from td_compiler.errors import ConversionError
-from td_compiler.operators import Kind, Pair
+from td_compiler.graph.operators import Kind, Pair
+from td_compiler.graph.states import Conversion, Pass
+from td_compiler.graph.units import Boundary, Stage, StageGraph, Unit, UnitKind
 from td_compiler.passes.nodes import is_spatial, place_of
-from td_compiler.stages import Boundary, Stage, StageGraph, Unit, UnitKind
 
 __all__ = ["FindStages"]
 

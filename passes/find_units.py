@@ -7,12 +7,12 @@ from collections import Counter
 
 from torch import fx, nn
 
-from td_compiler.conversion import Conversion, Pass
 from td_compiler.errors import ConversionError
-from td_compiler.operators import Kind, Pair, Width, pool_kernel
+from td_compiler.graph.operators import Kind, Pair, Width, pool_kernel
+from td_compiler.graph.states import Conversion, Pass
+from td_compiler.graph.units import Unit, UnitKind
 from td_compiler.passes.nodes import is_depthwise
 from td_compiler.passes.trace_channels import is_map
-from td_compiler.stages import Unit, UnitKind
 
 __all__ = ["FindUnits", "averages_all"]
 

@@ -1,4 +1,4 @@
-"""Fold upsampling and merging into the convolution behind them, where that is faster (see `td_compiler.folding`)."""
+"""Fold upsampling and merging into the convolution behind them, where that is faster (`td_compiler.layers.folding`)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import NamedTuple, TypeGuard
 import torch
 from torch import fx, nn
 
-from td_compiler.conversion import Conversion, Pass
-from td_compiler.folding import CombinedConv2d, ConcatConv2d, FoldedConv2d, UpsampledConv2d
-from td_compiler.operators import Pair
-from td_compiler.stages import TopDownStage
-from td_compiler.upsample import upsample_nearest
+from td_compiler.graph.operators import Pair
+from td_compiler.graph.states import Conversion, Pass
+from td_compiler.graph.units import TopDownStage
+from td_compiler.layers.folding import CombinedConv2d, ConcatConv2d, FoldedConv2d, UpsampledConv2d
+from td_compiler.layers.upsample import upsample_nearest
 
 __all__ = ["FoldUpsampling"]
 

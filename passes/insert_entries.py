@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from td_compiler.conversion import Conversion, Pass
-from td_compiler.operators import Kind
-from td_compiler.order import in_order
+from td_compiler.graph.axes import in_order
+from td_compiler.graph.operators import Kind
+from td_compiler.graph.states import Conversion, Pass
+from td_compiler.graph.style import Style, add_layers, add_like, style_of
+from td_compiler.graph.units import TopDownStage, Unit, UnitKind
 from td_compiler.passes.replace_downsampling import same_size
-from td_compiler.stages import TopDownStage, Unit, UnitKind
-from td_compiler.style import Style, add_layers, add_like, style_of
 
 __all__ = ["InsertEntries"]
 

@@ -6,10 +6,10 @@ import operator
 
 import torch
 
-from td_compiler.conversion import Conversion, Pass
+from td_compiler.graph.states import Conversion, Pass
+from td_compiler.graph.style import add_layers, new_meta, style_of
+from td_compiler.graph.units import TopDownStage
 from td_compiler.passes.reverse_stages import copy_unit
-from td_compiler.stages import TopDownStage
-from td_compiler.style import add_layers, new_meta, style_of
 
 __all__ = ["InsertMerges"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from td_compiler.conversion import Conversion, Pass
-from td_compiler.style import add_layers, style_of
+from td_compiler.graph.states import Conversion, Pass
+from td_compiler.graph.style import add_layers, style_of
 
 __all__ = ["InsertTransitions"]
 

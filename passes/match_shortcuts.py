@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from td_compiler.conversion import Conversion, Pass, operator_of
-from td_compiler.operators import Kind, Width
+from td_compiler.graph.operators import Kind, Width
+from td_compiler.graph.states import Conversion, Pass, operator_of
+from td_compiler.graph.style import Style, add_layers, add_like, style_of
+from td_compiler.graph.units import Projection, TopDownStage, Unit, UnitKind
 from td_compiler.passes.nodes import is_depthwise
-from td_compiler.stages import Projection, TopDownStage, Unit, UnitKind
-from td_compiler.style import Style, add_layers, add_like, style_of
 
 __all__ = ["MatchShortcuts"]
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from td_compiler.conversion import Conversion
-from td_compiler.operators import Kind
+from td_compiler.graph.operators import Kind
+from td_compiler.graph.states import Conversion
 
 __all__ = [
     "arguments",

@@ -6,9 +6,9 @@ import itertools
 
 from torch import fx
 
-from td_compiler.conversion import Conversion, operator_of
-from td_compiler.operators import Kind
-from td_compiler.stages import Projection
+from td_compiler.graph.operators import Kind
+from td_compiler.graph.states import Conversion, operator_of
+from td_compiler.graph.units import Projection
 
 __all__ = ["prune"]
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from td_compiler.conversion import Conversion, Pass, kind_of, layer_of, operator_of
-from td_compiler.operators import Kind, layer_row
-from td_compiler.order import channel_axis, in_order
-from td_compiler.stages import Layer, TopDownStage
-from td_compiler.upsample import TransposedUpsample, upsample_bilinear, upsample_nearest
+from td_compiler.graph.axes import channel_axis, in_order
+from td_compiler.graph.operators import Kind, layer_row
+from td_compiler.graph.states import Conversion, Pass, kind_of, layer_of, operator_of
+from td_compiler.graph.units import Layer, TopDownStage
+from td_compiler.layers.upsample import TransposedUpsample, upsample_bilinear, upsample_nearest
 
 __all__ = ["ReplaceDownsampling", "same_size"]
 

@@ -1,11 +1,11 @@
-"""Draw the masks of dropout faster (see `td_compiler.dropout`)."""
+"""Draw the masks of dropout faster (see `td_compiler.layers.dropout`)."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from td_compiler.conversion import Conversion, Pass
-from td_compiler.dropout import FastDropout
+from td_compiler.graph.states import Conversion, Pass
+from td_compiler.layers.dropout import FastDropout
 
 __all__ = ["ReplaceDropout"]
 

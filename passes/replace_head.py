@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from td_compiler.conversion import Conversion, Pass, kind_of, layer_of
-from td_compiler.operators import Kind
-from td_compiler.order import in_order
-from td_compiler.stages import Layer
-from td_compiler.style import new_meta
+from td_compiler.graph.axes import in_order
+from td_compiler.graph.operators import Kind
+from td_compiler.graph.states import Conversion, Pass, kind_of, layer_of
+from td_compiler.graph.style import new_meta
+from td_compiler.graph.units import Layer
 
 __all__ = ["HEAD", "ReplaceHead"]
 

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from td_compiler.conversion import Conversion, Pass
-from td_compiler.operators import Kind, Pair
-from td_compiler.order import in_order
+from td_compiler.graph.axes import in_order
+from td_compiler.graph.operators import Kind, Pair
+from td_compiler.graph.states import Conversion, Pass
+from td_compiler.graph.units import Layer, TopDownStage, Unit
 from td_compiler.passes.branches import takes_any_width
 from td_compiler.passes.find_units import averages_all
-from td_compiler.stages import Layer, TopDownStage, Unit
 
 __all__ = ["ReverseStages"]
 

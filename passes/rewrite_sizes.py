@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from td_compiler.conversion import Conversion, Pass
+from td_compiler.graph.states import Conversion, Pass
 from td_compiler.passes.nodes import channel_slice
 
 __all__ = ["RewriteSizes"]

@@ -13,9 +13,10 @@ from fractions import Fraction
 
 from torch import fx
 
-from td_compiler.conversion import Conversion, Pass, layer_of, operator_of
 from td_compiler.errors import ConversionError
-from td_compiler.operators import Kind, Width
+from td_compiler.graph.operators import Kind, Width
+from td_compiler.graph.states import Conversion, Pass, layer_of, operator_of
+from td_compiler.graph.units import Layer
 from td_compiler.passes.nodes import (
     arguments,
     channel_slice,
@@ -27,7 +28,6 @@ from td_compiler.passes.nodes import (
 )
 from td_compiler.passes.prune import prune
 from td_compiler.passes.trace_channels import is_map
-from td_compiler.stages import Layer
 
 __all__ = ["SetWidths"]
 
@@ -214,7 +214,7 @@ class _Solver:
             what = type(layer.prototype).__name__ if layer else getattr(node.target, "__name__", node.target)
             raise ConversionError(
                 f"no rule says how channels flow through {what} at {place_of(node.meta['source'])!r}:"
-                " add a row to the operator table (td_compiler.operators)."
+                " add a row to the operator table (td_compiler.graph.operators)."
             )
 
     def _own_widths(self, node: fx.Node, operands: list[fx.Node]) -> dict[fx.Node, int]:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from td_compiler.conversion import Conversion, Pass
-from td_compiler.operators import Kind
+from td_compiler.graph.operators import Kind
+from td_compiler.graph.states import Conversion, Pass
 
 __all__ = ["TraceChannels", "is_map"]
 

@@ -15,12 +15,12 @@ from td_compiler.errors import ConversionError
 
 if TYPE_CHECKING:
     from td_compiler import zoo
+    from td_compiler.capture.tracing import leaf
     from td_compiler.convert import reverse
-    from td_compiler.fusing import fuse
-    from td_compiler.network import TopDownNet
-    from td_compiler.pretrained import from_pretrained, save_pretrained
-    from td_compiler.tracing import leaf
-    from td_compiler.verification import verify
+    from td_compiler.network.base import TopDownNet
+    from td_compiler.network.fuse import fuse
+    from td_compiler.network.pretrained import from_pretrained, save_pretrained
+    from td_compiler.verification.verify import verify
 
 __all__ = [
     "ConversionError",
@@ -38,13 +38,13 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "TopDownNet": "td_compiler.network",
-    "from_pretrained": "td_compiler.pretrained",
-    "fuse": "td_compiler.fusing",
-    "leaf": "td_compiler.tracing",
+    "TopDownNet": "td_compiler.network.base",
+    "from_pretrained": "td_compiler.network.pretrained",
+    "fuse": "td_compiler.network.fuse",
+    "leaf": "td_compiler.capture.tracing",
     "reverse": "td_compiler.convert",
-    "save_pretrained": "td_compiler.pretrained",
-    "verify": "td_compiler.verification",
+    "save_pretrained": "td_compiler.network.pretrained",
+    "verify": "td_compiler.verification.verify",
 }
 
 

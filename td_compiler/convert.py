@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import nn
 
-from td_compiler.capture import Capture, capture, check_output
-from td_compiler.conversion import Conversion
+from td_compiler.capture.capture import Capture, capture, check_output
+from td_compiler.capture.input_size import find_input_size
 from td_compiler.errors import ConversionError
-from td_compiler.input_size import find_input_size
-from td_compiler.network import TopDownNet
+from td_compiler.graph.states import Conversion
+from td_compiler.layers.pyramid import Downsample
+from td_compiler.network.base import TopDownNet
 from td_compiler.options import Downsampler, Filters, Init, Merge, Options, Stem, Task, Upsample
 from td_compiler.passes import PIPELINE
-from td_compiler.pyramid import Downsample
 
 __all__ = ["reverse"]
 
@@ -53,7 +53,7 @@ def reverse(
             (paper, experiment 3): images (N, C, H, W) become scores (N, num_classes, H, W).
         num_classes: the number of classes that a pixel can have, for `segmentation` alone.
         fast: compute the same in less time: convolutions of upsampled and of merged maps from the small map
-            (:mod:`td_compiler.folding`), maps laid out channels last, dropout masks drawn four numbers at a time, each
+            (:mod:`td_compiler.layers.folding`), maps laid out channels last, dropout masks drawn four at a time, each
             where it pays. Parameters and their names do not depend on it. False: the network as it is written in the
             paper.
         input_size: (C, H, W) at which the network is read. Default: the model's own metadata, else found by trying.

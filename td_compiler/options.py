@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from td_compiler.errors import ConversionError
-from td_compiler.pyramid import Downsample
+from td_compiler.layers.pyramid import Downsample
 
 __all__ = ["Downsampler", "Filters", "Init", "Merge", "Options", "Stem", "Task", "Upsample"]
 

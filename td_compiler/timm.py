@@ -23,9 +23,9 @@ from torch import nn
 
 from td_compiler.convert import reverse
 from td_compiler.errors import ConversionError
-from td_compiler.network import TopDownNet
+from td_compiler.network.base import TopDownNet
 from td_compiler.options import Options
-from td_compiler.timm_families import convolutional_names
+from td_compiler.sources.timm_families import convolutional_names
 
 __all__ = ["TimmTopDownNet"]
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from td_compiler.errors import ConversionError
-from td_compiler.initialise import initialise_glorot, initialise_he
+from td_compiler.graph.initialise import initialise_glorot, initialise_he
 
 __all__ = [
     "ZOO",

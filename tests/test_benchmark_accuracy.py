@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import accuracy
-from benchmarks.accuracy import EXPERIMENT
-from benchmarks.jobs import Results
-from benchmarks.tables import Table, mean_and_deviation, ratio
-from tests.benchmark_data import write_mnist
+from benchmarks.experiments import accuracy
+from benchmarks.experiments.accuracy import EXPERIMENT
+from benchmarks.lab.jobs import Results
+from benchmarks.show.tables import Table, mean_and_deviation, ratio
+from tests.support.benchmark_data import write_mnist
 
 
 def test_accuracy_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import images as images_module
-from benchmarks.batches import augmented, batches, shuffled, split
-from benchmarks.datasets import DATASETS, DataError, Derived, Images, Stream, fingerprint, load, opened, title
-from benchmarks.recipes import PROFILES, changed, recipe_for
-from tests.benchmark_data import bars, machine, write_folder, write_mnist
+from benchmarks.data import images as images_module
+from benchmarks.data.datasets import DATASETS, DataError, Derived, Images, Stream, fingerprint, load, opened, title
+from benchmarks.training.batches import augmented, batches, shuffled, split
+from benchmarks.training.recipes import PROFILES, changed, recipe_for
+from tests.support.benchmark_data import bars, machine, write_folder, write_mnist
 
 
 def test_mnist_files_are_read_as_they_are(tmp_path: Path) -> None:

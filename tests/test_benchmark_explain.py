@@ -16,17 +16,17 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from benchmarks import explain, localise
-from benchmarks.datasets import load
-from benchmarks.explain.experiment import Explain
-from benchmarks.explain.heatmaps import Explainer, at_image_size, to_unit
-from benchmarks.explain.pictures import decode, encode
-from benchmarks.localise.experiment import Localise, overlap
-from benchmarks.machine import Machine
-from benchmarks.networks import NetworkSpec
-from benchmarks.training import Normalised, Training
+from benchmarks.data.datasets import load
+from benchmarks.experiments import explain, localise
+from benchmarks.experiments.explain.experiment import Explain
+from benchmarks.experiments.explain.heatmaps import Explainer, at_image_size, to_unit
+from benchmarks.experiments.explain.pictures import decode, encode
+from benchmarks.experiments.localise.experiment import Localise, overlap
+from benchmarks.lab.machine import Machine
+from benchmarks.training.networks import NetworkSpec
+from benchmarks.training.training import Normalised, Training
 from td_compiler import TopDownNet, zoo
-from tests.benchmark_data import NETWORKS, RECIPE, write_mnist
+from tests.support.benchmark_data import NETWORKS, RECIPE, write_mnist
 
 
 class GuidedReLU(torch.autograd.Function):

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 from torchvision.transforms.functional import gaussian_blur
 
-from benchmarks import frequency
-from benchmarks.datasets import DataError, fingerprint, load, title
-from benchmarks.frequency.cosines import FREQUENCIES, cosines
-from benchmarks.frequency.filters import blur, high_pass, low_pass
-from benchmarks.frequency.growing import GrowingNet
-from benchmarks.journal import Results
+from benchmarks.data.cosines import FREQUENCIES, cosines
+from benchmarks.data.datasets import DataError, fingerprint, load, title
+from benchmarks.data.filters import blur, high_pass, low_pass
+from benchmarks.experiments import frequency
+from benchmarks.experiments.frequency.growing import GrowingNet
+from benchmarks.lab.journal import Results
 from td_compiler import reverse, zoo
-from tests.benchmark_data import NETWORKS, machine, write_mnist
+from tests.support.benchmark_data import NETWORKS, machine, write_mnist
 
 
 @pytest.mark.parametrize(("sigma", "width"), [(0.6, 5), (1.2, 9), (2.4, 17)])

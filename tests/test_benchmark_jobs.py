@@ -18,13 +18,15 @@ from typing import Any, ClassVar
 
 import pytest
 
-from benchmarks import __main__, accuracy, journal
-from benchmarks.accuracy import Accuracy
-from benchmarks.jobs import Job, JobsFailed, Results, job_key, run_jobs
-from benchmarks.machine import Machine
-from benchmarks.networks import NetworkSpec
-from benchmarks.training import Training
-from tests.benchmark_data import NETWORKS, RECIPE, machine, write_mnist
+from benchmarks import __main__
+from benchmarks.experiments import accuracy
+from benchmarks.experiments.accuracy import Accuracy
+from benchmarks.lab import journal
+from benchmarks.lab.jobs import Job, JobsFailed, Results, job_key, run_jobs
+from benchmarks.lab.machine import Machine
+from benchmarks.training.networks import NetworkSpec
+from benchmarks.training.training import Training
+from tests.support.benchmark_data import NETWORKS, RECIPE, machine, write_mnist
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,9 @@ def test_a_full_disk_leaves_the_file_whole(here: Machine, monkeypatch: pytest.Mo
 
 
 _SPAWN = multiprocessing.get_context("forkserver")
-_SPAWN.set_forkserver_preload(["benchmarks.fitting", "benchmarks.accuracy", "tests.benchmark_data"])
+_SPAWN.set_forkserver_preload(
+    ["benchmarks.training.fitting", "benchmarks.experiments.accuracy", "tests.support.benchmark_data"]
+)
 
 
 def test_processes_share_the_work(here: Machine) -> None:

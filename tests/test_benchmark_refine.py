@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import refine
-from benchmarks.datasets import DataError, Images, load, title
-from benchmarks.journal import Results
-from benchmarks.refine.canvases import make_canvases
-from benchmarks.refine.jobs import count_macs
+from benchmarks.data.canvases import make_canvases
+from benchmarks.data.datasets import DataError, Images, load, title
+from benchmarks.experiments import refine
+from benchmarks.experiments.refine.jobs import count_macs
+from benchmarks.lab.journal import Results
 from td_compiler import reverse, zoo
-from td_compiler.refine import Refined
-from tests.benchmark_data import machine, write_mnist
+from td_compiler.network.refine import Refined
+from tests.support.benchmark_data import machine, write_mnist
 
 
 def test_every_canvas_holds_its_image() -> None:

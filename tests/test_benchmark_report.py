@@ -19,19 +19,19 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure as Plot
 from matplotlib.text import Text
 
-from benchmarks import report
-from benchmarks.accuracy import EXPERIMENT as ACCURACY
-from benchmarks.explain import EXPERIMENT as EXPLAIN
-from benchmarks.explain.pictures import encode
-from benchmarks.journal import Result, Results
-from benchmarks.localise import EXPERIMENT as LOCALISE
-from benchmarks.networks import ARRANGEMENTS, NetworkSpec
-from benchmarks.recipes import Recipe
-from benchmarks.report.document import Document
-from benchmarks.report.findings import findings
-from benchmarks.report.style import COLOURS, INK, NAMES, STYLE
-from benchmarks.tables import Figure, Section, Table
-from benchmarks.training import Training
+from benchmarks.experiments.accuracy import EXPERIMENT as ACCURACY
+from benchmarks.experiments.explain import EXPERIMENT as EXPLAIN
+from benchmarks.experiments.explain.pictures import encode
+from benchmarks.experiments.localise import EXPERIMENT as LOCALISE
+from benchmarks.lab.journal import Result, Results
+from benchmarks.show import report
+from benchmarks.show.document import Document
+from benchmarks.show.findings import findings
+from benchmarks.show.style import COLOURS, INK, NAMES, STYLE
+from benchmarks.show.tables import Figure, Section, Table
+from benchmarks.training.networks import ARRANGEMENTS, NetworkSpec
+from benchmarks.training.recipes import Recipe
+from benchmarks.training.training import Training
 
 _COUNT = itertools.count()
 
@@ -110,7 +110,7 @@ class Page(HTMLParser):
 
 
 def page_of(results: list[Result]) -> str:
-    from benchmarks.report.command import document
+    from benchmarks.show.command import document
 
     return document(results).html()
 

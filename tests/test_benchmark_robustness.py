@@ -14,16 +14,16 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from benchmarks.robustness import main
-from benchmarks.robustness.attacks import ATTACKS, smallest_perturbations
-from benchmarks.robustness.corruptions import CORRUPTIONS, SEVERITIES
-from benchmarks.robustness.filters import gaussian_blur, plasma, shifted_sum, warp, zoomed
-from benchmarks.robustness.groups import AttackRun
-from benchmarks.robustness.pointwise import BatchedPointwiseAttack
-from benchmarks.robustness.section import corruption_error
-from benchmarks.robustness.single_pixel import SinglePixelAttack
-from benchmarks.robustness.vulnerability import still_right
-from benchmarks.training import Normalise, Normalised
+from benchmarks.attacks.attacks import ATTACKS, smallest_perturbations
+from benchmarks.attacks.corruptions import CORRUPTIONS, SEVERITIES
+from benchmarks.attacks.filters import gaussian_blur, plasma, shifted_sum, warp, zoomed
+from benchmarks.attacks.pointwise import BatchedPointwiseAttack
+from benchmarks.attacks.single_pixel import SinglePixelAttack
+from benchmarks.experiments.robustness import main
+from benchmarks.experiments.robustness.groups import AttackRun
+from benchmarks.experiments.robustness.section import corruption_error
+from benchmarks.experiments.robustness.vulnerability import still_right
+from benchmarks.training.training import Normalise, Normalised
 from td_compiler import reverse, zoo
 
 L2 = foolbox.distances.l2

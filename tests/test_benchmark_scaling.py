@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import conversion, scaling
-from benchmarks.conversion import ConversionJob
-from benchmarks.journal import Results
-from benchmarks.machine import Machine
-from benchmarks.powers import fit_power
-from benchmarks.resident import growth_at_peak, in_own_process
-from benchmarks.scaling.jobs import SIZES, ScalingJob, scaling_jobs
-from benchmarks.steps import inference_step, seconds_in_turns, training_step
+from benchmarks.experiments import conversion, scaling
+from benchmarks.experiments.conversion import ConversionJob
+from benchmarks.experiments.scaling.jobs import SIZES, ScalingJob, scaling_jobs
+from benchmarks.lab.journal import Results
+from benchmarks.lab.machine import Machine
+from benchmarks.lab.powers import fit_power
+from benchmarks.lab.resident import growth_at_peak, in_own_process
+from benchmarks.lab.steps import inference_step, seconds_in_turns, training_step
 from td_compiler import ConversionError, reverse, zoo
 
 CPU = torch.device("cpu")

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torchvision.utils import make_grid
 
-from benchmarks import segmentation
-from benchmarks.datasets import DataError, Images, load, title
-from benchmarks.journal import Results
-from benchmarks.segmentation.experiment import unpacked
-from benchmarks.segmentation.meshes import class_weights, intersection_over_union, label_pixels, make_meshes
-from benchmarks.segmentation.networks import NETWORKS, builder, spec_of
-from benchmarks.tasks import task_of
-from tests.benchmark_data import machine, write_mnist
+from benchmarks.data.datasets import DataError, Images, load, title
+from benchmarks.data.meshes import class_weights, intersection_over_union, label_pixels, make_meshes
+from benchmarks.experiments import segmentation
+from benchmarks.experiments.segmentation.experiment import unpacked
+from benchmarks.experiments.segmentation.networks import NETWORKS, builder, spec_of
+from benchmarks.lab.journal import Results
+from benchmarks.training.tasks import task_of
+from tests.support.benchmark_data import machine, write_mnist
 
 
 def some_images(count: int = 9, classes: int = 3) -> Images:

@@ -9,9 +9,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.__main__ import main
-from benchmarks.handwritten import handwritten
-from benchmarks.machine import Machine
-from benchmarks.speed.jobs import SpeedJob, speed_jobs
+from benchmarks.experiments.speed.handwritten import handwritten
+from benchmarks.experiments.speed.jobs import SpeedJob, speed_jobs
+from benchmarks.lab.machine import Machine
 
 
 def job(network: str, **changes: object) -> SpeedJob:

@@ -11,16 +11,17 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import fitting, images
-from benchmarks.batches import seed_of, shuffled, split
-from benchmarks.datasets import load, opened
-from benchmarks.machine import Machine
-from benchmarks.networks import NetworkSpec
-from benchmarks.norms import fresh_statistics
-from benchmarks.recipes import RecipeError
-from benchmarks.training import Training, evaluate, trained
+from benchmarks.data import images
+from benchmarks.data.datasets import load, opened
+from benchmarks.lab.machine import Machine
+from benchmarks.training import fitting
+from benchmarks.training.batches import seed_of, shuffled, split
+from benchmarks.training.networks import NetworkSpec
+from benchmarks.training.norms import fresh_statistics
+from benchmarks.training.recipes import RecipeError
+from benchmarks.training.training import Training, evaluate, trained
 from td_compiler import ConversionError
-from tests.benchmark_data import NETWORKS, RECIPE, machine, write_folder, write_mnist
+from tests.support.benchmark_data import NETWORKS, RECIPE, machine, write_folder, write_mnist
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import timm
 import torch
 import torchvision
 
-from benchmarks import coverage
 from benchmarks.__main__ import main
-from benchmarks.coverage.models import SMALLEST, expand, family
-from benchmarks.coverage.rows import Row, Task, code_version, convert
-from benchmarks.coverage.tables import markdown, reasons
-from benchmarks.coverage.workers import Lost, run_tasks
+from benchmarks.experiments import coverage
+from benchmarks.experiments.coverage.models import SMALLEST, expand, family
+from benchmarks.experiments.coverage.rows import Row, Task, code_version, convert
+from benchmarks.experiments.coverage.tables import markdown, reasons
+from benchmarks.experiments.coverage.workers import Lost, run_tasks
 
 ENCODERS = {"swin_transformer", "vision_transformer", "maxvit"}  # torchvision's classifiers that are no CNNs
 

@@ -85,7 +85,7 @@ def test_copies_keep_the_choice_and_evaluation_ignores_it(monkeypatch: pytest.Mo
         assert twin.state_dict().keys() == td.state_dict().keys()
     with torch.no_grad():
         expected = td(images)
-    monkeypatch.setattr("td_compiler.network.run_checkpointed", None)  # calling it would fail
+    monkeypatch.setattr("td_compiler.network.base.run_checkpointed", None)  # calling it would fail
     with torch.no_grad():
         assert torch.equal(td(images), expected)
 

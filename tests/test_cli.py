@@ -19,10 +19,12 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import td_compiler
-from td_compiler import cli, cli_options, options
+from td_compiler import options
+from td_compiler.cli import app as cli
+from td_compiler.cli import options as cli_options
 from td_compiler.files import write_together
-from td_compiler.report import Cost, Report, StageReport
-from td_compiler.tables import byte_count, print_report, short_count
+from td_compiler.report.report import Cost, Report, StageReport
+from td_compiler.report.tables import byte_count, print_report, short_count
 
 TINY = """
 from torch import nn
@@ -171,7 +173,7 @@ def test_an_error_is_one_line_and_leaves_no_file(folder: Path, words: str, code:
 
 
 def test_errors_of_our_own_are_one_line_and_debug_shows_where(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from td_compiler import commands
+    from td_compiler.cli import commands
 
     def broken(*_: object, **__: object) -> None:
         raise KeyError("lost")
@@ -190,7 +192,7 @@ def test_a_folder_that_cannot_be_written_to(folder: Path, monkeypatch: pytest.Mo
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from td_compiler import commands
+    from td_compiler.cli import commands
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "temporary-name")
@@ -320,7 +322,7 @@ def test_help_names_the_values_that_the_options_take() -> None:
 
 def test_help_and_version_do_not_import_torch() -> None:
     for words in (["--version"], ["--help"], ["convert", "--help"]):
-        code = f"import sys\nfrom td_compiler import cli\nsys.argv[1:] = {words}\n"
+        code = f"import sys\nfrom td_compiler.cli import app as cli\nsys.argv[1:] = {words}\n"
         code += "try: cli.main()\nfinally: print('torch imported:', 'torch' in sys.modules)"
         done = python("-c", code)
         assert done.returncode == 0, done.stderr

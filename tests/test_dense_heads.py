@@ -14,7 +14,8 @@ import torchvision
 from torch import nn
 from typer.testing import CliRunner
 
-from td_compiler import ConversionError, TopDownNet, cli, reverse, verify, zoo
+from td_compiler import ConversionError, TopDownNet, reverse, verify, zoo
+from td_compiler.cli import app as cli
 from td_compiler.passes.replace_head import HEAD
 
 

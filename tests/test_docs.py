@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from td_compiler import operators, tracing
+from td_compiler.capture import tracing
+from td_compiler.graph import operators
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

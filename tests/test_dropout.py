@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from td_compiler import reverse, zoo
-from td_compiler.dropout import FastDropout
+from td_compiler.layers.dropout import FastDropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])

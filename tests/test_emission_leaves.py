@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from td_compiler.errors import ConversionError
-from td_compiler.network import TopDownNet
+from td_compiler.network.base import TopDownNet
 from tests.test_emission_unit import Builder, emit, head, network, ruff
 
 

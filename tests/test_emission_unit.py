@@ -20,10 +20,10 @@ from torch import fx, nn
 
 from td_compiler.emission import emit_source
 from td_compiler.errors import ConversionError
-from td_compiler.network import Segment, TopDownNet
-from td_compiler.pyramid import DOWNSAMPLERS, Pyramid
-from td_compiler.report import Report
-from td_compiler.upsample import TransposedUpsample, upsample_bilinear, upsample_nearest
+from td_compiler.layers.pyramid import DOWNSAMPLERS, Pyramid
+from td_compiler.layers.upsample import TransposedUpsample, upsample_bilinear, upsample_nearest
+from td_compiler.network.base import Segment, TopDownNet
+from td_compiler.report.report import Report
 
 
 class Gain(nn.Module):

@@ -14,7 +14,7 @@ import torchvision
 from torch import Tensor, nn
 
 from td_compiler import TopDownNet, reverse, zoo
-from td_compiler.folding import CombinedConv2d, ConcatConv2d, FoldedConv2d, UpsampledConv2d
+from td_compiler.layers.folding import CombinedConv2d, ConcatConv2d, FoldedConv2d, UpsampledConv2d
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 

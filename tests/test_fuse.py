@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from td_compiler import ConversionError, TopDownNet, fuse, reverse, zoo
 from td_compiler.emission import emit_source
-from td_compiler.taps import tapped
+from td_compiler.network.taps import tapped
 
 Maker = Callable[[], nn.Module]
 

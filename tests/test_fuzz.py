@@ -13,8 +13,8 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
 from td_compiler import ConversionError, verify
-from tests.graphs import Network, build, networks, scales
-from tests.regressions import REGRESSIONS
+from tests.support.graphs import Network, build, networks, scales
+from tests.support.regressions import REGRESSIONS
 
 # What is refused for a good reason: most networks that are drawn have none.
 REFUSALS = ("only its stem makes the map smaller",)
@@ -55,7 +55,7 @@ def test_what_was_found_before(spec: Network, choices: dict[str, Any]) -> None:
 )
 @given(networks())
 def test_drawn_networks_are_valid_and_print_as_code(spec: Network) -> None:
-    from tests import graphs
+    from tests.support import graphs
 
     assert eval(repr(spec), vars(graphs)) == spec
     assert max(scales(spec)) > 1

@@ -1,7 +1,7 @@
 """Random networks under random options: the compiler converts every one, and the checker finds nothing wrong.
 
 The suite draws 50, the same ones every time; `make fuzz N=1000` draws others. A network that fails is printed as code:
-keep it in `tests/regressions.py`.
+keep it in `tests/support/regressions.py`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from td_compiler import options
-from td_compiler.pyramid import Downsample
-from tests.graphs import Network, networks
+from td_compiler.layers.pyramid import Downsample
+from tests.support.graphs import Network, networks
 from tests.test_fuzz import converts
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "50"))

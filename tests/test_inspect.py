@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from td_compiler import cli, reverse, zoo
-from td_compiler.receptive import with_receptive_fields
-from td_compiler.tables import print_report
+from td_compiler import reverse, zoo
+from td_compiler.cli import app as cli
+from td_compiler.report.receptive_fields import with_receptive_fields
+from td_compiler.report.tables import print_report
 
 
 def inspect_json(*words: str) -> dict[str, Any]:

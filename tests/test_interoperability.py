@@ -20,8 +20,8 @@ from torch.export import Dim, ExportedProgram
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from td_compiler import from_pretrained, reverse, zoo
-from tests.distributed_worker import PROCESSES, gradients, step, work
-from tests.families import FAMILIES, converted
+from tests.support.distributed_worker import PROCESSES, gradients, step, work
+from tests.support.families import FAMILIES, converted
 
 each = pytest.mark.parametrize("name", FAMILIES)
 

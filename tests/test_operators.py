@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.ops import Permute
 
 from td_compiler import reverse, verify
-from td_compiler.operators import LAYERS, LIBRARY_LAYERS, layer_row
+from td_compiler.graph.operators import LAYERS, LIBRARY_LAYERS, layer_row
 
 SIZE = (3, 32, 32)
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.handwritten import handwritten
+from benchmarks.experiments.speed.handwritten import handwritten
 from td_compiler import TopDownNet, reverse, zoo
 from td_compiler.options import Filters
-from tests.reference import INPUT_SIZES, authors_array, load_reference_weights, reference_images
+from tests.support.reference import INPUT_SIZES, authors_array, load_reference_weights, reference_images
 
 TRAINABLE = {
     ("lenet_fc", "mirror"): 14_452,

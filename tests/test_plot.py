@@ -14,15 +14,16 @@ import torch.nn.functional as F
 from torch import nn
 from typer.testing import CliRunner
 
-from td_compiler import ConversionError, TopDownNet, cli, reverse, zoo
-from td_compiler.sources import load_source
+from td_compiler import ConversionError, TopDownNet, reverse, zoo
+from td_compiler.cli import app as cli
+from td_compiler.sources.names import load_source
 
 pytest.importorskip("matplotlib")
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Circle, Rectangle
 from matplotlib.transforms import Bbox
 
-from td_compiler.plot import draw_networks, plot_networks
+from td_compiler.report.plot import draw_networks, plot_networks
 
 
 class Lopsided(nn.Module):

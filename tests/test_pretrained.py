@@ -153,7 +153,7 @@ def test_a_write_that_fails_leaves_the_old_folder(
         raise OSError(28, "No space left on device")
 
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr("td_compiler.pretrained.save_file", full)
+    monkeypatch.setattr("td_compiler.network.pretrained.save_file", full)
     with pytest.raises(ConversionError, match="cannot be written: No space left"):
         td.save_pretrained(folder, overwrite=True)
     with pytest.raises(ConversionError, match="cannot be written"):

@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import fx, nn
 
-from td_compiler import pyramid as module
 from td_compiler.errors import ConversionError
-from td_compiler.pyramid import DOWNSAMPLERS, Downsample, Pyramid, downsample_gaussian, laplacian_bands
-from tests.reference import authors_array, reference_images
+from td_compiler.layers import pyramid as module
+from td_compiler.layers.pyramid import DOWNSAMPLERS, Downsample, Pyramid, downsample_gaussian, laplacian_bands
+from tests.support.reference import authors_array, reference_images
 
 SIZES = [(1, 1), (5, 8), (13, 9), (40, 33)]
 FACTORS = [(2, 2), (3, 3), (4, 4), (8, 8), (32, 32), (4, 2), (1, 3)]

@@ -13,10 +13,10 @@ import torchvision
 from torch import nn
 
 from td_compiler import TopDownNet, reverse, zoo
-from td_compiler.pyramid import DOWNSAMPLERS, factor_pair
-from td_compiler.reach import REACH_OF_FILTER
-from td_compiler.receptive import receptive_fields, receptive_fields_bottom_up
-from td_compiler.report import ReceptiveField
+from td_compiler.layers.pyramid import DOWNSAMPLERS, factor_pair
+from td_compiler.report.reach import REACH_OF_FILTER
+from td_compiler.report.receptive_fields import receptive_fields, receptive_fields_bottom_up
+from td_compiler.report.report import ReceptiveField
 
 Pair = tuple[int, int]
 Extent = list[Pair]  # first and last pixel, along height and width

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from td_compiler import ConversionError, TopDownNet, reverse, zoo
-from td_compiler.refine import Refined, Window, contrast, crop
+from td_compiler.network.refine import Refined, Window, contrast, crop
 
 
 def network(model: nn.Module, **options: Any) -> TopDownNet:

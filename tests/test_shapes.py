@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from td_compiler.copying import copy_module
-from td_compiler.meta import ShapesOnly
-from td_compiler.shapes import returned
+from td_compiler.capture.copying import copy_module
+from td_compiler.capture.meta import ShapesOnly
+from td_compiler.capture.shapes import returned
 
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 ACTIVATIONS = (F.relu, F.relu6, F.hardtanh, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish, F.hardswish, F.hardsigmoid)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from td_compiler import ConversionError
-from td_compiler.sources import SourceError, load_source, model_names, source_name
+from td_compiler.sources.names import SourceError, load_source, model_names, source_name
 
 NET = """
 import torch

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from td_compiler import ConversionError, reverse, zoo
-from td_compiler.taps import tapped
+from td_compiler.network.taps import tapped
 
 
 class Functional(nn.Module):

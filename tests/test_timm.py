@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 import td_compiler.timm
-from benchmarks.coverage.models import SMALLEST
+from benchmarks.experiments.coverage.models import SMALLEST
 from td_compiler import ConversionError, reverse
 from td_compiler.emission import emit_source
+from td_compiler.sources.timm_families import FAMILIES, family
 from td_compiler.timm import TimmTopDownNet
-from td_compiler.timm_families import FAMILIES, family
 
 SMALL: dict[str, Any] = {"input_size": (3, 64, 64)}
 

@@ -10,8 +10,11 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from td_compiler import ConversionError, TopDownNet, checks, cli, reverse, verification, verify, zoo
-from td_compiler.pyramid import Pyramid
+from td_compiler import ConversionError, TopDownNet, reverse, verify, zoo
+from td_compiler.cli import app as cli
+from td_compiler.layers.pyramid import Pyramid
+from td_compiler.verification import checks
+from td_compiler.verification import verify as verification
 
 SHAPE = "the output has the right shape"
 GRADIENTS = "every trainable parameter reaches the loss"

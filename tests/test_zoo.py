@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from td_compiler.errors import ConversionError
 from td_compiler.zoo import ZOO, resnet, resnet110
-from tests.reference import INPUT_SIZES, authors_array, load_reference_weights, reference_images
+from tests.support.reference import INPUT_SIZES, authors_array, load_reference_weights, reference_images
 
 PARAMETERS = {"lenet_fc": 7_670, "nin_light": 62_094, "nin": 969_822, "resnet32": 467_946, "resnet18_light": 2_799_114}
 

@@ -16,10 +16,10 @@ from td_compiler.emission.text import TENSOR, docstring, init_lines, method
 from td_compiler.emission.tree import Tree
 from td_compiler.emission.units import Unit, is_image
 from td_compiler.errors import ConversionError
-from td_compiler.pyramid import DOWNSAMPLERS, laplacian_bands
+from td_compiler.layers.pyramid import DOWNSAMPLERS, laplacian_bands
 
 if TYPE_CHECKING:
-    from td_compiler.network import Segment, TopDownNet
+    from td_compiler.network.base import Segment, TopDownNet
 
 __all__ = ["listed", "network_class"]
 

@@ -15,7 +15,7 @@ from td_compiler.emission.tree import Tree
 from td_compiler.emission.units import find_units, used_modules
 
 if TYPE_CHECKING:
-    from td_compiler.network import TopDownNet
+    from td_compiler.network.base import TopDownNet
 
 __all__ = ["emit_source"]
 

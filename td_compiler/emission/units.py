@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from td_compiler.emission.tree import Tree, is_numbered, own_children
-from td_compiler.network import Segment
+from td_compiler.network.base import Segment
 
 __all__ = ["Unit", "find_units", "is_image", "unit_of", "used_modules"]
 

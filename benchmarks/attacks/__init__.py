@@ -1,0 +1,1 @@
+"""Attacks, and the corruptions that stand beside them."""

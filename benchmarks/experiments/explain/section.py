@@ -1,0 +1,134 @@
+"""Heat maps as figures: a row a network, a column a place in it, as in the papers' Grad-CAM figures."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.data.datasets import title
+from benchmarks.experiments.explain.pictures import decode
+from benchmarks.lab.journal import Result
+from benchmarks.show.style import NAMES, figure
+from benchmarks.show.tables import Figure, Section
+from benchmarks.training.recipes import size_in_words
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Plot
+
+__all__ = ["section"]
+
+Group = tuple[str, str, str]
+_CAPTION = (
+    "Heat maps are of the class named above the image (of the class found, for photographs), each scaled to its largest"
+    " value; a map without positive evidence stays dark. *: the network finds another class."
+)
+_AT_IMAGE = {"saliency": "saliency", "guided": "guided b.p."}  # heat maps that belong to no stage
+_CELL, _TITLE = 0.68, 0.17  # inches: the side of a picture, the line above it
+_LETTERS = 13  # so many fit above a picture
+
+
+def section(results: Sequence[Result]) -> Section:
+    """A figure for each network and data set, BU and TD in turn."""
+    groups: dict[Group, list[Result]] = defaultdict(list)
+    for result in results:
+        groups[_group(result)].append(result)
+    return Section(
+        "Where networks look",
+        "Grad-CAM at the input of the first stage, at the output of every stage (1/4: maps a fourth of the image's"
+        " size) and at the last map before the head pools it; BU runs from fine to coarse, TD from coarse to fine"
+        " (paper, Exp. 3.a). Saliency and guided backpropagation (b.p.) are at the image itself.",
+        figures=[
+            Figure(", ".join(group), "explain_" + "_".join(map(_slug, group)), partial(_draw, members), _CAPTION)
+            for group, members in sorted(groups.items())
+        ],
+        commands=sorted({result.command for result in results}),
+    )
+
+
+def _group(result: Result) -> Group:
+    """Data set or photographs, network, training: what one figure shows."""
+    training, given = result.job["training"], result.job["given"]
+    network = (training or given)["network"]["name"].removeprefix("zoo:")
+    if training:
+        how = f"trained on {title(training['data'])}, {size_in_words(training)}, run {training['run']}"
+    else:
+        how = "given weights" if given["weights"] else "untrained"
+    photos = result.job["data"].startswith("photo:")
+    return ("photographs" if photos else title(result.job["data"]), network, how)
+
+
+def _slug(text: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in text)
+
+
+def _draw(results: Sequence[Result]) -> Plot:
+    """For every image a row a network: the image, Grad-CAM from tap to tap, then what belongs to no stage."""
+    rows = [row for images in _by_image(results).values() for row in images]
+    taps = max(len(result.figures["taps"]) for result in results)
+    columns = 1 + taps + len(_AT_IMAGE)
+    plot = figure(_CELL * (columns + 0.6), len(rows) * (_CELL + _TITLE) + 0.1)
+    grid = plot.subplots(len(rows), columns, squeeze=False)
+    for axes, (result, number) in zip(grid, rows, strict=True):
+        _draw_row(axes, result, number, taps)
+    return plot
+
+
+def _by_image(results: Sequence[Result]) -> Mapping[tuple[str, int], list[tuple[Result, int]]]:
+    """The networks' results for each image, BU first: (data, place in it) -> (result, place in it)."""
+    order = list(NAMES)
+    rows: dict[tuple[str, int], list[tuple[Result, int]]] = defaultdict(list)
+    for result in sorted(results, key=lambda each: order.index(_arrangement(each))):
+        for number in range(len(result.figures["images"])):
+            rows[result.job["data"], number].append((result, number))
+    return rows
+
+
+def _arrangement(result: Result) -> str:
+    arrangement: str = (result.job["training"] or result.job["given"])["network"]["arrangement"]
+    return arrangement
+
+
+def _draw_row(row: Sequence[Axes], result: Result, number: int, taps: int) -> None:
+    shown: dict[str, Any] = result.figures["images"][number]
+    image = decode(shown["image"])
+    for axes in row:
+        axes.set_axis_off()
+    row[0].set_axis_on()
+    row[0].set(xticks=[], yticks=[])
+    row[0].spines[:].set_visible(False)
+    row[0].set_ylabel(NAMES[_arrangement(result)], fontsize=8, rotation=0, ha="right", va="center")
+    row[0].imshow(image, cmap="gray", vmin=0, vmax=1)
+    row[0].set_title(_caption(result, shown), fontsize=6.5, pad=2)
+    for axes, tap in zip(row[1:], result.figures["taps"], strict=False):
+        axes.imshow(_overlay(image, decode(shown["maps"][tap])))
+        axes.set_title(_tap_title(tap), fontsize=6.5, pad=2)
+    for axes, (name, heading) in zip(row[1 + taps :], _AT_IMAGE.items(), strict=True):
+        if name in shown["maps"]:
+            axes.imshow(decode(shown["maps"][name]), cmap="gray", vmin=0, vmax=1)
+            axes.set_title(heading, fontsize=6.5, pad=2)
+
+
+def _caption(result: Result, shown: Mapping[str, Any]) -> str:
+    name = shown["explained"] if shown["labelled"] else Path(result.job["data"].split(":", 2)[2]).stem
+    short = name if len(name) <= _LETTERS else f"{name[: _LETTERS - 2]}.."
+    return short if shown["found"] == shown["explained"] else f"{short} *"
+
+
+def _tap_title(tap: str) -> str:
+    return f"1/{tap.removeprefix('stage')}" if tap.startswith("stage") else tap
+
+
+def _overlay(image: NDArray[np.float32], heat: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A heat map (H, W) in colour over an image, both in [0, 1]: (H, W, 3)."""
+    from matplotlib import colormaps
+
+    grey = image if image.ndim == 2 else image.mean(-1)
+    colours: NDArray[np.float32] = colormaps["inferno"](heat)[..., :3]
+    return (0.4 * grey[..., None] + 0.6 * colours).astype(np.float32)

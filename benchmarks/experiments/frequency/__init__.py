@@ -1,0 +1,50 @@
+"""`python -m benchmarks frequency`: what networks make of low and of high frequencies (thesis 3.2, SPEC 6.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from benchmarks.data.parts import PARTS
+from benchmarks.experiments.frequency.section import frequency_section
+from benchmarks.lab.experiment import Experiment
+from benchmarks.lab.options import Setup, run_command
+
+__all__ = ["EXPERIMENT", "main"]
+
+EXPERIMENT = Experiment("frequency", frequency_section)
+
+_NETWORKS, _DATA, _WAYS, _NONE = ["lenet_fc"], ["fashion-mnist"], ["bu", "mirror"], list[str]()
+_PARTS, _RADII = list(PARTS), [5.0]
+
+
+def _frequency(
+    setup: Setup,
+    networks: Annotated[
+        list[str], typer.Argument(help="zoo:NAME, torchvision:NAME, timm:NAME or FILE.py.")
+    ] = _NETWORKS,
+    part: Annotated[list[str], typer.Option(metavar="NAME", help=f"Of {', '.join(PARTS)}; repeatable.")] = _PARTS,
+    data: Annotated[list[str], typer.Option(help="Data sets; repeat for several.")] = _DATA,
+    arrangement: Annotated[list[str], typer.Option(help="Of bu, mirror, uniform, reversed; repeatable.")] = _WAYS,
+    radius: Annotated[
+        list[float], typer.Option(min=0, help="Of the Fourier masks, in cycles per image side; repeatable.")
+    ] = _RADII,
+    recipe: Annotated[list[str], typer.Option(metavar="NAME=VALUE", help="In place of the recipe's.")] = _NONE,
+) -> None:
+    """Train networks on images that lack frequencies, and top-down networks in other ways (thesis 3.2)."""
+    from benchmarks.experiments.frequency.jobs import frequency_jobs
+    from benchmarks.training.networks import NetworkSpec
+    from benchmarks.training.training import Training, planned
+
+    def plan(spec: NetworkSpec, base: str, run: int) -> Training:
+        return planned(setup.profile, spec, base, run, settings=recipe)
+
+    specs = [NetworkSpec(name, way) for name in networks for way in arrangement]
+    EXPERIMENT.run(frequency_jobs(part, specs, data, radius, setup.runs, plan), setup)
+
+
+def main(arguments: Sequence[str], prog: str) -> int:
+    """Run the command line; returns the exit status."""
+    return run_command(_frequency, arguments, prog)

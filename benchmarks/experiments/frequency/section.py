@@ -1,0 +1,191 @@
+"""What the frequency experiment shows: heat maps of the blurs, tables of the other parts."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.data.parts import PARTS
+from benchmarks.lab.journal import Result
+from benchmarks.show.style import figure
+from benchmarks.show.tables import Figure, Section, Table, mean_and_deviation
+from benchmarks.training.recipes import epochs_in_words, size_in_words
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Plot
+
+__all__ = ["frequency_section"]
+
+_INTRO = (
+    "What networks make of low and of high frequencies, and top-down networks that are fed or trained in other ways"
+    " (thesis 3.2). Accuracies are in per cent, mean ± standard deviation over runs."
+)
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What is compared: all but the arrangement, what it was trained on, and the run."""
+
+    part: str
+    base: str
+    network: str
+    size: str
+
+    @property
+    def title(self) -> str:
+        """One line."""
+        from benchmarks.data.datasets import title
+
+        return f"{PARTS[self.part].title}: {self.network} on {title(self.base)}, {self.size}"
+
+    @property
+    def stem(self) -> str:
+        """For file names."""
+        return f"frequency-{self.part}-{self.base}-{self.network}".replace(":", "-").replace("/", "-")
+
+
+def frequency_section(results: Sequence[Result]) -> Section:
+    """Tables and figures of all results of the experiment: a group for each part, data set, network and size."""
+    settings: dict[_Setting, list[Result]] = defaultdict(list)
+    for result in results:
+        settings[_setting(result)].append(result)
+    tables: list[Table] = []
+    figures: list[Figure] = []
+    for setting, group in sorted(settings.items(), key=lambda item: list(PARTS).index(item[0].part)):
+        if setting.part in {"blur", "cosines"}:
+            matrices = _matrices(group)
+            tables.append(_matrix_table(setting, matrices))
+            figures.append(_heat_maps(setting, matrices))
+        else:
+            tables.append(_table(setting, group))
+    commands = list(dict.fromkeys(result.command for result in results))
+    return Section("Frequency", _INTRO, tables, figures, commands)
+
+
+def _setting(result: Result) -> _Setting:
+    training = result.job["training"]
+    return _Setting(result.job["part"], result.job["base"], training["network"]["name"], size_in_words(training))
+
+
+def _label(result: Result) -> str:
+    from benchmarks.training.networks import NetworkSpec
+
+    network = result.job["training"]["network"]
+    return NetworkSpec(network["name"], network["arrangement"], tuple(map(tuple, network["options"]))).label
+
+
+Matrix = Mapping[tuple[str, str], Sequence[float]]
+"""(trained on, tested on) -> accuracies of the runs."""
+
+
+def _matrices(group: Sequence[Result]) -> dict[str, Matrix]:
+    """The matrix of each network by its label."""
+    matrices: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
+    for result in group:
+        for tested, accuracy in result.figures["accuracy"].items():
+            matrices[_label(result)][result.job["training"]["data"], tested].append(accuracy)
+    return dict(matrices)
+
+
+def _sigma(name: str) -> str:
+    """The blur in the name of a data set: `0.6`, or `none`."""
+    kind, _, rest = name.partition(":")
+    return rest.partition(":")[0] if kind == "blur" else "none"
+
+
+def _axes(matrices: Mapping[str, Matrix]) -> tuple[list[str], list[str]]:
+    """What was trained on, and what was tested on, the sharpest first."""
+    pairs = [pair for matrix in matrices.values() for pair in matrix]
+
+    def order(name: str) -> float:
+        return 0.0 if _sigma(name) == "none" else float(_sigma(name))
+
+    return sorted({pair[0] for pair in pairs}, key=order), sorted({pair[1] for pair in pairs}, key=order)
+
+
+def _matrix_table(setting: _Setting, matrices: Mapping[str, Matrix]) -> Table:
+    trained, tested = _axes(matrices)
+    rows = [
+        (label, _sigma(one), *(mean_and_deviation(matrix.get((one, other), ()), 1, 100) for other in tested))
+        for label, matrix in matrices.items()
+        for one in trained
+    ]
+    columns = ("network", "trained, sigma", *(f"tested, sigma {_sigma(name)}" for name in tested))
+    return Table(setting.title, columns, tuple(rows), PARTS[setting.part].note)
+
+
+def _heat_maps(setting: _Setting, matrices: Mapping[str, Matrix]) -> Figure:
+    return Figure(setting.title, setting.stem, lambda: _draw(matrices), PARTS[setting.part].note)
+
+
+def _draw(matrices: Mapping[str, Matrix]) -> Plot:
+    """A panel for each network, one scale of colours for all."""
+    trained, tested = _axes(matrices)
+    values = {
+        label: [[100 * mean(matrix[one, other]) for other in tested] for one in trained]
+        for label, matrix in matrices.items()
+    }
+    lowest = min(value for rows in values.values() for row in rows for value in row)
+    plot = figure(0.6 + 2.6 * len(values), 2.6)
+    panels = plot.subplots(1, len(values), squeeze=False)[0]
+    for axes, (label, rows) in zip(panels, values.items(), strict=True):
+        shown = axes.imshow(rows, cmap="viridis", vmin=lowest, vmax=100)
+        for i, row in enumerate(rows):
+            for j, value in enumerate(row):
+                ink = "black" if value > (lowest + 100) / 2 else "white"
+                axes.text(j, i, f"{value:.1f}", ha="center", va="center", color=ink)
+        axes.set_title(label)
+        axes.set_xticks(range(len(tested)), [_sigma(name) for name in tested])
+        axes.set_yticks(range(len(trained)), [_sigma(name) for name in trained])
+        axes.set_xlabel("tested, sigma")
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    panels[0].set_ylabel("trained, sigma")
+    plot.colorbar(shown, ax=list(panels), label="Accuracy (%)", shrink=0.9)
+    return plot
+
+
+def _table(setting: _Setting, group: Sequence[Result]) -> Table:
+    """A row for each network and way of training, a column for each test."""
+    rows: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for result in group:
+        for column, accuracy in _columns(setting.part, result).items():
+            rows[_label(result), _way(result)][column].append(accuracy)
+    columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
+    lines = [
+        (label, way, *(mean_and_deviation(cells.get(column, ()), 1, 100) for column in columns))
+        for (label, way), cells in rows.items()
+    ]
+    return Table(setting.title, ("network", "trained", *columns), tuple(lines), PARTS[setting.part].note)
+
+
+def _columns(part: str, result: Result) -> dict[str, float]:
+    """Accuracies by what they are of."""
+    found: Any = result.figures["accuracy"]
+    if isinstance(found, list):
+        early = {f"with {_stages(i + 1)}": accuracy for i, accuracy in enumerate(found[:-1])}
+        return {"whole network": found[-1], **early}
+    if part == "fourier":
+        base, own = result.job["base"], result.job["training"]["data"]
+        return {"tested on the images": found[base], "on what it was trained on": found[own]}
+    return {"whole network" if part == "growing" else "tested": next(iter(found.values()))}
+
+
+def _stages(count: int) -> str:
+    return f"{count} stage" if count == 1 else f"{count} stages"
+
+
+def _way(result: Result) -> str:
+    """What or how a network was trained."""
+    kind, _, rest = result.job["training"]["data"].partition(":")
+    epochs = result.job["training"]["recipe"]["epochs"]
+    if "frozen" in result.job:
+        how = "grown, earlier stages frozen" if result.job["frozen"] else "grown"
+        return f"{how}, {epochs_in_words(sum(result.figures['epochs']))}"
+    if result.job["part"] == "growing":
+        return f"at once, {epochs_in_words(epochs)}"
+    filters = {"lowpass": "low frequencies", "highpass": "high frequencies"}
+    return f"{filters[kind]}, radius {rest.partition(':')[0]}" if kind in filters else "the images"

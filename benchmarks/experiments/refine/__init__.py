@@ -1,0 +1,58 @@
+"""`python -m benchmarks refine`: finer stages that look at one window of the image, the papers' outlook."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from benchmarks.experiments.refine.section import refine_section
+from benchmarks.lab.experiment import Experiment
+from benchmarks.lab.options import Setup, run_command
+
+__all__ = ["EXPERIMENT", "main"]
+
+EXPERIMENT = Experiment("refine", refine_section)
+
+_PARTS, _NETWORKS, _DATA, _NONE = ["cost", "accuracy"], ["lenet_fc"], ["canvas:84:fashion-mnist"], list[str]()
+_COSTS = ["torchvision:resnet18", "torchvision:resnet50", "torchvision:vgg11"]
+_PATCHES = [0.75, 0.5, 0.25]
+
+
+def _refine(
+    setup: Setup,
+    networks: Annotated[
+        list[str], typer.Argument(help="Trained: zoo:NAME, torchvision:NAME, timm:NAME or FILE.py.")
+    ] = _NETWORKS,
+    part: Annotated[list[str], typer.Option(metavar="NAME", help=f"Of {', '.join(_PARTS)}; repeatable.")] = _PARTS,
+    cost: Annotated[list[str], typer.Option(metavar="NAME", help="Measured, not trained; repeatable.")] = _COSTS,
+    side: Annotated[int, typer.Option(min=1, help="Of the images that cost is measured at.")] = 224,
+    data: Annotated[list[str], typer.Option(help="Data sets; repeat for several.")] = _DATA,
+    patch: Annotated[
+        list[float], typer.Option(min=0.01, max=1, help="Windows' shares of the image's sides; repeatable.")
+    ] = _PATCHES,
+    recipe: Annotated[list[str], typer.Option(metavar="NAME=VALUE", help="In place of the recipe's.")] = _NONE,
+) -> None:
+    """Measure what a window saves at ImageNet's size; train small networks with and without."""
+    from benchmarks.experiments.refine.jobs import refine_jobs
+    from benchmarks.training.networks import NetworkSpec
+    from benchmarks.training.training import planned
+
+    unknown = next((name for name in part if name not in _PARTS), None)
+    if unknown is not None:
+        raise typer.BadParameter(f"{unknown!r} is not one of {', '.join(_PARTS)}", param_hint="--part")
+    costs = [NetworkSpec(name, "mirror") for name in cost] if "cost" in part else []
+    specs = [NetworkSpec(name, "mirror") for name in networks] if "accuracy" in part else []
+    trainings = [
+        planned(setup.profile, spec, name, run, settings=recipe)
+        for name in data
+        for spec in specs
+        for run in setup.runs
+    ]
+    EXPERIMENT.run(refine_jobs(costs, side, trainings, patch), setup)
+
+
+def main(arguments: Sequence[str], prog: str) -> int:
+    """Run the command line; returns the exit status."""
+    return run_command(_refine, arguments, prog)

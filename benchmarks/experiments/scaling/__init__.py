@@ -1,0 +1,44 @@
+"""`python -m benchmarks scaling`: what networks cost against batch size, image side and depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from benchmarks.experiments.scaling.section import scaling_section
+from benchmarks.lab.experiment import Experiment
+from benchmarks.lab.measuring import measure, run_measuring_command
+from benchmarks.lab.options import Setup
+
+__all__ = ["EXPERIMENT", "main"]
+
+EXPERIMENT = Experiment("scaling", scaling_section)
+
+_NONE = list[int]()
+
+
+def _scaling(
+    setup: Setup,
+    network: Annotated[str, typer.Argument(help="Whose batch and image grow; zoo:NAME, FILE.py, ...")] = "zoo:resnet20",
+    batch: Annotated[list[int], typer.Option(metavar="N", min=1, help="Batch sizes; repeat for several.")] = _NONE,
+    side: Annotated[list[int], typer.Option(metavar="N", min=8, help="Sides of the images; likewise.")] = _NONE,
+    depth: Annotated[list[int], typer.Option(metavar="N", min=8, help="Layers of ResNets, 6n + 2.")] = _NONE,
+    repeats: Annotated[int | None, typer.Option(metavar="N", min=1, help="Measurements of each time.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Leave out what takes longer for one step.")] = None,
+    memory: Annotated[float | None, typer.Option(help="Leave out what takes more GiB.")] = None,
+) -> None:
+    """Measure time and memory of a network and of its top-down network, side by side, as their size grows.
+
+    By default a profile's batch sizes, sides and depths; if any are given, only those.
+    """
+    from benchmarks.experiments.scaling.jobs import SIZES, scaling_jobs
+
+    size = SIZES[setup.profile.name].changed(batch, side, depth, repeats, seconds, memory)
+    measure(EXPERIMENT, scaling_jobs(network, size, setup.machine), setup)
+
+
+def main(arguments: Sequence[str], prog: str) -> int:
+    """Run the command line; returns the exit status."""
+    return run_measuring_command(_scaling, arguments, prog)

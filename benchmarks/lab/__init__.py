@@ -1,0 +1,1 @@
+"""What runs experiments: jobs, their journal, the machine, options."""

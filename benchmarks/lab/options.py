@@ -1,0 +1,194 @@
+"""The options that all experiments share, and the one place where their errors become a line and an exit status."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.lab.machine import Machine
+from benchmarks.training.recipes import PROFILES, Profile, RecipeError
+from td_compiler.cli.shared_options import with_shared_options
+
+__all__ = ["Setup", "check_device", "run_command", "run_plain_command"]
+
+# Options that change no figure, and whose values are paths of one computer: results do not keep them.
+_PRIVATE = ("--data-root", "--out")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the shared options say.
+
+    Attributes:
+        machine: where and how jobs run.
+        profile: the experiment's size, with what the user gave in place of the profile's own.
+        seed: of the first run; the others follow.
+        processes, ray: as in `benchmarks.lab.jobs.run_jobs`.
+        command: the command line, to be kept with results.
+    """
+
+    machine: Machine
+    profile: Profile
+    seed: int = 0
+    processes: int = 1
+    ray: str | None = None
+    command: str = ""
+
+    @property
+    def runs(self) -> range:
+        """The seeds of the runs."""
+        return range(self.seed, self.seed + self.profile.runs)
+
+
+def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, **more)
+
+
+_SIZE, _PLACES, _COMPUTE = "Size", "Data and results", "Computing"
+_COUNT: dict[str, Any] = {"metavar": "N", "min": 1}
+
+
+def _shared(
+    profile: Annotated[str, _option(_SIZE, "Size of the experiment.", metavar="|".join(PROFILES))] = "quick",
+    runs: Annotated[int | None, _option(_SIZE, "Repetitions of each training.", **_COUNT)] = None,
+    epochs: Annotated[int | None, _option(_SIZE, "In place of the recipe's.", **_COUNT)] = None,
+    train_images: Annotated[int | None, _option(_SIZE, "Train on so many.", **_COUNT)] = None,
+    test_images: Annotated[int | None, _option(_SIZE, "Test on so many.", **_COUNT)] = None,
+    seed: Annotated[int, _option(_SIZE, "Of the first run.", metavar="N", min=0)] = 0,
+    data_root: Annotated[Path, _option(_PLACES, "Where the data sets are.", metavar="DIR")] = Path("data"),
+    download: Annotated[bool, _option(_PLACES, "Fetch those that are missing.", "--download")] = False,
+    out: Annotated[Path, _option(_PLACES, "Where results go.", metavar="DIR")] = Path("build/benchmarks"),
+    device: Annotated[str, _option(_COMPUTE, "auto, cpu, cuda or cuda:1.", metavar="NAME")] = "auto",
+    precision: Annotated[str, _option(_COMPUTE, "Or 16-mixed, bf16-mixed.", metavar="NAME")] = "32-true",
+    workers: Annotated[int, _option(_COMPUTE, "Loaders of large data sets.", metavar="N", min=0)] = 0,
+    devices: Annotated[int, _option(_COMPUTE, "Processes to train a network (DDP).", **_COUNT)] = 1,
+    nodes: Annotated[int, _option(_COMPUTE, "Computers to do so (torchrun).", **_COUNT)] = 1,
+    processes: Annotated[int, _option(_COMPUTE, "Jobs at once on this computer.", **_COUNT)] = 1,
+    ray: Annotated[str | None, _option(_COMPUTE, "Ray cluster, or `local`.", metavar="ADDRESS")] = None,
+    progress: Annotated[bool, _option(_COMPUTE, "Show a bar for each epoch.")] = True,
+) -> Setup:
+    """The shared options as a Setup; the first parameter of every experiment's command."""
+    if profile not in PROFILES:
+        raise typer.BadParameter(f"{profile!r} is not one of {', '.join(PROFILES)}", param_hint="--profile")
+    given: dict[str, Any] = {"runs": runs, "epochs": epochs, "train_images": train_images, "test_images": test_images}
+    size = replace(PROFILES[profile], **{name: value for name, value in given.items() if value is not None})
+    machine = Machine(
+        out=out.resolve(),
+        data_root=data_root,
+        device=device,
+        precision=precision,
+        workers=workers,
+        download=download,
+        devices=devices,
+        nodes=nodes,
+        progress=progress,
+    )
+    check_device(machine)
+    return Setup(machine, size, seed, processes, ray)
+
+
+def check_device(machine: Machine) -> None:
+    """Try the device.
+
+    Raises:
+        typer.BadParameter: if it cannot be used.
+    """
+    try:
+        import torch
+
+        device = torch.device(machine.device if machine.device != "auto" else "cpu")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise typer.BadParameter(f"{machine.device!r} cannot be used: {reason}", param_hint="--device") from error
+
+
+def run_command(
+    command: Callable[..., None],
+    arguments: Sequence[str],
+    prog: str,
+    shared: Callable[..., Setup] | None = None,
+) -> int:
+    """Run an experiment's command, `command(setup, own options...)`, with the words of the command line.
+
+    The command's own parameters and the shared options become one command line. An error that a user can cause is one
+    line on standard error.
+
+    Args:
+        command: the experiment.
+        arguments: the words.
+        prog: what stands before them.
+        shared: the options that it shares with others; those of trainings by default.
+
+    Returns:
+        The exit status: 0 done, 1 failed, 2 wrong usage or missing data, 130 interrupted.
+    """
+    line = shlex.join([*prog.split(), *_public(arguments)])
+
+    @functools.wraps(command)
+    def with_line(setup: Setup, **own: Any) -> None:
+        command(replace(setup, command=line), **own)
+
+    return run_plain_command(with_shared_options(with_line, shared or _shared), arguments, prog)
+
+
+def run_plain_command(command: Callable[..., None], arguments: Sequence[str], prog: str) -> int:
+    """The same for a command without the shared options."""
+    app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+    app.command()(command)
+    try:
+        returned = app(list(arguments), prog_name=prog, standalone_mode=False)
+        status = returned if isinstance(returned, int) else 0
+    except (KeyboardInterrupt, typer.Abort):  # of which typer makes a status or an exception, by its release
+        status = 130
+    except Exception as error:
+        if os.environ.get("TD_DEBUG"):
+            traceback.print_exc()
+        return _complain(prog, *_explain(error))
+    return _complain(prog, "interrupted; the same command goes on from here", 130) if status == 130 else status
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """A sentence for an error, and the exit status."""
+    from benchmarks.data.images import DataError
+    from benchmarks.lab.jobs import JobsFailed
+    from td_compiler import ConversionError
+
+    if hasattr(error, "format_message"):  # Click's, whose class typer keeps in different places
+        return error.format_message(), 2
+    if isinstance(error, DataError | ConversionError | RecipeError):
+        return str(error), 2
+    if isinstance(error, ImportError):
+        return f"{error}: pip install 'td-compiler[bench]'", 1
+    if isinstance(error, JobsFailed):
+        return str(error), 1
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}; finished jobs are kept, and the same command goes on from here", 1
+    return f"unexpected {type(error).__name__}: {error} (TD_DEBUG=1 shows where)", 1
+
+
+def _complain(prog: str, message: str, status: int) -> int:
+    print(f"{prog}: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _public(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with a word in capitals in place of paths that say nothing to others."""
+    public: list[str] = []
+    for word in arguments:
+        option, equals, _ = word.partition("=")
+        if public and public[-1] in _PRIVATE:
+            public.append(public[-1].removeprefix("--").upper())
+        else:
+            public.append(f"{option}={option.removeprefix('--').upper()}" if equals and option in _PRIVATE else word)
+    return public

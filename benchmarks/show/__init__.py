@@ -1,0 +1,1 @@
+"""What shows results: tables, figures, the report."""

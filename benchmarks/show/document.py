@@ -1,0 +1,98 @@
+"""Sections as one self-contained web page and as Markdown."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+from benchmarks.show.style import INK, svg
+from benchmarks.show.tables import Figure, Section
+
+__all__ = ["Document"]
+
+_PAGE = Path(__file__).with_name("page.html")
+
+
+@dataclass(frozen=True)
+class Document:
+    """What a report says.
+
+    Attributes:
+        title, intro: the heading and a paragraph below it.
+        sections: one for each experiment.
+        made: lines that say with what it was made: versions, devices, dates.
+    """
+
+    title: str
+    intro: str
+    sections: Sequence[Section]
+    made: Sequence[str]
+
+    def html(self) -> str:
+        """The page, with all figures in it; it loads nothing."""
+        return Template(_PAGE.read_text(encoding="utf-8")).substitute(
+            title=html.escape(self.title),
+            intro=f"<p>{html.escape(self.intro)}</p>",
+            contents="\n".join(
+                f"<li><a href='#{_anchor(s.title)}'>{html.escape(s.title)}</a></li>" for s in self.sections
+            ),
+            sections="\n".join(map(_section_html, self.sections)),
+            made="\n".join(f"<p class='soft'>{html.escape(line)}</p>" for line in self.made),
+        )
+
+    def markdown(self, figures: str) -> str:
+        """The same as Markdown; figures are the files `NAME.svg` in the folder `figures`, a relative path."""
+        parts = [f"# {self.title}", self.intro]
+        for section in self.sections:
+            parts += [f"## {section.title}", section.intro, *(table.markdown() for table in section.tables)]
+            for figure in section.figures:
+                parts += [f"![{figure.title}]({figures}/{figure.name}.svg)", _sentence(figure)]
+            if section.commands:
+                parts.append("```\n" + "\n".join(section.commands) + "\n```")
+        return "\n\n".join(part for part in [*parts, *self.made] if part) + "\n"
+
+
+def _section_html(section: Section) -> str:
+    parts = [f"<h2 id='{_anchor(section.title)}'>{html.escape(section.title)}</h2>"]
+    if section.intro:
+        parts.append(f"<p>{html.escape(section.intro)}</p>")
+    parts += map(_figure_html, section.figures)
+    parts += [f"<div class='wide'>{table.html()}</div>" for table in section.tables]
+    if section.commands:
+        commands = html.escape("\n".join(section.commands))
+        name = "The command that made this" if len(section.commands) == 1 else "The commands that made this"
+        parts.append(f"<details open><summary>{name}</summary><pre>{commands}</pre></details>")
+    return f"<section>{''.join(parts)}</section>"
+
+
+def _figure_html(figure: Figure) -> str:
+    caption = f"<strong>{html.escape(figure.title)}.</strong> {html.escape(figure.caption)}"
+    return f"<figure>{_inline(svg(figure.draw), figure.name)}<figcaption>{caption}</figcaption></figure>"
+
+
+def _inline(source: str, name: str) -> str:
+    """A figure's SVG for a place in a page: in the page's own ink, with ids that are there once."""
+    picture = source[source.index("<svg") :].replace(INK, "currentColor")
+    picture = re.sub(r'((?:xlink:)?href="#)', rf"\g<1>{name}-", picture).replace("url(#", f"url(#{name}-")
+    known: set[str] = set()
+
+    def own(match: re.Match[str]) -> str:
+        key = match[1]
+        if key in known:  # the same picture twice: matplotlib names it after its content
+            return ""
+        known.add(key)
+        return f' id="{name}-{key}"'
+
+    return re.sub(r'\sid="([^"]*)"', own, picture)
+
+
+def _sentence(figure: Figure) -> str:
+    return f"**{figure.title}.** {figure.caption}".strip()
+
+
+def _anchor(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")

@@ -1,0 +1,141 @@
+"""A network to train: where it comes from and in which arrangement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from td_compiler.errors import ConversionError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from td_compiler.report.report import Cost
+
+__all__ = ["ARRANGEMENTS", "Costs", "NetworkSpec"]
+
+ARRANGEMENTS = ("bu", "mirror", "uniform", "reversed")
+
+Size = tuple[int, int, int]
+
+# What makers call the number of an image's channels. Others are called without it, and must be made for the images.
+_CHANNEL_KEYWORDS = ("in_channels", "in_chans")
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a network costs for one image.
+
+    Attributes:
+        parameters: trainable and frozen parameters.
+        macs: multiply-accumulate operations of convolutions and linear layers.
+    """
+
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A bottom-up network or one of its top-down networks.
+
+    Attributes:
+        name: the source: `zoo:lenet_fc`, `torchvision:resnet18`, `timm:resnet18`, `FILE.py[:name]`; a bare name is
+            one of the zoo.
+        arrangement: `bu` for the source itself, else the `filters` of :func:`td_compiler.reverse`.
+        options: further options of `reverse`, as pairs: `(("head_width", 32),)`.
+    """
+
+    name: str
+    arrangement: str = "bu"
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.arrangement not in ARRANGEMENTS:
+            raise ConversionError(f"arrangement={self.arrangement!r} is not one of {', '.join(ARRANGEMENTS)}.")
+        if not (":" in self.name or self.name.endswith(".py")):
+            object.__setattr__(self, "name", f"zoo:{self.name}")
+
+    @property
+    def label(self) -> str:
+        """The arrangement in words: `BU`, `mirror`, `mirror, head_width=32`."""
+        arrangement = "BU" if self.arrangement == "bu" else self.arrangement
+        return ", ".join([arrangement, *(f"{name}={value}" for name, value in self.options)])
+
+    def build(self, input_size: Size, num_classes: int) -> nn.Module:
+        """The network with fresh weights, drawn from torch's global generator.
+
+        Args:
+            input_size: (C, H, W) of its images.
+            num_classes: the number of its scores.
+
+        Raises:
+            ConversionError: if there is no such network, it does not fit the images and classes, or it cannot be
+                converted.
+        """
+        source = _source(self.name, input_size, num_classes)
+        if self.arrangement == "bu":
+            return source
+        return self._reverse(source, input_size)
+
+    def costs(self, input_size: Size, num_classes: int) -> Costs:
+        """Parameters and MACs, found without weights.
+
+        Raises:
+            ConversionError: as `build` does; for a bottom-up network also where it cannot be converted.
+        """
+        source = _source(self.name, input_size, num_classes, device="meta").to("meta")
+        report = self._reverse(source, input_size).report
+        costs: list[Cost]
+        if self.arrangement == "bu":
+            costs = [stage.bottom_up for stage in report.stages if stage.bottom_up]
+        else:
+            costs = [stage.top_down for stage in report.stages]
+        return Costs(sum(cost.parameters for cost in costs), sum(cost.macs for cost in costs))
+
+    def _reverse(self, source: nn.Module, input_size: Size) -> Any:
+        from td_compiler import reverse
+
+        filters: Any = "mirror" if self.arrangement == "bu" else self.arrangement
+        options = {"init": "fresh", **dict(self.options)}
+        return reverse(source, filters=filters, input_size=input_size, **options)
+
+
+def _source(name: str, input_size: Size, num_classes: int, device: str | None = None) -> nn.Module:
+    """The bottom-up network, checked to give a score for each class."""
+    import torch
+
+    from td_compiler.sources.names import load_source
+
+    accepted = _accepted(name, {"num_classes": num_classes, **dict.fromkeys(_CHANNEL_KEYWORDS, input_size[0])})
+    model = load_source(name, accepted, device=device).model
+    mode = model.training
+    where = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    images = torch.zeros(1, *input_size, device=where)
+    try:
+        with torch.no_grad():
+            shape = tuple(model.eval()(images).shape)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ConversionError(f"{name} does not take images of {input_size} (C, H, W): {reason}") from error
+    if shape != (1, num_classes):
+        raise ConversionError(
+            f"{name} gives {shape} for one image, not (1, {num_classes}): the data has other classes."
+        )
+    return model.train(mode)
+
+
+def _accepted(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that the network's maker takes."""
+    from td_compiler.sources.names import SourceError, load_source
+
+    accepted = dict(arguments)
+    for keyword in arguments:
+        try:
+            load_source(name, {keyword: arguments[keyword]}, device="meta")
+        except SourceError as error:
+            if not (error.usage and f"no argument {keyword!r}" in str(error)):
+                raise
+            del accepted[keyword]
+    return accepted

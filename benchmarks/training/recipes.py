@@ -1,0 +1,230 @@
+"""How networks are trained: the papers' recipes (SPEC 5) as one table, and the sizes of an experiment."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+__all__ = [
+    "PROFILES",
+    "RECIPES",
+    "Profile",
+    "Recipe",
+    "RecipeError",
+    "Row",
+    "changed",
+    "epochs_in_words",
+    "images_in_words",
+    "recipe_for",
+    "size_in_words",
+]
+
+
+class RecipeError(ValueError):
+    """A recipe's setting that there is not; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained: SGD with Nesterov momentum.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images a step, over all processes.
+        learning_rate: at the start.
+        momentum: Nesterov's.
+        schedule: `steps` divides the rate by 10 at each milestone, `plateau` where the loss on the held-out images has
+            not fallen for 2 epochs.
+        milestones: as fractions of the training.
+        weight_decay: torch's, on kernels (parameters of two or more axes) alone: 2w for the papers' w * ||W||^2.
+        augment: `none`; `shift-flip`: shifts of up to 10 % and horizontal flips; `crop-flip-colour`: random crops,
+            flips and changes of colour along the principal components of ImageNet's pixels.
+        normalise: what the network's first layer does to images in [0, 1]: `none`; `pixel-mean`: subtract the training
+            images' mean, pixel by pixel; `channels`: mean 0 and standard deviation 1 in every channel.
+        fresh_statistics: take running statistics of batch norms anew after training, see `benchmarks.training.norms`.
+        held_out: the share of the training images that is kept for validation, reshuffled for every run.
+    """
+
+    epochs: int = 50
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    schedule: str = "steps"
+    milestones: tuple[float, ...] = (0.5, 0.8)
+    weight_decay: float = 0.0
+    augment: str = "none"
+    normalise: str = "none"
+    held_out: float = 0.1
+    fresh_statistics: bool = False
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise RecipeError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}.")
+        if self.epochs < 1 or self.batch_size < 1 or not 0 <= self.held_out < 1:
+            raise RecipeError("A recipe has at least one epoch, batches of at least one image, and 0 <= held_out < 1.")
+
+
+_CHOICES = {
+    "schedule": ("steps", "plateau"),
+    "augment": ("none", "shift-flip", "crop-flip-colour"),
+    "normalise": ("none", "pixel-mean", "channels"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A recipe and what it is for, as shell patterns.
+
+    Attributes:
+        data: data sets.
+        networks: source networks.
+        arrangements: `bu`, `mirror`, `uniform`, `reversed`; `[!b]*` is every top-down network.
+        recipe: the recipe.
+    """
+
+    data: str
+    networks: str
+    arrangements: str
+    recipe: Recipe
+
+
+_CIFAR = Recipe(epochs=100, weight_decay=2 * 5e-4, normalise="pixel-mean")
+_CIFAR_AUGMENTED = replace(_CIFAR, epochs=200, weight_decay=2 * 1e-4, augment="shift-flip")
+_IMAGENETTE = Recipe(epochs=50, weight_decay=2 * 1e-3, augment="crop-flip-colour")
+
+# The first row that fits decides.
+RECIPES = (
+    Row("mnist", "zoo:lenet_fc", "[!b]*", Recipe(epochs=30)),
+    Row("mnist", "*", "*", Recipe(epochs=50)),
+    Row("fashion-mnist", "zoo:lenet_fc", "*", Recipe(epochs=40)),
+    Row("fashion-mnist", "*", "*", Recipe(epochs=50)),
+    Row("cifar10*", "*", "*", _CIFAR),
+    Row("cifar10*", "*", "*", _CIFAR_AUGMENTED),
+    Row("imagenette", "*", "bu", _IMAGENETTE),
+    Row("imagenette", "*", "*", replace(_IMAGENETTE, epochs=80, batch_size=64, learning_rate=0.05)),
+    Row("imagenet", "*", "*", Recipe(epochs=90, weight_decay=1e-4, augment="crop-flip-colour", normalise="channels")),
+    Row("meshes*", "*", "*", Recipe(epochs=20, learning_rate=0.01, schedule="plateau")),
+    Row("*", "*", "*", Recipe(normalise="channels")),
+)
+
+
+def recipe_for(data: str, network: str, arrangement: str, *, augment: str | None = None) -> Recipe:
+    """The recipe of the first row that fits.
+
+    Args:
+        data: the data set's name.
+        network: the source network's name.
+        arrangement: `bu`, `mirror`, `uniform` or `reversed`.
+        augment: where given, a row with this augmentation is preferred; where none has it, the first row gets it.
+    """
+    fitting = [
+        row.recipe
+        for row in RECIPES
+        if fnmatchcase(data, row.data)
+        and fnmatchcase(network, row.networks)
+        and fnmatchcase(arrangement, row.arrangements)
+    ]
+    if augment is None:
+        return fitting[0]
+    return next((recipe for recipe in fitting if recipe.augment == augment), replace(fitting[0], augment=augment))
+
+
+def changed(recipe: Recipe, settings: Sequence[str]) -> Recipe:
+    """A recipe with settings from the command line in place of its own, such as `batch_size=64` or `milestones=[0.5]`.
+
+    Raises:
+        RecipeError: if there is no such setting or the value is of another kind.
+    """
+    kinds = {field.name: field.default for field in fields(Recipe)}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or name not in kinds:
+            raise RecipeError(f"{setting!r} is no NAME=VALUE of a recipe, whose names are {', '.join(kinds)}.")
+        recipe = replace(recipe, **{name: _parsed(setting, text, type(kinds[name]))})
+    return recipe
+
+
+def size_in_words(training: Mapping[str, Any]) -> str:
+    """`40 epochs of all training images, 500 test images`, from the fields of a `Training`."""
+    return f"{epochs_in_words(training['recipe']['epochs'])} of {images_in_words(training)}"
+
+
+def images_in_words(training: Mapping[str, Any]) -> str:
+    """`all training images, 500 test images`: of BU and TD networks whose recipes differ in epochs the same."""
+    recipe, count, tested = (training[name] for name in ("recipe", "train_images", "test_images"))
+    images = f"{count:,} training images" if count else "all training images"
+    augmented = "" if recipe["augment"] == "none" else f", {recipe['augment']}"
+    return f"{images}{augmented}, {f'{tested:,}' if tested else 'all'} test images"
+
+
+def epochs_in_words(count: int) -> str:
+    """`1 epoch`, `40 epochs`."""
+    return f"{count} epoch{'s' * (count > 1)}"
+
+
+def _parsed(setting: str, text: str, kind: type) -> Any:
+    if kind is str:
+        return text
+    with contextlib.suppress(TypeError, ValueError):
+        value = json.loads(text)
+        if list(kind(value)) == value if kind is tuple else kind(value) == value:
+            return kind(value)
+    raise RecipeError(f"{setting!r}: {text!r} is not {_KINDS[kind]}.")
+
+
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    tuple: "a list of numbers, such as [0.5, 0.8]",
+}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The size of an experiment.
+
+    Attributes:
+        name: `smoke` (seconds: does it run?), `quick` (minutes on a laptop) or `paper` (the papers' own size).
+        runs: how often each training is repeated.
+        epochs: in place of the recipe's; None for the recipe's.
+        train_images, test_images: how many images at most; None for all.
+        batch_size: in place of larger ones of recipes, at the same learning rate: short trainings need the steps.
+        fresh_statistics: as in a recipe. The papers' networks have norms with a momentum of 0.01, whose running
+            statistics are right only after hundreds of steps; with fewer, accuracies would tell of nothing else.
+    """
+
+    name: str
+    runs: int = 4
+    epochs: int | None = None
+    train_images: int | None = None
+    test_images: int | None = None
+    batch_size: int | None = None
+    fresh_statistics: bool = False
+
+    def fit(self, recipe: Recipe) -> Recipe:
+        """The recipe at this size."""
+        size = min(recipe.batch_size, self.batch_size or recipe.batch_size)
+        return replace(
+            recipe,
+            epochs=self.epochs or recipe.epochs,
+            batch_size=size,
+            fresh_statistics=self.fresh_statistics or recipe.fresh_statistics,
+        )
+
+
+_SHORT = Profile("smoke", runs=1, epochs=1, train_images=1_000, test_images=500, batch_size=32, fresh_statistics=True)
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        _SHORT,
+        replace(_SHORT, name="quick", runs=2, epochs=2, train_images=4_000, test_images=2_000),
+        Profile("paper"),
+    )
+}

@@ -1,0 +1,58 @@
+"""What a network is trained for: its loss, and the score that says how good it is."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks.data.images import Images, Stream
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+__all__ = ["TASKS", "Loss", "Task", "task_of"]
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a network is trained for.
+
+    Attributes:
+        loss: from the training data, the loss of scores (N, K) or (N, K, H, W) against labels (N,) or (N, H, W).
+        metric: from the number of classes, the score, a number from 0 to 1 of the same arguments.
+    """
+
+    loss: Callable[[Images | Stream], Loss]
+    metric: Callable[[int], Metric]
+
+
+def task_of(name: str) -> Task:
+    """The task of a name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name not in TASKS:
+        for module in _PROVIDERS:
+            importlib.import_module(module)
+    if name not in TASKS:
+        raise ValueError(f"There is no task {name!r}, only {', '.join(TASKS)}.")
+    return TASKS[name]
+
+
+def _accuracy(classes: int) -> Any:
+    from torchmetrics.classification import MulticlassAccuracy
+
+    return MulticlassAccuracy(classes, average="micro")
+
+
+TASKS: dict[str, Task] = {"classification": Task(loss=lambda data: functional.cross_entropy, metric=_accuracy)}
+# Modules that add rows to the table when they are imported.
+_PROVIDERS = ("benchmarks.data.meshes",)

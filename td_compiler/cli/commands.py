@@ -1,0 +1,294 @@
+"""What the commands of `tdc` do once their options are read; `cli` imports it only when a command runs."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+import os
+import re
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from rich.columns import Columns
+from rich.console import Console
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+import td_compiler
+from td_compiler import reverse
+from td_compiler.cli.options import Given
+from td_compiler.emission import emit_source
+from td_compiler.errors import ConversionError
+from td_compiler.files import write_together
+from td_compiler.network.base import TopDownNet
+from td_compiler.network.pretrained import storable_state
+from td_compiler.options import Options
+from td_compiler.report.receptive_fields import with_receptive_fields
+from td_compiler.report.tables import as_data, print_report, print_verification, total
+from td_compiler.sources.construct import nearest
+from td_compiler.sources.names import LIBRARIES, LoadedSource, SourceError, load_source, model_names, source_name
+
+__all__ = ["Request", "UsageError", "convert", "inspect", "list_models", "verify"]
+
+# What torch says of even kernels that keep the size of their map is no news to whoever converts a network.
+warnings.filterwarnings("ignore", "Using padding='same' with even kernel lengths")
+
+
+class UsageError(ConversionError):
+    """A command that cannot be meant as it stands."""
+
+    usage = True
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to convert and how, read from the words of a command and checked.
+
+    Attributes:
+        source: as :func:`td_compiler.sources.names.load_source` takes it.
+        options: those options of :func:`td_compiler.reverse` that were given.
+        arguments: keyword arguments of the source's class or factory.
+        seed: torch's seed, None to leave it.
+
+    Raises:
+        UsageError: if a value is not allowed.
+    """
+
+    source: str
+    options: Mapping[str, Any]
+    arguments: Mapping[str, Any]
+    seed: int | None = None
+
+    @classmethod
+    def read(cls, given: Given, seed: int | None = None) -> Request:
+        """Read a request from words: `input_size` is "C,H,W", an argument "KEY=VALUE", an option not given None."""
+        options = {name: value for name, value in given.options.items() if value is not None}
+        if "input_size" in options:
+            options["input_size"] = _size(options["input_size"])
+        try:
+            Options(**options)
+        except ConversionError as error:
+            name, equals, rest = str(error).partition("=")
+            raise UsageError(f"--{name.replace('_', '-')}{equals}{rest}") from error
+        return cls(given.source, options, dict(map(_argument, given.arguments or ())), seed)
+
+    @property
+    def command(self) -> str:
+        """The command that repeats this conversion."""
+        words = [word for name, value in self.options.items() for word in _words(name.replace("_", "-"), value)]
+        words += [word for name, value in self.arguments.items() for word in ("--arg", f"{name}={value}")]
+        words += ["--seed", str(self.seed)] if self.seed is not None else []
+        return shlex.join(["tdc", "convert", self.source, *words])
+
+
+def _words(name: str, value: Any) -> tuple[str, ...]:
+    """An option as it is written on the command line."""
+    if isinstance(value, bool):
+        return (f"--{name}" if value else f"--no-{name}",)
+    return f"--{name}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def convert(request: Request, out: str | None, *, weights: bool, force: bool) -> None:
+    """Write a source's top-down network as Python source, and its weights if they are wanted; print a short summary.
+
+    Args:
+        request: what to convert and how.
+        out: a .py file, an existing folder, "-" for standard output, or None for the current folder.
+        weights: write the state_dict beside the source as .safetensors.
+        force: replace files that exist.
+
+    Raises:
+        UsageError: if the output cannot be meant or exists; nothing has been converted then.
+        ConversionError: if the source or its conversion is refused, or the files cannot be written; none has been.
+    """
+    target = _target(out, f"{source_name(request.source)}_td.py", weights=weights, force=force)
+    loaded, td = _reverse(request)
+    name = _class_name(request.source, loaded)
+    text = emit_source(td, class_name=name, origin=request.source, command=request.command)
+    if target is None:
+        sys.stdout.write(text)
+        _summarise(name, td, file=sys.stderr)
+        return
+    writers: dict[Path, Callable[[Path], object]] = {target: lambda path: _write_text(path, text)}
+    if weights:
+        tensors = storable_state(td, way_out="leave out --weights")
+        metadata = {"format": "pt", "class": name, "origin": request.source, "td-compiler": td_compiler.__version__}
+        writers[target.with_suffix(".safetensors")] = lambda path: save_file(tensors, path, metadata)
+    try:
+        write_together(writers)
+    except (OSError, SafetensorError) as error:
+        raise ConversionError(f"{target} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+    for path in writers:
+        print(f"wrote {path}")
+    _summarise(name, td, file=sys.stdout)
+
+
+def inspect(request: Request, *, as_json: bool = False, plot: str | None = None, force: bool = False) -> None:
+    """Print the bottom-up network beside its top-down network, scale by scale.
+
+    The network is built on the meta device, where that works, so that its size costs neither time nor memory.
+
+    Args:
+        request: what to convert and how.
+        as_json: print JSON (:func:`td_compiler.report.tables.as_data`) instead of a table.
+        plot: a .svg or .png file to draw both networks into.
+        force: replace that file if it exists.
+
+    Raises:
+        UsageError: if `plot` cannot be written or exists; nothing has been converted then.
+        ConversionError: if the source or its conversion is refused, or matplotlib is missing.
+    """
+    picture = _picture(plot, force=force) if plot is not None else None
+    loaded, td = _reverse(request, device="meta")
+    report = with_receptive_fields(td.report, loaded.model, td)
+    if as_json:
+        print(json.dumps(as_data(report), indent=2))
+    else:
+        print_report(report, Console())
+    if picture is not None:
+        from td_compiler.report.plot import plot_networks  # needs matplotlib, which is an extra
+
+        plot_networks(td, picture, title=source_name(request.source))
+        print(f"wrote {picture}", file=sys.stderr if as_json else sys.stdout)
+
+
+def verify(request: Request, *, meta: bool) -> bool:
+    """Convert a source and print every check of the result; returns whether all hold.
+
+    Args:
+        request: what to convert and how.
+        meta: build the network on the meta device, where that works, which leaves out what needs values.
+
+    Raises:
+        ConversionError: if the source or its conversion is refused.
+    """
+    loaded, options = _load(request, device="meta" if meta else None)
+    with contextlib.redirect_stdout(sys.stderr):
+        verification = td_compiler.verify(loaded.model, **options)
+    print_verification(verification, Console())
+    return verification.passed
+
+
+def list_models(library: str | None) -> None:
+    """Print the names of a library's models, or of all with their prefixes: in columns on a terminal, else a line each.
+
+    Raises:
+        UsageError: if there is no such library.
+        SourceError: if a library is not installed; the others' names have been printed then.
+    """
+    if library is None:
+        names, missing = [], []
+        for prefix in LIBRARIES:
+            try:
+                names += [f"{prefix}:{name}" for name in model_names(prefix)]
+            except SourceError as error:
+                missing.append(error)
+    elif library in LIBRARIES:
+        names, missing = model_names(library), []
+    else:
+        known = ", ".join(LIBRARIES)
+        raise UsageError(f"{library!r} is no library of models: {known}{nearest(library, LIBRARIES)}")
+    if sys.stdout.isatty():
+        Console().print(Columns(names, column_first=True), highlight=False)
+    else:
+        print("\n".join(names))
+    if missing:
+        raise missing[0]
+
+
+def _size(text: str) -> tuple[int, int, int]:
+    try:
+        channels, height, width = map(int, text.split(","))
+    except ValueError as error:
+        raise UsageError(f"--input-size={text!r} must be three numbers C,H,W, e.g. 3,224,224.") from error
+    return channels, height, width
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise UsageError(f"--arg={text!r} must be KEY=VALUE, e.g. num_classes=10.")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):  # not a literal of Python: the word itself
+        return name, value
+
+
+def _picture(plot: str, *, force: bool) -> Path:
+    target = Path(plot)
+    if target.suffix not in {".svg", ".png"}:
+        raise UsageError(f"--plot {plot}: FILE is a .svg or .png file.")
+    if not target.parent.is_dir():
+        raise UsageError(f"{target} cannot be written: there is no folder {target.parent}.")
+    _check_free(target, "--plot another one", force=force)
+    return target
+
+
+def _target(out: str | None, name: str, *, weights: bool, force: bool) -> Path | None:
+    """The file to write, None for standard output."""
+    if out == "-":
+        if weights:
+            raise UsageError("--weights needs a file beside it: give -o a file or a folder.")
+        return None
+    target = Path(out) if out is not None else Path(name)
+    if target.is_dir():
+        target /= name
+    elif target.suffix != ".py":
+        raise UsageError(f"-o {out}: OUT is a .py file, a folder that exists, or -.")
+    if not target.parent.is_dir():
+        raise UsageError(f"{target} cannot be written: there is no folder {target.parent}.")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise UsageError(f"{target} cannot be written: the folder {target.parent} is read-only.")
+    for path in (target, target.with_suffix(".safetensors")) if weights else (target,):
+        _check_free(path, "-o another one", force=force)
+    return target
+
+
+def _check_free(path: Path, way_out: str, *, force: bool) -> None:
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} cannot be written: it is not a file.")
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists: give --force to replace it, or {way_out}.")
+
+
+def _reverse(request: Request, device: str | None = None) -> tuple[LoadedSource, TopDownNet]:
+    loaded, options = _load(request, device)
+    with contextlib.redirect_stdout(sys.stderr):  # the network's own code runs, and may print
+        return loaded, reverse(loaded.model, **options)
+
+
+def _load(request: Request, device: str | None = None) -> tuple[LoadedSource, dict[str, Any]]:
+    if request.seed is not None:
+        torch.manual_seed(request.seed)
+    loaded = load_source(request.source, request.arguments, device=device)
+    return loaded, {"input_size": loaded.input_size, **request.options}
+
+
+def _class_name(source: str, loaded: LoadedSource) -> str:
+    """`ResNet18TD` for `torchvision:resnet18`, `NetTD` for a class `Net` of the user's."""
+    kind, name = type(loaded.model), loaded.name
+    if source.partition(":")[0] not in LIBRARIES and not kind.__module__.startswith("torch."):
+        return f"{kind.__name__}TD"
+    spelt = kind.__name__ if re.match("_?".join(kind.__name__), name, re.IGNORECASE) else ""
+    rest = re.sub("_?".join(spelt), "", name, count=1, flags=re.IGNORECASE) if spelt else name
+    return spelt + "".join(word[:1].upper() + word[1:] for word in rest.split("_")) + "TD"
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _summarise(name: str, td: TopDownNet, file: TextIO) -> None:
+    stages = [f"{row.top_down.width} at 1/{row.scale}" for row in reversed(td.report.stages[:-1])]
+    before, after = total(td.report, "parameters")
+    print(f"{name}: {len(stages)} stages, coarse to fine, of width {', '.join(stages)}", file=file)
+    print(f"parameters: {before:,} bottom-up -> {after:,} top-down", file=file)
+    for note in td.report.notes:
+        print(f"note: {note}", file=file)

@@ -1,0 +1,277 @@
+"""What every operator does to scale and width: the one table that the passes read.
+
+A row says of an operator: its *kind* (what role it can play in a unit), its *width relation* (how the number of
+channels flows through it), its *stride* (how much smaller it makes the map), and, for layers with parameters, which
+axes of which parameters carry its input and output widths. A new operator is a new row in `LAYERS` (modules),
+`FUNCTIONS` (functions) or `METHODS` (tensor methods).
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from td_compiler.layers.folding import ConcatConv2d, FoldedConv2d
+from td_compiler.layers.upsample import TransposedUpsample, upsample_bilinear, upsample_nearest
+
+__all__ = ["FUNCTIONS", "LAYERS", "LIBRARY_LAYERS", "METHODS", "Kind", "Operator", "Width", "layer_row", "lookup"]
+
+
+class Kind(Enum):
+    """The role that an operator plays in a unit."""
+
+    CONV = auto()
+    LINEAR = auto()
+    NORM = auto()
+    ACTIVATION = auto()
+    DROPOUT = auto()
+    POOL = auto()
+    GLOBAL_POOL = auto()
+    PAD = auto()
+    JOIN = auto()
+    FLATTEN = auto()
+    UPSAMPLE = auto()
+    IDENTITY = auto()
+    SIZE = auto()
+    ATTENTION = auto()
+    PRODUCT = auto()  # of matrices
+    SOFTMAX = auto()  # of scores, or of weights: no activation for new layers to have as well
+    ALONG_CHANNELS = auto()
+
+
+class Width(Enum):
+    """How the channels of an operator's output follow from those of its inputs."""
+
+    EQUAL = auto()  # as many as every input has
+    FREE = auto()  # the layer's own choice
+    SUM = auto()  # the inputs' channels one after the other
+    FLAT = auto()  # channels times height times width
+    NONE = auto()  # the output has no channels (a size, a number)
+    UNKNOWN = auto()  # no rule: a parameter among the inputs would say
+
+
+Pair = tuple[int, int]
+
+
+def pair(value: int | tuple[int, ...] | list[int]) -> Pair:
+    """An int or a sequence of one or two as (height, width)."""
+    if isinstance(value, int):
+        return value, value
+    return (value[0], value[0]) if len(value) == 1 else (value[0], value[1])
+
+
+def _unit_stride(node: fx.Node, module: nn.Module | None) -> Pair:
+    return 1, 1
+
+
+def _module_stride(node: fx.Node, module: nn.Module | None) -> Pair:
+    stride = getattr(module, "stride", None)
+    return pair(stride if stride is not None else module.kernel_size)  # type: ignore[union-attr, arg-type]
+
+
+def pool_kernel(node: fx.Node, module: nn.Module | None) -> Pair | None:
+    """The (height, width) that a pooling sees; None where neither its layer nor its arguments say."""
+    kernel = getattr(module, "kernel_size", None) if module is not None else _argument(node, 1, "kernel_size")
+    return pair(kernel) if isinstance(kernel, (int, tuple, list)) else None
+
+
+def _argument(node: fx.Node, at: int, name: str) -> Any:
+    return node.kwargs.get(name, node.args[at] if len(node.args) > at else None)
+
+
+def _pool_function_stride(node: fx.Node, module: nn.Module | None) -> Pair:
+    stride: Any = _argument(node, 2, "stride") or _argument(node, 1, "kernel_size")
+    return pair(stride) if isinstance(stride, (int, tuple, list)) else (1, 1)
+
+
+def _conv_function_stride(node: fx.Node, module: nn.Module | None) -> Pair:
+    stride = node.kwargs.get("stride", node.args[3] if len(node.args) > 3 else 1)
+    return pair(stride)  # type: ignore[arg-type]
+
+
+def _filter_size(layer: nn.Module) -> float:
+    return layer.weight[0].numel()  # type: ignore[index]
+
+
+def _experts_filter_size(layer: nn.Module) -> float:
+    return _filter_size(layer) / int(layer.out_channels)  # type: ignore[arg-type]
+
+
+def _folded_products(layer: nn.Module) -> float:
+    """Those of the map so far, by the transposed kernel, and those of the entry, in a merge."""
+    assert isinstance(layer, FoldedConv2d)
+    grown = math.prod((k + f - 1) / f for k, f in zip(layer.kernel_size, layer.factor, strict=True))
+    plain = math.prod(layer.kernel_size)
+    read = layer.in_channels // layer.groups
+    return read / 2 * (grown + plain) if isinstance(layer, ConcatConv2d) else read * grown
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One row of the table.
+
+    Attributes:
+        kind: the role in a unit.
+        width: how the channels flow.
+        stride: (node, module) -> (height, width) factor by which the map shrinks.
+        axes: parameter or buffer name -> the widths along its leading axes: "out", "in", "in/groups" or "filters" (all
+            filters in one row); under any other name an axis keeps its length.
+        sizes: attribute name of the module -> "out", "in" or "filters" (their shape): numbers that follow the widths.
+        padding: attributes that must have these values for the layer to pad by its `padding` and nothing else.
+        products: layer with a weight -> how many products make one number of its output, on average.
+    """
+
+    kind: Kind
+    width: Width = Width.EQUAL
+    stride: Callable[[fx.Node, nn.Module | None], Pair] = _unit_stride
+    axes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    sizes: Mapping[str, str] = field(default_factory=dict)
+    padding: Mapping[str, Any] = field(default_factory=dict)
+    products: Callable[[nn.Module], float] = _filter_size
+
+
+_PER_CHANNEL = {"weight": ("in",), "bias": ("in",)}
+_CONV = Operator(
+    Kind.CONV,
+    Width.FREE,
+    _module_stride,
+    axes={"weight": ("out", "in/groups"), "bias": ("out",)},
+    sizes={"in_channels": "in", "out_channels": "out"},
+)
+_FOLDED_CONV = replace(_CONV, products=_folded_products)
+_BATCH_NORM = Operator(
+    Kind.NORM,
+    axes={**_PER_CHANNEL, "running_mean": ("in",), "running_var": ("in",)},
+    sizes={"num_features": "in"},
+)
+_ACTIVATION = Operator(Kind.ACTIVATION)
+_SOFTMAX = Operator(Kind.SOFTMAX)
+_DROPOUT = Operator(Kind.DROPOUT)
+_POOL = Operator(Kind.POOL, stride=_module_stride)
+_GLOBAL_POOL = Operator(Kind.GLOBAL_POOL)
+_JOIN = Operator(Kind.JOIN)
+_CONCAT = Operator(Kind.JOIN, Width.SUM)
+_FLATTEN = Operator(Kind.FLATTEN, Width.FLAT)
+_SIZE = Operator(Kind.SIZE, Width.NONE)
+_UPSAMPLE = Operator(Kind.UPSAMPLE)
+_ATTENTION = Operator(Kind.ATTENTION)
+_PRODUCT = Operator(Kind.PRODUCT, Width.UNKNOWN)
+
+LAYERS: dict[type[nn.Module], Operator] = {
+    nn.Conv2d: _CONV,
+    FoldedConv2d: _FOLDED_CONV,
+    nn.Linear: Operator(
+        Kind.LINEAR,
+        Width.FREE,
+        axes={"weight": ("out", "in"), "bias": ("out",)},
+        sizes={"in_features": "in", "out_features": "out"},
+    ),
+    nn.BatchNorm1d: _BATCH_NORM,
+    nn.BatchNorm2d: _BATCH_NORM,
+    nn.SyncBatchNorm: _BATCH_NORM,
+    nn.InstanceNorm2d: _BATCH_NORM,
+    nn.GroupNorm: Operator(Kind.NORM, axes=_PER_CHANNEL, sizes={"num_channels": "in"}),
+    nn.LayerNorm: Operator(Kind.NORM, axes=_PER_CHANNEL, sizes={"normalized_shape": "in"}),
+    nn.LocalResponseNorm: Operator(Kind.NORM),
+    **dict.fromkeys(
+        (
+            *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.RReLU),
+            *(nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.LogSigmoid),
+            *(nn.Tanhshrink, nn.Softshrink, nn.Hardshrink, nn.Threshold),
+        ),
+        _ACTIVATION,
+    ),
+    **dict.fromkeys((nn.LogSoftmax, nn.Softmax), _SOFTMAX),
+    nn.PReLU: Operator(Kind.ACTIVATION, axes={"weight": ("in",)}, sizes={"num_parameters": "in"}),
+    **dict.fromkeys((nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout), _DROPOUT),
+    **dict.fromkeys((nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d), _POOL),
+    **dict.fromkeys((nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d), _GLOBAL_POOL),
+    **dict.fromkeys((nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ConstantPad2d), Operator(Kind.PAD)),
+    nn.Flatten: _FLATTEN,
+    nn.Identity: Operator(Kind.IDENTITY),
+    nn.Conv1d: Operator(Kind.ALONG_CHANNELS),  # as efficient channel attention has it: over the channels of a vector
+    TransposedUpsample: _UPSAMPLE,
+    nn.MultiheadAttention: _ATTENTION,
+}
+
+# Layers of libraries that need not be installed, by the qualified name of their class.
+LIBRARY_LAYERS: dict[str, Operator] = {
+    "timm.layers.cond_conv2d.CondConv2d": Operator(  # mixes its filters for every image from those of some experts
+        Kind.CONV,
+        Width.FREE,
+        _module_stride,
+        axes={"weight": ("experts", "filters"), "bias": ("experts", "out")},
+        sizes={"weight_shape": "filters", "bias_shape": "out", "in_channels": "in", "out_channels": "out"},
+        padding={"dynamic_padding": False},
+        products=_experts_filter_size,
+    ),
+}
+
+FUNCTIONS: dict[Callable[..., Any], Operator] = {
+    **dict.fromkeys(
+        (
+            *(F.relu, F.relu_, torch.relu, torch.relu_, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish),
+            *(F.hardswish, F.hardsigmoid, F.hardtanh, F.softplus, F.sigmoid, torch.sigmoid, F.tanh, torch.tanh),
+        ),
+        _ACTIVATION,
+    ),
+    **dict.fromkeys((F.log_softmax, F.softmax, torch.softmax, torch.log_softmax), _SOFTMAX),
+    **dict.fromkeys((F.dropout, F.dropout2d, F.alpha_dropout), _DROPOUT),
+    **dict.fromkeys((F.max_pool2d, F.avg_pool2d, torch.max_pool2d), Operator(Kind.POOL, stride=_pool_function_stride)),
+    **dict.fromkeys((F.adaptive_avg_pool2d, F.adaptive_max_pool2d), _GLOBAL_POOL),
+    **dict.fromkeys((torch.mean, torch.amax), _GLOBAL_POOL),
+    F.pad: Operator(Kind.PAD),
+    F.conv2d: Operator(Kind.CONV, Width.FREE, _conv_function_stride),
+    **dict.fromkeys(
+        (
+            *(operator.add, operator.iadd, operator.sub, operator.mul, operator.imul, operator.truediv),
+            *(torch.add, torch.sub, torch.mul, torch.div, torch.maximum, torch.minimum),
+        ),
+        _JOIN,
+    ),
+    **dict.fromkeys((torch.cat, torch.concat), _CONCAT),
+    torch.flatten: _FLATTEN,
+    **dict.fromkeys((F.scaled_dot_product_attention, F.multi_head_attention_forward), _ATTENTION),
+    **dict.fromkeys((operator.matmul, torch.matmul, torch.bmm, torch.baddbmm, torch.einsum), _PRODUCT),
+    **dict.fromkeys((upsample_nearest, upsample_bilinear), _UPSAMPLE),
+    **dict.fromkeys((getattr, operator.getitem, operator.floordiv, operator.eq), _SIZE),
+}
+
+METHODS: dict[str, Operator] = {
+    **dict.fromkeys(("relu", "relu_", "sigmoid", "tanh"), _ACTIVATION),
+    **dict.fromkeys(("softmax", "log_softmax"), _SOFTMAX),
+    **dict.fromkeys(("mean", "amax"), _GLOBAL_POOL),
+    **dict.fromkeys(("add", "add_", "sub", "mul", "mul_", "div"), _JOIN),
+    **dict.fromkeys(("flatten", "view", "reshape", "squeeze"), _FLATTEN),
+    **dict.fromkeys(("contiguous", "clone", "float", "to"), Operator(Kind.IDENTITY)),
+    **dict.fromkeys(("matmul", "bmm", "baddbmm"), _PRODUCT),
+    **dict.fromkeys(("size", "dim"), _SIZE),
+}
+
+
+def layer_row(module: nn.Module | None) -> Operator | None:
+    """The row of a layer's class or of the nearest of its bases that has one: a user's `Conv2d` has torch's row."""
+    for base in type(module).__mro__:
+        row = LAYERS.get(base) or LIBRARY_LAYERS.get(f"{base.__module__}.{base.__qualname__}")
+        if row is not None:
+            return row
+    return None
+
+
+def lookup(node: fx.Node, module: nn.Module | None) -> Operator | None:
+    """The row of a graph node, or None where the table has none; `module` is the layer that a `call_module` calls."""
+    if node.op == "call_module":
+        return layer_row(module)
+    if node.op == "call_function":
+        return FUNCTIONS.get(node.target)  # type: ignore[arg-type]
+    if node.op == "call_method":
+        return METHODS.get(str(node.target))
+    return None

@@ -1,0 +1,149 @@
+"""The network's own way of building a layer: which norm and activation, in which order, with or without bias.
+
+What the compiler adds (entries, transitions, merges, projections) is built in this style (SPEC 2.2, 2.4, 2.5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from torch import fx, nn
+
+from td_compiler.graph.axes import channel_axis, in_order
+from td_compiler.graph.operators import Kind
+from td_compiler.graph.states import Conversion
+from td_compiler.graph.units import Layer, TopDownStage, Unit
+
+__all__ = ["Style", "add_layers", "style_of"]
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a unit builds its layers.
+
+    Attributes:
+        conv: a convolution of the unit.
+        norm: the bottom-up node of its norm, None if it has none.
+        activation: the bottom-up node of its activation, None if it has none.
+        pre_activation: whether norm and activation precede the convolution.
+    """
+
+    conv: nn.Conv2d
+    norm: fx.Node | None
+    activation: fx.Node | None
+    pre_activation: bool
+
+
+def style_of(conversion: Conversion, stage: TopDownStage) -> Style:
+    """The style of a stage's first unit that has a convolution; of a stage without body that of the network's first.
+
+    What that unit lacks (an activation behind a linear bottleneck) is taken from the rest of the network.
+    """
+    everywhere = [unit for native in conversion.found.stages for unit in native.units]
+    styles = (_read(conversion, [unit]) for unit in [*stage.units, *everywhere])
+    first = next(style for style in styles if style is not None)
+    if first.activation is not None:
+        return first
+    whole = _read(conversion, everywhere)
+    assert whole is not None, "a stage's units are the network's"
+    return replace(first, norm=first.norm or whole.norm, activation=whole.activation)
+
+
+def _read(conversion: Conversion, units: Iterable[Unit]) -> Style | None:
+    first: dict[Kind, fx.Node] = {}
+    for unit in units:
+        for node in unit.nodes:
+            kind = conversion.kind(node)
+            is_plain = kind is not Kind.CONV or isinstance(conversion.captured.module(node), nn.Conv2d)
+            if kind in {Kind.CONV, Kind.NORM, Kind.ACTIVATION} and is_plain:
+                first.setdefault(kind, node)
+    if Kind.CONV not in first:
+        return None
+    order = list(first)
+    conv = conversion.captured.module(first[Kind.CONV])
+    assert isinstance(conv, nn.Conv2d)
+    return Style(conv, first.get(Kind.NORM), first.get(Kind.ACTIVATION), order.index(Kind.CONV) > 0)
+
+
+def add_layers(
+    conversion: Conversion,
+    stage: TopDownStage,
+    style: Style,
+    path: str,
+    value: fx.Node,
+    kernel_size: int,
+    wanted: int,
+) -> list[fx.Node]:
+    """Insert convolution, norm and activation, in the style's order, at the graph's insertion point.
+
+    The layers get the paths `path.conv`, `path.norm`, `path.act`; the convolution has stride 1, keeps the size of its
+    map and is to have `wanted` filters. Returns the new nodes in order.
+    """
+    like = style.conv
+    conv = nn.Conv2d(
+        *(1, 1, kernel_size), padding=kernel_size // 2, bias=like.bias is not None, padding_mode=like.padding_mode,
+        device="meta", dtype=like.weight.dtype,
+    )  # fmt: skip
+    steps = [("conv", None), ("norm", style.norm), ("act", style.activation)]
+    if style.pre_activation:
+        steps = [*steps[1:], steps[0]]
+    nodes: list[fx.Node] = []
+    axis = channel_axis(value)
+    for name, source in steps:
+        wants = 1 if name == "conv" else source.meta["axis"] if name == "norm" and source is not None else axis
+        ordered = in_order(stage.graph, value, wants)
+        nodes += [ordered] if ordered is not value else []
+        value = ordered
+        if name == "conv":
+            conversion.layers[f"{path}.conv"] = Layer(conv)
+            node = stage.graph.call_module(f"{path}.conv", (value,))
+            node.meta = {"wanted": wanted, **new_meta(path)}
+        elif source is None:
+            continue
+        else:
+            node = add_like(conversion, stage, source, f"{path}.{name}", {source.all_input_nodes[0]: value}, path)
+        node.meta["axis"] = wants
+        nodes.append(node)
+        value = node
+    ordered = in_order(stage.graph, value, axis)
+    nodes += [ordered] if ordered is not value else []
+    for node in nodes:
+        node.meta["unit"] = path
+    return nodes
+
+
+def add_like(
+    conversion: Conversion,
+    stage: TopDownStage,
+    source: fx.Node,
+    path: str,
+    copies: Mapping[fx.Node, fx.Node],
+    unit: str,
+) -> fx.Node:
+    """Insert a new operation like a bottom-up one, reading the copies of what it reads; a layer gets the given path."""
+    target = source.target
+    if source.op == "call_module":
+        module = conversion.captured.module(source)
+        assert module is not None
+        conversion.layers[path] = Layer(module)
+        target = path
+    copies = dict(copies)
+
+    def copied(node: fx.Node) -> fx.Node:
+        if node not in copies:  # a size, a parameter, the mode
+            copies[node] = stage.graph.node_copy(node, copied)
+            copies[node].meta = {**new_meta(""), "source": node}
+            if node.op == "get_attr" and node.target != "training":
+                copies[node].target = f"{unit}.{str(node.target).replace('.', '_')}"
+        return copies[node]
+
+    args, kwargs = fx.node.map_arg((source.args, source.kwargs), copied)
+    node = stage.graph.create_node(source.op, target, args, kwargs)
+    node.meta = {**new_meta(unit), "source": source}
+    return node
+
+
+def new_meta(unit: str, class_name: str = "") -> dict[str, object]:
+    """The notes on a node that the source network does not have."""
+    return {"unit": unit, "class_name": class_name, "stride": (1, 1)}

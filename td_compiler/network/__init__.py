@@ -1,0 +1,1 @@
+"""The network that comes out, and what can be done with it."""

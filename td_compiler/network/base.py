@@ -1,0 +1,204 @@
+"""The top-down network: a module tree under the user's names and a short list of graph segments that runs it."""
+
+from __future__ import annotations
+
+import linecache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import fx, nn
+
+from td_compiler.layers.pyramid import Pyramid
+from td_compiler.network.checkpointing import StageKey, chosen_stages, run_checkpointed
+
+if TYPE_CHECKING:
+    from td_compiler.report.report import Report
+
+__all__ = ["Segment", "StageMaps", "TopDownNet", "plant"]
+
+
+@dataclass
+class Segment:
+    """One step of a top-down network: the layers of one scale, or the head.
+
+    Attributes:
+        name: `stage16` for the stage at scale 16, `head` for the head.
+        scale: the factor by which this stage's maps are smaller than the image; 1 for the head.
+        graph: placeholders `x` (the map so far; absent in the first stage) and `image` (the pyramid's level at this
+            scale; absent in the head), one output. Every `call_module` and `get_attr` target is a path in the network.
+            `node.meta["unit"]` is the path of the unit that a node belongs to (`layer3.0`, `entry.16`, `merge.16`),
+            or "" where a unit has no path of its own. It is compiled when the segment is made, and not read again.
+        inputs: the graph's placeholders by name: some of `x` and `image`, in this order.
+    """
+
+    name: str
+    scale: int | tuple[int, int]
+    graph: fx.Graph
+    inputs: tuple[str, ...] = field(init=False)
+    _function: Callable[..., torch.Tensor] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Here, not at the first run: under torch.compile that run is traced, and a graph's code cannot be.
+        self.inputs = tuple(str(node.target) for node in self.graph.find_nodes(op="placeholder"))
+        self._function = _compile(self.graph, self.name)
+
+    def run(self, network: nn.Module, **inputs: torch.Tensor) -> torch.Tensor:
+        """Run this segment with the network's modules on the inputs that it names."""
+        return self._function(network, *(inputs[name] for name in self.inputs))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Functions compiled at run time do not pickle: they are made anew from the graph."""
+        return {name: value for name, value in self.__dict__.items() if name != "_function"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._function = _compile(self.graph, self.name)
+
+
+def _compile(graph: fx.Graph, name: str) -> Callable[..., torch.Tensor]:
+    code = graph.python_code("self")
+    filename = f"<top-down {name} {id(graph):x}>"
+    linecache.cache[filename] = (len(code.src), None, code.src.splitlines(keepends=True), filename)
+    namespace = dict(code.globals)
+    exec(compile(code.src, filename, "exec"), namespace)
+    function: Callable[..., torch.Tensor] = namespace["forward"]
+    return function
+
+
+class StageMaps(nn.ModuleDict):
+    """What `td.features` is: called on images it returns the map after every stage.
+
+    It is a module, not a method, because many networks keep their layers under the name `features`, where they stay.
+    """
+
+    def __init__(self, network: TopDownNet) -> None:
+        super().__init__()
+        self.__dict__["_network"] = network  # past nn.Module's registration: the network is no part of its own part
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The map after every stage, coarse to fine, each (N, C, H / scale, W / scale), for images (N, C, H, W)."""
+        network: TopDownNet = self.__dict__["_network"]
+        return network.stage_maps(network.pyramid(images))
+
+
+class TopDownNet(nn.Module):
+    """A top-down network (paper section 3): runs coarse to fine over an image pyramid, then classifies.
+
+    Made by :func:`td_compiler.reverse`. It trains, moves, saves and copies like any module; its parameters keep the
+    names that they have in the source network, beside `entry`, `transition`, `merge` and `upsample` for what is new.
+
+    Attributes:
+        pyramid: the module that turns images (N, C, H, W) into the list of scaled images, finest first.
+        features: called on images (N, C, H, W), returns the map after every stage, coarse to fine.
+        segments: the stages, coarse to fine, then the head.
+        report: what was found in the source and done to it, stage by stage.
+        checkpointed: the names of the stages that :meth:`checkpoint_stages` chose.
+    """
+
+    pyramid: Pyramid
+    features: StageMaps
+    checkpointed: frozenset[str] = frozenset()
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module | torch.Tensor],
+        segments: Sequence[Segment],
+        pyramid: Pyramid,
+        report: Report,
+    ) -> None:
+        super().__init__()
+        self.segments = list(segments)
+        self.report = report
+        self.pyramid = pyramid
+        self.add_module("features", StageMaps(self))
+        plant(self, modules)
+
+    @property
+    def scales(self) -> tuple[int | tuple[int, int], ...]:
+        """The pyramid's scales, finest first, e.g. (1, 2, 4)."""
+        return self.pyramid.scales
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Class scores, of the source network's output shape, for images (N, C, H, W)."""
+        return self.forward_pyramid(self.pyramid(images))
+
+    def forward_pyramid(self, levels: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Class scores from given images, one per scale, finest first.
+
+        Raises:
+            ValueError: if there are not as many levels as scales.
+        """
+        return self.segments[-1].run(self, x=self.stage_maps(levels)[-1])
+
+    def stage_maps(self, levels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The map after every stage, coarse to fine, from given images, one per scale, finest first.
+
+        Raises:
+            ValueError: if there are not as many levels as scales.
+        """
+        if len(levels) != len(self.scales):
+            raise ValueError(f"{len(levels)} images for {len(self.scales)} scales {self.scales}: give one per scale")
+        maps: list[torch.Tensor] = []
+        for segment, image in zip(self.segments[:-1], reversed(levels), strict=True):
+            inputs = {"x": maps[-1]} if maps else {}
+            maps.append(self.run_segment(segment, image=image, **inputs))
+        return maps
+
+    def run_segment(self, segment: Segment, **inputs: torch.Tensor) -> torch.Tensor:
+        """Run one of the segments on the inputs that it names, checkpointed where that is asked for and of use."""
+        if segment.name in self.checkpointed and torch.is_grad_enabled():
+            return run_checkpointed(segment, self, **inputs)
+        return segment.run(self, **inputs)
+
+    def checkpoint_stages(self, stages: bool | Iterable[StageKey] = True) -> Self:
+        """Train in less memory: keep what stages read, and compute what else gradients need again, stage by stage.
+
+        Gradients, running statistics and random numbers are those of training without. Copies keep the choice;
+        without gradients it has no effect.
+
+        Args:
+            stages: True for all, False for none, or some by scale (`[1, 2]`) or by name (`["stage1"]`).
+
+        Raises:
+            ValueError: if there is no stage of a name or scale.
+        """
+        self.checkpointed = chosen_stages(self.segments[:-1], stages)
+        return self
+
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a folder of source and weights (:func:`td_compiler.network.pretrained.save_pretrained`)."""
+        from td_compiler.network.pretrained import save_pretrained  # emits source, which training has no use for
+
+        return save_pretrained(self, folder, overwrite=overwrite)
+
+
+def plant(root: nn.Module, modules: Mapping[str, nn.Module | torch.Tensor]) -> None:
+    """Register modules, parameters and buffers under their dotted paths, making containers on the way.
+
+    A container whose children are numbered 0..n-1 is a `Sequential`, any other a `ModuleDict`, so that both
+    `td.layer4[0]` and `td.merge["16"]` work.
+    """
+    children: dict[str, dict[str, nn.Module | torch.Tensor]] = {}
+    for path, module in modules.items():
+        first, _, rest = path.partition(".")
+        children.setdefault(first, {})[rest] = module
+    for name, inner in children.items():
+        leaf = inner.pop("", None)
+        if isinstance(leaf, nn.Parameter):
+            root.register_parameter(name, leaf)
+        elif isinstance(leaf, torch.Tensor):
+            root.register_buffer(name, leaf)
+        elif leaf is not None:
+            root.add_module(name, leaf)
+        if not inner:
+            continue
+        container = root._modules.get(name)
+        if container is None:
+            names = list(dict.fromkeys(path.partition(".")[0] for path in inner))
+            numbered = names == [str(i) for i in range(len(names))]
+            container = nn.Sequential() if numbered else nn.ModuleDict()
+            root.add_module(name, container)
+        plant(container, inner)

@@ -1,0 +1,1 @@
+"""Networks by name: `torchvision:resnet18`, `timm:NAME`, `model.py:Net`."""

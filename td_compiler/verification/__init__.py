@@ -1,0 +1,1 @@
+"""Whether a conversion is right, check by check."""

@@ -1,0 +1,170 @@
+"""A source and its top-down network under examination: run once, on the meta device where that will do."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from td_compiler.capture.capture import skeleton
+from td_compiler.capture.meta import ShapesOnly
+from td_compiler.graph.operators import Width, lookup
+from td_compiler.network.base import TopDownNet
+from td_compiler.options import Options
+
+__all__ = ["Size", "Subject", "tensors_in"]
+
+Size = tuple[int, int, int]
+_BATCH = 2  # batch norm needs more than one value per channel where a map has one pixel
+
+
+@dataclass
+class Subject:
+    """A source and a copy of its top-down network, with what several checks need.
+
+    Attributes:
+        model: the source, never changed and never run where its skeleton will do.
+        td: a copy of the top-down network, free to use.
+        options: those that it was made with.
+    """
+
+    model: nn.Module
+    td: TopDownNet
+    options: Options
+
+    @cached_property
+    def on_meta(self) -> bool:
+        """Whether there are no values."""
+        return any(tensor.is_meta for tensor in itertools.chain(self.model.parameters(), self.model.buffers()))
+
+    @cached_property
+    def bones(self) -> tuple[nn.Module, TopDownNet]:
+        """Both networks in evaluation mode on the meta device."""
+        top_down = skeleton(self.td)
+        assert isinstance(top_down, TopDownNet)
+        return skeleton(self.model), top_down
+
+    @cached_property
+    def sizes(self) -> tuple[Size, ...]:
+        """The size (C, H, W) at which the network was read, and an odd, oblong one if the source takes any.
+
+        A source that flattens its last map takes sizes beside its own only where its roundings happen to agree: it
+        counts as made for one size, and so it shows at twice that.
+        """
+        own = self.td.report.input_size
+        channels, height, width = own
+        if not self._takes((channels, 2 * height + 1, 2 * width - 1)):
+            return (own,)
+        return own, *itertools.islice((size for size in _odd_sizes(own) if self._takes(size)), 1)
+
+    @property
+    def small(self) -> Size:
+        """The smaller one of the sizes."""
+        return min(self.sizes, key=lambda size: size[1] * size[2])
+
+    @cached_property
+    def outputs(self) -> dict[Size, torch.Size]:
+        """The shape of what the source returns at every size tried."""
+        return {}
+
+    def _takes(self, size: Size) -> bool:
+        try:
+            self.source_shape(size)
+        except Exception:
+            return False
+        return True
+
+    def source_shape(self, size: Size) -> torch.Size:
+        """The shape of what the source returns for a batch of images."""
+        if size not in self.outputs:
+            scores = self._run(self.bones[0], lambda: copy.deepcopy(self.model), size)
+            self.outputs[size] = next(iter(tensors_in(scores))).shape
+        return self.outputs[size]
+
+    def expected_shape(self, size: Size) -> torch.Size:
+        """The shape that the top-down network's scores must have: the source's, or one score per class and pixel.
+
+        Without a classifier the features follow the width of the last stage, in the source and here.
+        """
+        given = self.source_shape(size)
+        if self.options.task == "segmentation":
+            return torch.Size((given[0], self.options.num_classes or 0, *size[1:]))
+        if self._has_classifier:
+            return given
+        rows = self.td.report.stages[:-1]
+        last = next(row.bottom_up.width for row in reversed(rows) if row.bottom_up is not None)
+        return torch.Size((given[0], given[1] * rows[0].top_down.width // last))
+
+    @cached_property
+    def _has_classifier(self) -> bool:
+        """Whether the head has a layer that sets the number of scores, whatever it reads."""
+        nodes = self.td.segments[-1].graph.nodes
+        layers = [(n, self.td.get_submodule(str(n.target)) if n.op == "call_module" else None) for n in nodes]
+        rows = [lookup(node, module) for node, module in layers]
+        return any(row is not None and row.width is Width.FREE for row in rows)
+
+    @cached_property
+    def computed(self) -> dict[Size, tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]]:
+        """What the top-down network computed at every size tried."""
+        return {}
+
+    def maps(self, size: Size) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
+        """Pyramid levels, finest first, stage maps, coarse to fine, and class scores."""
+        if size not in self.computed:
+            self.computed[size] = self._run(_Everything(self.bones[1]), lambda: _Everything(self.td), size)
+        return self.computed[size]
+
+    def _run(self, bones: nn.Module, original: Any, size: Size) -> Any:
+        """Run on the meta device or, where layers need values, for real."""
+        with torch.no_grad():
+            try:
+                with ShapesOnly():
+                    return bones(self.images(size, "meta"))
+            except Exception as error:
+                if self.on_meta or not ("meta tensor" in str(error) or "data-dependent" in str(error)):
+                    raise
+            return original().eval()(self.images(size))
+
+    def images(self, size: Size, device: str | torch.device | None = None) -> torch.Tensor:
+        """Images (N, C, H, W) of the network's dtype, on its device."""
+        first = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(()))
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(_BATCH, *size, generator=generator)
+        return images.to(device=device or first.device, dtype=first.dtype)
+
+
+class _Everything(nn.Module):
+    """A top-down network that puts out all it computes on the way."""
+
+    def __init__(self, td: TopDownNet) -> None:
+        super().__init__()
+        self.td = td
+
+    def forward(self, images: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
+        levels = self.td.pyramid(images)
+        maps = self.td.stage_maps(levels)
+        return levels, maps, self.td.segments[-1].run(self.td, x=maps[-1])
+
+
+def _odd_sizes(size: Size) -> Iterator[Size]:
+    """Odd and oblong sizes: small ones first, then those beside the network's own."""
+    channels, height, width = size
+    for side in (33, 65, 97, 161):
+        if side < min(height, width):
+            yield channels, side, side - 4
+    yield channels, (height + 1) | 1, (width - 1) | 1
+    yield channels, 2 * height + 1, 2 * width - 1
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in a value: itself, or those of a tuple or list."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        yield from itertools.chain.from_iterable(map(tensors_in, value))
