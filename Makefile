@@ -9,7 +9,7 @@ SEED ?= $(shell date +%s)
 BIN := $(abspath $(VENV))/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint typecheck coverage coverage-all docs wheel clean
+.PHONY: help demo test lint typecheck coverage coverage-all snapshots docs wheel clean
 
 help:
 	@echo "make demo      convert ResNet32, show its stages, take one training step of the result"
@@ -17,6 +17,7 @@ help:
 	@echo "make lint      ruff and mypy alone"
 	@echo "make coverage  which networks convert: torchvision's CNNs, a timm network of each family; minutes"
 	@echo "make coverage-all  all 702, on JOBS processes, from where an interrupted run was; about an hour"
+	@echo "make snapshots  whether one network of each family converts to what it did; minutes"
 	@echo "make docs      the pictures of docs/, drawn anew"
 	@echo "make fuzz      convert and check N=1000 random networks; about a second each"
 	@echo "make wheel     build the package into dist/"
@@ -64,6 +65,9 @@ coverage: $(VENV)/.models
 coverage-all: $(VENV)/.models
 	$(BIN)/python -m benchmarks coverage --models torchvision-cnns timm-cnns --jobs $(JOBS) --resume \
 		--output benchmarks/results/coverage.md
+
+snapshots: $(VENV)/.dev
+	$(BIN)/python -m tests.snapshots compare
 
 docs: $(VENV)/.dev
 	$(BIN)/tdc inspect zoo:lenet_fc --plot docs/images/lenet_fc.svg --force
