@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from td_compiler.capture.capture import Capture, capture, check_output
 from td_compiler.capture.input_size import find_input_size
-from td_compiler.errors import ConversionError
+from td_compiler.errors import ConversionError, no_other_error
 from td_compiler.graph.states import Conversion
 from td_compiler.layers.pyramid import Downsample
 from td_compiler.network.base import TopDownNet
 from td_compiler.options import Downsampler, Filters, Init, Merge, Options, Stem, Task, Upsample
 from td_compiler.passes import PIPELINE
+from td_compiler.surroundings import neutral_surroundings
 
-__all__ = ["reverse"]
+__all__ = ["check_source", "reverse"]
 
 
 def reverse(
@@ -77,13 +79,42 @@ def reverse(
         fast=fast,
         input_size=input_size,
     )
+    with neutral_surroundings():
+        check_source(model)
+        return _reverse(model, options)
+
+
+def check_source(model: object) -> None:
+    """Refuse what is no network that can be read: another object, a top-down network, lazy layers without a size.
+
+    Raises:
+        ConversionError: naming it, with the way out.
+    """
     if not isinstance(model, nn.Module):
         raise ConversionError(f"model is a {type(model).__name__}, not an nn.Module: pass an instance of the network.")
-    captured, size, note = _capture(model, options)
-    check_output(captured, options.task)
-    conversion = Conversion(model, options, size, captured, notes=[note] if note else [])
+    with no_other_error("the network was read"):
+        for path, module in model.named_modules():
+            kind = type(module).__name__
+            if callable(getattr(module, "pyramid", None)) and callable(getattr(module, "forward_pyramid", None)):
+                where = f"{path!r} ({kind})" if path else f"this {kind}"
+                raise ConversionError(
+                    f"{where} is a top-down network already: reverse the network that it was made of."
+                )
+            if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+                raise ConversionError(
+                    f"{path or kind!r} ({kind}) is a lazy layer that has seen no image and has no size yet: run the"
+                    " network once, model(images), then reverse it."
+                )
+
+
+def _reverse(model: nn.Module, options: Options) -> TopDownNet:
+    with no_other_error("the network was read"):
+        captured, size, note = _capture(model, options)
+        check_output(captured, options.task)
+        conversion = Conversion(model, options, size, captured, notes=[note] if note else [])
     for step in PIPELINE:
-        step(conversion)
+        with no_other_error(f"the pass {type(step).__name__} ran"):
+            step(conversion)
     assert conversion.result is not None
     return conversion.result
 

@@ -15,6 +15,8 @@ __all__ = ["write_together", "write_whole"]
 def write_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
     """Write several files so that afterwards either all of them are there or none is; existing ones are replaced.
 
+    A file that replaces another has its permissions; where a path is a link, what it points to is replaced.
+
     Every file is first written under a temporary name in its own folder and then renamed. If one cannot be renamed,
     those already in place are put back as they were.
 
@@ -30,6 +32,8 @@ def write_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
         for target, temporary in temporaries.items():
             leftovers.callback(temporary.unlink, missing_ok=True)
             targets[target](temporary)
+            if target.exists():
+                shutil.copymode(target, temporary)
         for target, temporary in temporaries.items():
             undo.callback(_restore, target, _backup(target, leftovers))
             os.replace(temporary, target)

@@ -20,6 +20,7 @@ Upsample = Literal["nearest", "bilinear", "transposed"]
 Stem = Literal["trailing", "leading"]
 Init = Literal["keep", "fresh"]
 Task = Literal["classification", "segmentation"]
+_LARGEST = 2**20  # of a channel count, height or width: beyond it torch cannot count a map's values
 Downsampler = Callable[[torch.Tensor, int], torch.Tensor]
 
 
@@ -60,6 +61,9 @@ class Options:
                 raise ConversionError(
                     f"input_size={size!r} must be three positive numbers (C, H, W), e.g. (3, 224, 224)."
                 )
+            if max(size) > _LARGEST:
+                largest = max(size) if max(size) < 10**12 else "a number of more than 12 digits"
+                raise ConversionError(f"input_size has {largest}: C, H and W are at most {_LARGEST:,}.")
             object.__setattr__(self, "input_size", tuple(size))
 
     def _check_classes(self) -> None:

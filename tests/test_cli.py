@@ -179,7 +179,7 @@ def test_errors_of_our_own_are_one_line_and_debug_shows_where(folder: Path, monk
         raise KeyError("lost")
 
     monkeypatch.setattr(commands, "reverse", broken)
-    assert "unexpected KeyError: 'lost'" in tdc("convert", "tiny.py", code=1)
+    assert "KeyError: 'lost' at test_cli.py" in tdc("convert", "tiny.py", code=1)
     result = CliRunner().invoke(cli.app, ["convert", "tiny.py", "--debug"])
     assert result.exit_code == 1
     assert "Traceback" in result.stderr

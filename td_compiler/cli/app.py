@@ -8,6 +8,7 @@ imported only by commands that need it, so that `--help` and `--version` answer 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 import traceback
@@ -20,7 +21,7 @@ from typer.core import TyperGroup
 from td_compiler import __version__
 from td_compiler.cli.options import Debug, Given, Seed, read_given
 from td_compiler.cli.shared_options import with_shared_options
-from td_compiler.errors import ConversionError
+from td_compiler.errors import ConversionError, no_other_error, one_line
 
 __all__ = ["app", "main"]
 
@@ -38,6 +39,8 @@ class _Commands(TyperGroup):
 
 
 def _exit_code(run: Callable[[], Any]) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name may hold what the terminal cannot show
     try:
         returned = run()
         code = returned if isinstance(returned, int) else 0
@@ -55,7 +58,7 @@ def _exit_code(run: Callable[[], Any]) -> int:
     except OSError as error:
         return _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
     except Exception as error:
-        return _complain(f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1)
+        return _complain(f"unexpected {one_line(error)} (--debug shows where)", 1)
     return _complain("interrupted", 130) if code == 130 else code
 
 
@@ -65,9 +68,11 @@ def _complain(message: str, code: int) -> int:
 
 
 @contextlib.contextmanager
-def _debugging(debug: bool) -> Iterator[None]:
+def _debugging(debug: bool, command: str) -> Iterator[None]:
+    """Errors of what a command does: one of those that `_exit_code` knows, with its traceback if that is wanted."""
     try:
-        yield
+        with no_other_error(f"tdc {command} ran", but=(OSError, typer.Abort, typer.Exit, _ClickException)):
+            yield
     except Exception:
         if debug:
             traceback.print_exc()
@@ -128,7 +133,7 @@ def convert(
     seed: Seed = None,
 ) -> None:
     """Write a network's top-down network as standalone PyTorch source: NAME_td.py in the current folder, or OUT."""
-    with _debugging(given.debug):
+    with _debugging(given.debug, "convert"):
         from td_compiler.cli import commands
 
         commands.convert(commands.Request.read(given, seed), out, weights=weights, force=force)
@@ -149,7 +154,7 @@ def inspect(
     force: Annotated[bool, typer.Option("--force", help="Replace that file if it exists.")] = False,
 ) -> None:
     """Show the bottom-up network (BU) beside its top-down network (TD), scale by scale."""
-    with _debugging(given.debug):
+    with _debugging(given.debug, "inspect"):
         from td_compiler.cli import commands
 
         commands.inspect(commands.Request.read(given), as_json=as_json, plot=plot, force=force)
@@ -164,7 +169,7 @@ def verify(
     seed: Seed = None,
 ) -> int:
     """Convert a network and check the result, property by property; exits with 1 if one does not hold."""
-    with _debugging(given.debug):
+    with _debugging(given.debug, "verify"):
         from td_compiler.cli import commands
 
         return 0 if commands.verify(commands.Request.read(given, seed), meta=meta) else 1
@@ -178,7 +183,7 @@ def list_models(
     debug: Debug = False,
 ) -> None:
     """List the models that can be named: in columns on a terminal, else one a line."""
-    with _debugging(debug):
+    with _debugging(debug, "list"):
         from td_compiler.cli import commands
 
         commands.list_models(library)

@@ -113,7 +113,7 @@ def convert(request: Request, out: str | None, *, weights: bool, force: bool) ->
     name = _class_name(request.source, loaded)
     text = emit_source(td, class_name=name, origin=request.source, command=request.command)
     if target is None:
-        sys.stdout.write(text)
+        _write_out(text)
         _summarise(name, td, file=sys.stderr)
         return
     writers: dict[Path, Callable[[Path], object]] = {target: lambda path: _write_text(path, text)}
@@ -279,6 +279,16 @@ def _class_name(source: str, loaded: LoadedSource) -> str:
     spelt = kind.__name__ if re.match("_?".join(kind.__name__), name, re.IGNORECASE) else ""
     rest = re.sub("_?".join(spelt), "", name, count=1, flags=re.IGNORECASE) if spelt else name
     return spelt + "".join(word[:1].upper() + word[1:] for word in rest.split("_")) + "TD"
+
+
+def _write_out(text: str) -> None:
+    """Write source to standard output as it stands in a file, in UTF-8, whatever the terminal's encoding is."""
+    sys.stdout.flush()
+    if hasattr(sys.stdout, "buffer"):
+        sys.stdout.buffer.write(text.encode())
+        sys.stdout.buffer.flush()
+    else:  # a stream of text that someone put in its place
+        sys.stdout.write(text)
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -27,6 +27,6 @@ class FastDropout(nn.Dropout):
         if not (x.is_contiguous() or x.is_contiguous(memory_format=last)):
             return super().forward(x)
         draws = (x.numel() + 3) // 4
-        bits = torch.randint(-(2**63), 2**63 - 1, (draws,)).view(torch.int16)
-        kept = bits.as_strided(x.size(), x.stride()) >= dropped - 2**15
+        bits = torch.randint(-(2**63), 2**63 - 1, (draws,), device=x.device)
+        kept = bits.view(torch.int16).as_strided(x.size(), x.stride()) >= dropped - 2**15
         return x * kept * (2**16 / (2**16 - dropped))

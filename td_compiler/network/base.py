@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import linecache
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import fx, nn
 
-from td_compiler.layers.pyramid import Pyramid
+from td_compiler.layers.pyramid import Pyramid, factor_pair
 from td_compiler.network.checkpointing import StageKey, chosen_stages, run_checkpointed
 
 if TYPE_CHECKING:
@@ -58,13 +60,17 @@ class Segment:
         self._function = _compile(self.graph, self.name)
 
 
+_compiled = itertools.count()  # makes every function's name its own, also in several threads
+
+
 def _compile(graph: fx.Graph, name: str) -> Callable[..., torch.Tensor]:
     code = graph.python_code("self")
-    filename = f"<top-down {name} {id(graph):x}>"
+    filename = f"<top-down {name} {next(_compiled)}>"
     linecache.cache[filename] = (len(code.src), None, code.src.splitlines(keepends=True), filename)
     namespace = dict(code.globals)
     exec(compile(code.src, filename, "exec"), namespace)
     function: Callable[..., torch.Tensor] = namespace["forward"]
+    weakref.finalize(function, linecache.cache.pop, filename, None).atexit = False
     return function
 
 
@@ -81,7 +87,7 @@ class StageMaps(nn.ModuleDict):
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """The map after every stage, coarse to fine, each (N, C, H / scale, W / scale), for images (N, C, H, W)."""
         network: TopDownNet = self.__dict__["_network"]
-        return network.stage_maps(network.pyramid(images))
+        return network._stage_maps(network.pyramid(images))
 
 
 class TopDownNet(nn.Module):
@@ -123,13 +129,13 @@ class TopDownNet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Class scores, of the source network's output shape, for images (N, C, H, W)."""
-        return self.forward_pyramid(self.pyramid(images))
+        return self.segments[-1].run(self, x=self._stage_maps(self.pyramid(images))[-1])
 
     def forward_pyramid(self, levels: Sequence[torch.Tensor]) -> torch.Tensor:
         """Class scores from given images, one per scale, finest first.
 
         Raises:
-            ValueError: if there are not as many levels as scales.
+            ValueError: if there are not as many levels as scales, or their sizes are not those of the scales.
         """
         return self.segments[-1].run(self, x=self.stage_maps(levels)[-1])
 
@@ -137,10 +143,13 @@ class TopDownNet(nn.Module):
         """The map after every stage, coarse to fine, from given images, one per scale, finest first.
 
         Raises:
-            ValueError: if there are not as many levels as scales.
+            ValueError: if there are not as many levels as scales, or a level has not the size of its scale (SPEC 2.1)
+                or other channels or images than the finest one.
         """
-        if len(levels) != len(self.scales):
-            raise ValueError(f"{len(levels)} images for {len(self.scales)} scales {self.scales}: give one per scale")
+        _check_levels(levels, self.scales)
+        return self._stage_maps(levels)
+
+    def _stage_maps(self, levels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         maps: list[torch.Tensor] = []
         for segment, image in zip(self.segments[:-1], reversed(levels), strict=True):
             inputs = {"x": maps[-1]} if maps else {}
@@ -173,6 +182,21 @@ class TopDownNet(nn.Module):
         from td_compiler.network.pretrained import save_pretrained  # emits source, which training has no use for
 
         return save_pretrained(self, folder, overwrite=overwrite)
+
+
+def _check_levels(levels: Sequence[torch.Tensor], scales: Sequence[int | tuple[int, int]]) -> None:
+    if len(levels) != len(scales):
+        raise ValueError(f"{len(levels)} images for {len(scales)} scales {tuple(scales)}: give one per scale")
+    if torch.compiler.is_compiling():
+        return  # sizes may be symbols there, and a comparison would bind them
+    number, channels, *finest = levels[0].shape
+    for level, scale in zip(levels, scales, strict=True):
+        expected = (number, channels, *(-(-n // by) for n, by in zip(finest, factor_pair(scale), strict=True)))
+        if tuple(level.shape) != expected:
+            raise ValueError(
+                f"the image at scale {scale} is {tuple(level.shape)}, beside a finest one of {tuple(levels[0].shape)}"
+                f" it must be {expected}: give the images finest first, as td.pyramid(images) does"
+            )
 
 
 def plant(root: nn.Module, modules: Mapping[str, nn.Module | torch.Tensor]) -> None:

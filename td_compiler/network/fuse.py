@@ -22,6 +22,7 @@ from td_compiler.graph.operators import LAYERS, Kind
 from td_compiler.layers.dropout import FastDropout
 from td_compiler.layers.folding import FoldedConv2d
 from td_compiler.network.base import Segment, TopDownNet
+from td_compiler.surroundings import neutral_surroundings
 
 __all__ = ["fuse"]
 
@@ -31,6 +32,7 @@ _FOLDABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 _OUTPUT_AXIS: dict[type[nn.Module], int] = {nn.Conv2d: 0, nn.Linear: 0, nn.ConvTranspose2d: 1}
 
 
+@neutral_surroundings()
 def fuse(td: TopDownNet) -> TopDownNet:
     """A copy of a top-down network for inference: same scores, same maps, fewer layers.
 

@@ -31,8 +31,9 @@ from torch import nn
 
 from td_compiler import __version__
 from td_compiler.emission import emit_source
-from td_compiler.errors import ConversionError
+from td_compiler.errors import ConversionError, one_line
 from td_compiler.files import write_together
+from td_compiler.surroundings import neutral_surroundings
 
 if TYPE_CHECKING:
     from td_compiler.network.base import TopDownNet
@@ -43,6 +44,7 @@ CONFIG, CODE, WEIGHTS = "config.json", "modeling_td.py", "model.safetensors"
 FORMAT = 1
 
 
+@neutral_surroundings()
 def save_pretrained(td: TopDownNet, folder: str | Path, *, overwrite: bool = False) -> Path:
     """Write a network as a folder that rebuilds it without the source network and its library.
 
@@ -84,6 +86,7 @@ def save_pretrained(td: TopDownNet, folder: str | Path, *, overwrite: bool = Fal
     return folder
 
 
+@neutral_surroundings()
 def from_pretrained(folder: str | Path, *, trust_code: bool = False) -> nn.Module:
     """Rebuild a network that :func:`save_pretrained` wrote: the same bits, without the source network's library.
 
@@ -92,15 +95,17 @@ def from_pretrained(folder: str | Path, *, trust_code: bool = False) -> nn.Modul
 
     Args:
         folder: the folder, downloaded or written here.
-        trust_code: run the folder's code; without it nothing runs.
+        trust_code: True to run the folder's code; without it nothing runs.
 
     Returns:
         The network, images (N, C, H, W) to scores, on the CPU, in eval mode, in the dtypes of the saved one.
 
     Raises:
-        ConversionError: if the code is not trusted, a file is missing or unreadable, the code is another than the
-            configuration's, or the weights do not fit it.
+        ConversionError: if `trust_code` is no bool or the code is not trusted, a file is missing or unreadable, the
+            code is another than the configuration's, or the weights do not fit it.
     """
+    if not isinstance(trust_code, bool):  # "no" is true
+        raise ConversionError(f"trust_code={trust_code!r} must be True or False: nothing has been run.")
     folder = Path(folder)
     for name in (CONFIG, CODE, WEIGHTS):
         if not (folder / name).is_file():
@@ -184,16 +189,18 @@ def _build(path: Path, code: bytes, digest: str, class_name: str) -> nn.Module:
     kind = getattr(module, class_name, None)
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise ConversionError(f"{path} defines no network {class_name}, which {CONFIG} names: save the network again.")
-    return kind()
+    try:
+        return kind()
+    except (Exception, SystemExit) as error:
+        raise ConversionError(f"{path} makes no {class_name} ({one_line(error)}): save the network again.") from error
 
 
 def _run(module: ModuleType, code: bytes, path: Path) -> None:
     """Run the very bytes that were hashed: the file may be another by now."""
     try:
         exec(compile(code, path, "exec"), module.__dict__)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ConversionError(f"{path} does not run ({reason}): save the network again.") from error
+    except (Exception, SystemExit) as error:
+        raise ConversionError(f"{path} does not run ({one_line(error)}): save the network again.") from error
 
 
 def _load(model: nn.Module, path: Path) -> None:

@@ -20,6 +20,7 @@ from td_compiler.errors import ConversionError
 from td_compiler.graph.operators import Pair
 from td_compiler.layers.pyramid import factor_pair
 from td_compiler.network.base import TopDownNet
+from td_compiler.surroundings import neutral_surroundings
 
 __all__ = ["Refined", "Window", "contrast", "crop"]
 
@@ -85,6 +86,7 @@ class Refined(nn.Module):
         saliency: how telling each place of a map is: (N, C, h, w) to (N, h, w). A window's saliency is its sum.
     """
 
+    @neutral_surroundings()
     def __init__(
         self,
         td: TopDownNet,
