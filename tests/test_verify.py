@@ -24,6 +24,7 @@ WIDTHS = "stages have the widths of the arrangement"
 SETTINGS = "layers keep their settings"
 NAMES = "layers and parameters keep their names"
 WEIGHTS = "weights are kept and finite"
+PARTS = "its parts, put together again, are the source"
 SOURCE = "emitted source loads strictly and computes the same bits"
 UNTOUCHED = "the source is untouched"
 
@@ -70,11 +71,11 @@ def test_what_is_right_passes(model: Small, filters: str) -> None:
     result = verify(model, input_size=(3, 32, 32), filters=filters, head_width=5 if filters == "mirror" else None)
     assert result.passed, str(result)
     assert [check.name for check in result.checks] == [
-        *(SHAPE, GRADIENTS, PYRAMID, MAPS, WIDTHS, SETTINGS, NAMES, WEIGHTS, SOURCE, UNTOUCHED)
+        *(SHAPE, GRADIENTS, PYRAMID, MAPS, WIDTHS, SETTINGS, NAMES, WEIGHTS, PARTS, SOURCE, UNTOUCHED)
     ]
     assert not any(check.skipped for check in result.checks)
     lines = str(result).splitlines()
-    assert lines[0] == "Small: 10 of 10 checks passed"
+    assert lines[0] == "Small: 11 of 11 checks passed"
     assert lines[1] == "✓ the output has the right shape: (2, 5) for images of 3x32x32 and 3x33x31"
 
 
@@ -270,7 +271,7 @@ def test_the_meta_device_leaves_out_values() -> None:
         model = Small()
     result = verify(model, input_size=(3, 32, 32))
     assert result.passed, str(result)
-    assert [check.name for check in result.checks if check.skipped] == [WEIGHTS]
+    assert [check.name for check in result.checks if check.skipped] == [WEIGHTS, PARTS]
     td = reverse(model, input_size=(3, 32, 32))
     cut_off(td)
     assert failures(model, td) == {GRADIENTS}
@@ -298,7 +299,7 @@ def test_nothing_given_is_changed(model: Small) -> None:
 def test_command(words: list[str]) -> None:
     done = CliRunner().invoke(cli.app, ["verify", "zoo:lenet_fc", *words])
     assert done.exit_code == 0, done.output
-    assert done.stdout.count("✓") == (9 if words == ["--meta"] else 10)
+    assert done.stdout.count("✓") == (9 if words == ["--meta"] else 11)
 
 
 def test_command_fails_where_a_check_does(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,9 +59,9 @@ class Subject:
         """
         own = self.td.report.input_size
         channels, height, width = own
-        if not self._takes((channels, 2 * height + 1, 2 * width - 1)):
+        if not self.takes((channels, 2 * height + 1, 2 * width - 1)):
             return (own,)
-        return own, *itertools.islice((size for size in _odd_sizes(own) if self._takes(size)), 1)
+        return own, *itertools.islice((size for size in _odd_sizes(own) if self.takes(size)), 1)
 
     @property
     def small(self) -> Size:
@@ -73,7 +73,8 @@ class Subject:
         """The shape of what the source returns at every size tried."""
         return {}
 
-    def _takes(self, size: Size) -> bool:
+    def takes(self, size: Size) -> bool:
+        """Whether the source runs on images of a size."""
         try:
             self.source_shape(size)
         except Exception:

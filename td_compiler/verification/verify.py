@@ -15,6 +15,7 @@ from td_compiler.network.base import TopDownNet
 from td_compiler.options import Options
 from td_compiler.verification import checks
 from td_compiler.verification.checks import Skipped, Violation
+from td_compiler.verification.round_trip import round_trip
 from td_compiler.verification.subject import Subject
 
 __all__ = ["Check", "Verification", "verify"]
@@ -28,6 +29,7 @@ _CHECKS: tuple[tuple[str, Callable[[Subject], str]], ...] = (
     ("layers keep their settings", checks.settings),
     ("layers and parameters keep their names", checks.names),
     ("weights are kept and finite", checks.weights),
+    ("its parts, put together again, are the source", round_trip),
     ("emitted source loads strictly and computes the same bits", checks.emission),
 )
 _CONVERTS = "the network converts"

@@ -1,0 +1,381 @@
+"""Round trip: the parts that a conversion cut out, put together again, are the bottom-up network (SPEC 9.1).
+
+The passes that read a network leave units, in top-down stages or between them, and a head. Chained in bottom-up order,
+with the source's own layers and strides, they must compute what the source computes: else an operation was lost, baked
+in, put elsewhere or given another layer on the way.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.node import map_arg
+
+from td_compiler.capture.capture import capture
+from td_compiler.graph.states import Conversion
+from td_compiler.graph.units import TopDownStage, Unit
+from td_compiler.options import Options
+from td_compiler.passes import PIPELINE
+from td_compiler.passes.reverse_stages import ReverseStages
+from td_compiler.verification.checks import Skipped, Violation
+from td_compiler.verification.subject import Size, Subject, tensors_in
+
+__all__ = ["BottomUpAgain", "bottom_up_again", "compare", "cut", "round_trip"]
+
+_TOLERANCE = 1e-4  # of the largest value: the same operations on the same numbers differ by less, by far
+_SEED = 0
+_WIDER = 16  # pixels that the second image size is wider than the first
+
+
+class BottomUpAgain(nn.Module):
+    """The bottom-up network, made of the parts that a conversion cut out of it.
+
+    Attributes:
+        source: the network whose layers and parameters it runs.
+        graph: its operations: one placeholder, the images (N, C, H, W), one output.
+        called: the names of the layers' buffers that a run may change.
+    """
+
+    def __init__(self, source: nn.Module, graph: fx.Graph, layers: dict[fx.Node, nn.Module]) -> None:
+        super().__init__()
+        self.source = source
+        self.graph = graph
+        self._layers = layers
+        called = set(itertools.chain.from_iterable(layer.buffers() for layer in layers.values()))
+        # Of floating numbers: a function that was read as a layer counts its batches, which changes nothing.
+        floating = (named for named in source.named_buffers() if named[1].is_floating_point())
+        self.called = frozenset(name for name, buffer in floating if buffer in called)
+        known = set(source.modules())
+        self.made = nn.ModuleList(dict.fromkeys(layer for layer in layers.values() if layer not in known))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """What the source returns for images (N, C, H, W)."""
+        values: dict[fx.Node, Any] = {}
+        for node in self.graph.nodes:
+            args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
+            if node.op == "placeholder":
+                values[node] = images
+            elif node.op == "output":
+                result: torch.Tensor = args[0]
+                return result
+            elif node.op == "get_attr":
+                values[node] = self.training if node.target == "training" else _attribute(self.source, node.target)
+            elif node.op == "call_module":
+                values[node] = self._layers[node](*args, **kwargs)
+            elif node.op == "call_method":
+                values[node] = getattr(args[0], node.target)(*args[1:], **kwargs)
+            else:
+                values[node] = node.target(*args, **kwargs)
+        raise AssertionError("a graph without output")
+
+
+def cut(model: nn.Module, options: Options, input_size: Size) -> Conversion:
+    """Read a network up to the point where its parts lie in top-down order.
+
+    Raises:
+        ConversionError: if it cannot be read.
+    """
+    conversion = Conversion(model, options, input_size, capture(model, input_size))
+    for step in PIPELINE:
+        step(conversion)
+        if isinstance(step, ReverseStages):
+            break
+    return conversion
+
+
+def bottom_up_again(conversion: Conversion) -> BottomUpAgain:
+    """The parts of a conversion in bottom-up order: what is done to the image, the units, the head.
+
+    A unit that stands in a top-down stage is read from there. The network has a copy of the model's layers.
+
+    Args:
+        conversion: one that `ReverseStages` was the last pass of.
+
+    Raises:
+        Violation: if a part is missing, or stands in two places, or an operation changed.
+        Skipped: if the model does not copy, or a layer of the graph is none of the model's.
+    """
+    try:
+        source = copy.deepcopy(conversion.model)
+    except Exception as error:
+        raise Skipped(f"not looked at: the network does not copy ({type(error).__name__}: {error})") from error
+    parts = _Parts(conversion)
+    parts.check()
+    layers = _Layers(conversion, source)
+    graph = parts.chain()
+    return BottomUpAgain(source, graph, {node: layers.of(node) for node in graph.nodes if node.op == "call_module"})
+
+
+@dataclass
+class _Part:
+    """Some operations in order, and where what they read from outside comes from.
+
+    Attributes:
+        nodes: as they stand in the bottom-up graph or, copied, in a stage's.
+        inputs: a node that they read, of another part -> the bottom-up node that it stands for.
+    """
+
+    nodes: list[fx.Node]
+    inputs: dict[fx.Node, fx.Node]
+
+
+class _Parts:
+    """What a conversion cut a network into."""
+
+    def __init__(self, conversion: Conversion) -> None:
+        self.conversion = conversion
+        self._homes: dict[Unit, TopDownStage] = {}
+        for stage in conversion.stages:
+            for unit in stage.units:
+                if unit in self._homes:
+                    raise Violation(
+                        f"{_place(unit.output)} stands in the stages {self._homes[unit].key} and {stage.key}"
+                    )
+                self._homes[unit] = stage
+        head = conversion.found.head
+        units = [unit for unit in conversion.units if unit.nodes[0] not in head]
+        start = units[0].input
+        prologue = [node for node in self._main() if node is start or node in _ancestors(start)]
+        self.parts = [_Part(prologue, {}), *map(self._of_unit, units), _Part(head, {})]
+
+    def _main(self) -> list[fx.Node]:
+        """The bottom-up nodes that carry the image's data to the output, in order; the image itself left out."""
+        captured = self.conversion.captured
+        needed = {captured.output, *_ancestors(captured.output)}
+        return [n for n in captured.graph.nodes if n in needed and "width" in n.meta and n is not captured.image]
+
+    def _of_unit(self, unit: Unit) -> _Part:
+        stage = self._homes.get(unit)
+        if stage is None:
+            return _Part(unit.nodes, {})
+        return _Part(stage.spans[unit], {stage.inputs[unit]: unit.input})
+
+    def check(self) -> None:
+        """Every operation that carries the image's data stands in one part, once, in its order."""
+        found = [_origin(node) for part in self.parts for node in part.nodes]
+        expected = self._main()
+        lost = [node for node in expected if node not in set(found)]
+        if lost:
+            raise Violation(f"{_place(lost[0])} is in no part of the network")
+        twice = [node for i, node in enumerate(found) if node in found[:i]]
+        if twice:
+            raise Violation(f"{_place(twice[0])} is in two parts of the network")
+
+    def chain(self) -> fx.Graph:
+        """A graph of all parts, one after the other."""
+        captured, graph = self.conversion.captured, fx.Graph()
+        made: dict[fx.Node, fx.Node] = {captured.image: graph.placeholder("images")}  # bottom-up node -> new node
+        for part in self.parts:
+            for node in part.nodes:
+                self._copy(graph, made, part, node)
+        graph.output(made[captured.output])
+        return graph
+
+    def _copy(self, graph: fx.Graph, made: dict[fx.Node, fx.Node], part: _Part, node: fx.Node) -> fx.Node:
+        """Copy a node and, where no part holds them, the sizes and parameters that it reads."""
+        origin = part.inputs.get(node) or _origin(node)
+        if origin not in made:
+            if "width" in origin.meta and node not in part.nodes:
+                raise Violation(f"a part reads {_place(origin)}, which none before it computes")
+            args, kwargs = map_arg((node.args, node.kwargs), lambda n: self._copy(graph, made, part, n))
+            made[origin] = graph.create_node(node.op, node.target, args, kwargs)
+            made[origin].meta["origin"] = origin
+        return made[origin]
+
+
+class _Layers:
+    """Which layer of a copy of the model a node of the graph calls."""
+
+    def __init__(self, conversion: Conversion, source: nn.Module) -> None:
+        self._captured = conversion.captured
+        self._source = dict(source.named_modules(remove_duplicate=False))
+        root = conversion.captured.modules[""]
+        tensors = dict(itertools.chain(source.named_parameters(remove_duplicate=False), _buffers(source)))
+        named = itertools.chain(root.named_parameters(remove_duplicate=False), _buffers(root))
+        self._values = {id(tensor): tensors[name] for name, tensor in named if name in tensors}
+        self._made: dict[nn.Module, nn.Module] = {}
+
+    def of(self, node: fx.Node) -> nn.Module:
+        """The source's layer, or, where a function was read as a layer, that layer with the source's parameters."""
+        read = self._captured.module(node.meta["origin"])
+        own = self._source.get(str(node.target))
+        assert read is not None
+        if own is not None and type(own) is type(read):
+            return own
+        if read not in self._made:
+            self._made[read] = copy.deepcopy(read, self._known(read))
+        return self._made[read]
+
+    def _known(self, layer: nn.Module) -> dict[int, Any]:
+        held = [*layer.parameters(), *layer.buffers()]
+        strange = [tensor for tensor in held if id(tensor) not in self._values]
+        if strange:
+            raise Skipped(f"not looked at: the source has no parameter for {type(layer).__name__}")
+        return {id(tensor): self._values[id(tensor)] for tensor in held}
+
+
+def compare(source: nn.Module, again: BottomUpAgain, images: torch.Tensor, *, training: bool) -> None:
+    """Run both on images (N, C, H, W), forward and backward, with the same random numbers.
+
+    Args:
+        source: the bottom-up network; its gradients and mode change: give a copy.
+        again: the same, made of its parts.
+        images: on the networks' device.
+        training: whether in training mode.
+
+    Raises:
+        Violation: if outputs, gradients or buffers differ.
+        Skipped: if the source does not run on such images.
+    """
+    mode = "training" if training else "evaluation"
+    what = f"for {images.shape[0]} images of {images.shape[2]}x{images.shape[3]} in {mode}"
+    try:
+        expected = _Run(source, source, images, training)
+    except Exception as error:
+        raise Skipped(f"not looked at: the source does not run {what} ({type(error).__name__}: {error})") from error
+    try:
+        found = _Run(again, again.source, images, training)
+    except Exception as error:
+        raise Violation(f"put together again it fails {what}: {type(error).__name__}: {error}") from error
+    different = _difference(found, expected, again.called)
+    if not different:
+        return
+    if _difference(_Run(source, source, images, training), expected, again.called):
+        raise Skipped("not looked at: the source computes something else every time")
+    raise Violation(f"{different} {what}")
+
+
+class _Run:
+    """What a network computed; its buffers are afterwards what they were.
+
+    Attributes:
+        output: the first tensor that it returned.
+        gradients: of every parameter by name, zero where there is none.
+        buffers: by name, after the run.
+    """
+
+    def __init__(self, network: nn.Module, source: nn.Module, images: torch.Tensor, training: bool) -> None:
+        network.train(training)
+        before = {name: buffer.clone() for name, buffer in source.named_buffers()}
+        source.zero_grad(set_to_none=True)
+        try:
+            self.output = self._forward_and_back(network, images)
+            self.gradients = {
+                name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in source.named_parameters()
+            }
+            self.buffers = {name: buffer.clone() for name, buffer in source.named_buffers()}
+        finally:
+            with torch.no_grad():
+                for name, buffer in source.named_buffers():
+                    if name in before and buffer.shape == before[name].shape:
+                        buffer.copy_(before[name])
+
+    def _forward_and_back(self, network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []), torch.enable_grad():
+            torch.manual_seed(_SEED)
+            output = next(iter(tensors_in(network(images.clone()))))
+            if output.requires_grad:
+                weights = torch.linspace(-1, 1, output.numel(), device=output.device, dtype=output.dtype)
+                (output.flatten() * weights).sum().backward()
+        return output.detach().clone()
+
+
+def _difference(found: _Run, expected: _Run, buffers: Collection[str]) -> str:
+    """The first thing in which one run differs from another, in words; "" if there is none.
+
+    Args:
+        found: one run.
+        expected: another.
+        buffers: the names of those that count.
+    """
+    if found.output.shape != expected.output.shape:
+        return f"the output is {tuple(found.output.shape)}, not {tuple(expected.output.shape)},"
+    steepest = max((g.abs().max().item() for g in expected.gradients.values() if g.numel()), default=0.0)
+    compared = [("the output", found.output, expected.output, 0.0)]
+    for name, gradient in expected.gradients.items():  # one that should be zero, in front of a norm, is all rounding
+        compared.append((f"the gradient of {name}", found.gradients[name], gradient, steepest / 1000))
+    for name in buffers:
+        compared.append((f"the buffer {name}", found.buffers[name], expected.buffers[name], 0.0))
+    return next(
+        (f"{name} is {off}" for name, value, should, scale in compared if (off := _off(value, should, scale))), ""
+    )
+
+
+def _off(found: torch.Tensor, expected: torch.Tensor, scale: float) -> str:
+    """How far a tensor is from another one, in words; "" if it is not. `scale` is the least that counts as large."""
+    if torch.equal(found, expected):
+        return ""
+    found, expected = found.double(), expected.double()
+    if not torch.equal(found.isfinite(), expected.isfinite()):
+        return "not finite in the same places"
+    found, expected = (tensor.nan_to_num(0, 0, 0) for tensor in (found, expected))
+    off = ((found - expected).abs().max() / expected.abs().max().clamp(min=max(scale, 1e-12))).item()
+    return f"off by {off:.1e} of the largest value" if off > _TOLERANCE else ""
+
+
+def round_trip(subject: Subject) -> str:
+    """Put together again, the parts compute what the source does: outputs, gradients, statistics (SPEC 9.1)."""
+    if subject.on_meta:
+        raise Skipped("not looked at: there are no values on the meta device")
+    size = subject.td.report.input_size
+    again = bottom_up_again(cut(subject.model, subject.options, size))
+    source = copy.deepcopy(subject.model)
+    seen: dict[str, list[str]] = {}
+    reasons: list[str] = []
+    for batch, side in ((2, subject.small), (3, _other_size(subject))):
+        images = subject.images(side)
+        images = torch.cat([images, images.flip(3)])[:batch]
+        for training in (False, True):
+            try:
+                compare(source, again, images, training=training)
+                seen.setdefault("x".join(map(str, images.shape)), []).append("training" if training else "evaluation")
+            except Skipped as reason:
+                reasons.append(str(reason))
+    if not seen:
+        raise Skipped(reasons[0])
+    return "outputs and gradients for " + " and ".join(f"{size} in {' and '.join(seen[size])}" for size in seen)
+
+
+def _other_size(subject: Subject) -> Size:
+    """A size that is not the smallest known, where the source takes any; else that."""
+    channels, height, width = subject.small
+    other = channels, height, width + _WIDER
+    return other if len(subject.sizes) > 1 and subject.takes(other) else subject.small
+
+
+def _ancestors(node: fx.Node) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    stack = list(node.all_input_nodes)
+    while stack:
+        before = stack.pop()
+        if before not in found:
+            found.add(before)
+            stack.extend(before.all_input_nodes)
+    return found
+
+
+def _origin(node: fx.Node) -> fx.Node:
+    """The bottom-up node that a node is or copies."""
+    origin: fx.Node = node.meta.get("source", node)
+    return origin
+
+
+def _place(node: fx.Node) -> str:
+    stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
+    return f"{node.name!r} in {stack[-1]!r}" if stack else repr(node.name)
+
+
+def _buffers(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    return module.named_buffers(remove_duplicate=False)
+
+
+def _attribute(root: Any, path: str) -> Any:
+    for name in path.split("."):
+        root = getattr(root, name)
+    return root
