@@ -4,6 +4,7 @@
 
 | rule | pass |
 | --- | --- |
+| 1.0 prologue | `find_prologue` |
 | 1.1 channels and sizes | `trace_channels` |
 | 1.2 units between cut points, 1.3 downsampling | `find_units` |
 | 1.4 stem, 1.5 head, stages | `find_stages` |
@@ -27,6 +28,7 @@ from td_compiler.passes.arrange_filters import ArrangeFilters
 from td_compiler.passes.assemble import Assemble
 from td_compiler.passes.build_layers import BuildLayers
 from td_compiler.passes.choose_layout import ChooseLayout
+from td_compiler.passes.find_prologue import FindPrologue
 from td_compiler.passes.find_stages import FindStages
 from td_compiler.passes.find_units import FindUnits
 from td_compiler.passes.fold_upsampling import FoldUpsampling
@@ -45,6 +47,7 @@ from td_compiler.passes.trace_channels import TraceChannels
 __all__ = ["PIPELINE"]
 
 PIPELINE: tuple[Pass, ...] = (
+    FindPrologue(),
     TraceChannels(),
     FindUnits(),
     FindStages(),

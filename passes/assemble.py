@@ -21,7 +21,10 @@ from td_compiler.report.report import Cost, Report, StageReport
 
 __all__ = ["Assemble"]
 
-_RESERVED = {"entry", "merge", "projection", "pyramid", "report", "scales", "segments", "transition", "upsample"}
+_RESERVED = {
+    *("entry", "merge", "parts", "projection", "prologue", "pyramid", "report", "scales", "segments", "transition"),
+    "upsample",
+}
 
 
 class Assemble(Pass):
@@ -36,14 +39,16 @@ class Assemble(Pass):
         scales = [stage.scale for stage in conversion.stages] + [(1, 1)]
         segments = [Segment(*parts) for parts in zip(names, map(_plain, scales), conversion.graphs(), strict=True)]
         pyramid = Pyramid([_plain(s.scale) for s in reversed(conversion.stages)], conversion.options.downsample)
-        network = TopDownNet({**conversion.modules, **conversion.parameters}, segments, pyramid, _EMPTY)
+        prologue = Segment("prologue", 1, conversion.prologue_graph) if conversion.prologue_graph is not None else None
+        parts = {**conversion.modules, **conversion.parameters}
+        network = TopDownNet(parts, segments, pyramid, _EMPTY, prologue)
         made = set(conversion.modules.values())
         for module in network.modules():
             if module not in made:
                 module.training = conversion.model.training
         network.report = _report(conversion, network)
-        for graph in conversion.graphs():
-            for node in graph.nodes:
+        for segment in network.parts:
+            for node in segment.graph.nodes:
                 node.meta = {key: node.meta.get(key, "") for key in ("unit", "class_name")}
         conversion.result = network
 
@@ -61,7 +66,7 @@ def _plain(scale: Pair) -> int | Pair:
 
 def _rename_reserved(conversion: Conversion) -> None:
     """A source's layer under a name that the network itself uses gets an underscore: `merge.conv` -> `merge_.conv`."""
-    for graph in conversion.graphs():
+    for graph in filter(None, [conversion.prologue_graph, *conversion.graphs()]):
         for node in graph.nodes:
             path = str(node.target)
             first, dot, rest = path.partition(".")
@@ -78,18 +83,21 @@ def _report(conversion: Conversion, network: TopDownNet) -> Report:
     rows = []
     # By rank, not by scale: with the stem's factors leading, the two networks' scales may differ.
     for native, stage in zip(conversion.found.stages, reversed(conversion.stages), strict=True):
+        graphs = [stage.graph]
+        if stage.scale == (1, 1) and conversion.prologue_graph is not None:
+            graphs.insert(0, conversion.prologue_graph)
         rows.append(
             StageReport(
                 f"stage{stage.key}",
                 _plain(stage.scale),
                 _bottom_up_cost(conversion, native.scale, len(native.units)),
-                _top_down_cost(conversion, values, stage.graph, stage.scale, len(stage.units)),
+                _top_down_cost(conversion, values, graphs, stage.scale, len(stage.units)),
             )
         )
     head = conversion.found.head
     bottom_up = _cost(conversion.captured.module, lambda n: n.meta["value"], head, (1, 1), 0) if head else None
-    assert conversion.head_graph is not None
-    rows.append(StageReport("head", 1, bottom_up, _top_down_cost(conversion, values, conversion.head_graph, (1, 1), 0)))
+    top_down = _top_down_cost(conversion, values, conversion.graphs()[-1:], (1, 1), 0)
+    rows.append(StageReport("head", 1, bottom_up, top_down))
     source = type(conversion.model).__name__
     return Report(
         source, conversion.input_size, network.scales, tuple(rows), tuple(conversion.notes), conversion.options
@@ -101,8 +109,12 @@ def _run_on_meta(conversion: Conversion) -> dict[fx.Node, torch.Tensor]:
     bones = nn.Module()
     plant(bones, {**conversion.modules, **conversion.parameters})
     bones = skeleton(bones)
-    images = conversion.captured.image.meta["value"]
     values: dict[fx.Node, torch.Tensor] = {}
+    images = conversion.captured.image.meta["value"]
+    if (prologue := conversion.prologue_graph) is not None:
+        for node in prologue.nodes:
+            values[node] = images if node.op == "placeholder" else _evaluate(node, bones, values)
+        images = values[prologue.output_node()]
     carried = images
     for graph, scale in zip(conversion.graphs(), [*(s.scale for s in conversion.stages), (1, 1)], strict=True):
         size = conversion.map_size(scale)
@@ -131,21 +143,21 @@ def _evaluate(node: fx.Node, bones: nn.Module, values: dict[fx.Node, torch.Tenso
 
 
 def _bottom_up_cost(conversion: Conversion, scale: Pair, units: int) -> Cost | None:
-    """A strided unit counts, whole, at the scale that it leads to, as does a pooling."""
+    """A strided unit counts, whole, at the scale that it leads to, as does a pooling; the prologue at the image's."""
     head = set(conversion.found.head)
     inside = [u for u in conversion.units if u.output.meta["scale"] == scale and u.output not in head]
-    nodes = [node for unit in inside for node in unit.nodes]
+    nodes = [*(conversion.prologue if scale == (1, 1) else ()), *(node for unit in inside for node in unit.nodes)]
     if not nodes:
         return None
     cost = _cost(conversion.captured.module, lambda n: n.meta["value"], nodes, scale, units)
-    last = inside[-1].output
+    last = inside[-1].output if inside else conversion.prepared
     return replace(cost, size=last.meta["size"] or cost.size, width=last.meta["width"])
 
 
 def _top_down_cost(
-    conversion: Conversion, values: dict[fx.Node, torch.Tensor], graph: fx.Graph, scale: Pair, units: int
+    conversion: Conversion, values: dict[fx.Node, torch.Tensor], graphs: list[fx.Graph], scale: Pair, units: int
 ) -> Cost:
-    nodes = [n for n in graph.nodes if n.op.startswith("call_")]
+    nodes = [n for graph in graphs for n in graph.nodes if n.op.startswith("call_")]
     return _cost(lambda n: conversion.modules.get(str(n.target)), values.__getitem__, nodes, scale, units)
 
 

@@ -11,6 +11,7 @@ from td_compiler.errors import ConversionError
 from td_compiler.graph.operators import Kind, Pair, Width, pool_kernel
 from td_compiler.graph.states import Conversion, Pass
 from td_compiler.graph.units import Unit, UnitKind
+from td_compiler.passes.find_prologue import cut_pieces
 from td_compiler.passes.nodes import is_depthwise
 from td_compiler.passes.trace_channels import is_map
 
@@ -33,7 +34,7 @@ class FindUnits(Pass):
 
     def apply(self, conversion: Conversion) -> None:
         _refuse_attention(conversion)
-        pieces = _pieces(_main_nodes(conversion))
+        pieces = cut_pieces(_main_nodes(conversion), conversion.prepared)
         head_at = _head_start(conversion, pieces)
         _set_scales(conversion, [node for piece in pieces[:head_at] for node in piece])
         conversion.units = _Parser(conversion, _merge_blocks(conversion, pieces[:head_at])).units
@@ -52,7 +53,7 @@ def _main_nodes(conversion: Conversion) -> list[fx.Node]:
     for node in reversed(captured.graph.nodes):
         if node in needed:
             needed.update(node.all_input_nodes)
-    return [n for n in captured.graph.nodes if "width" in n.meta and n in needed and n is not captured.image]
+    return [n for n in captured.graph.nodes if "width" in n.meta and n in needed and n is not conversion.image]
 
 
 def _refuse_attention(conversion: Conversion) -> None:
@@ -88,20 +89,6 @@ def _multiplies_maps(conversion: Conversion, node: fx.Node) -> bool:
     return row is not None and row.kind is Kind.PRODUCT and len(maps) > 1
 
 
-def _pieces(order: list[fx.Node]) -> list[list[fx.Node]]:
-    """Split at cut points: nodes that no edge between other nodes passes over."""
-    position = {node: i for i, node in enumerate(order)}
-    pieces: list[list[fx.Node]] = [[]]
-    # The furthest user of any node so far; the image's own users count from the start.
-    reach = max(i for node, i in position.items() if any(n.op == "placeholder" for n in node.all_input_nodes))
-    for i, node in enumerate(order):
-        pieces[-1].append(node)
-        if reach <= i:
-            pieces.append([])
-        reach = max([reach, *(position[user] for user in node.users if user in position)])
-    return [piece for piece in pieces if piece]
-
-
 def _head_start(conversion: Conversion, pieces: list[list[fx.Node]]) -> int:
     """The first piece after which there is no map any more, or the global pooling before it."""
     last_map = max((i for i, piece in enumerate(pieces) if is_map(piece[-1])), default=-1)
@@ -126,7 +113,7 @@ def averages_all(conversion: Conversion, node: fx.Node) -> bool:
 
 def _set_scales(conversion: Conversion, nodes: list[fx.Node]) -> None:
     """Note on every node how much smaller than the image its map is, by the strides of the operator table."""
-    conversion.captured.image.meta["scale"] = (1, 1)
+    conversion.prepared.meta["scale"] = (1, 1)
     for node in nodes:
         inputs = [n for n in node.all_input_nodes if "scale" in n.meta]
         like = [n for n in inputs if n.meta["size"] == node.meta["size"]] or inputs
@@ -211,7 +198,7 @@ class _Parser:
     def __init__(self, conversion: Conversion, pieces: list[tuple[list[fx.Node], bool]]) -> None:
         self.conversion = conversion
         self.units: list[Unit] = []
-        self._previous = conversion.captured.image
+        self._previous = conversion.prepared
         self._pending: list[fx.Node] = []  # norm, activation or padding that waits for its convolution
         order = [node for piece, _ in pieces for node in piece]
         self._population = Counter(path for node in order for path, _ in _module_path(node))

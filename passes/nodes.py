@@ -20,6 +20,7 @@ __all__ = [
     "parameter_axis",
     "place_of",
     "root_parameter",
+    "tensors",
 ]
 
 
@@ -77,3 +78,10 @@ def place_of(node: fx.Node) -> str:
     """A bottom-up node as the user knows it: its module's path, else its name in the graph."""
     stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
     return stack[-1] if stack else node.name
+
+
+def tensors(value: Any) -> list[torch.Tensor]:
+    """The tensors of a value: itself, or those of a tuple that a split returns."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [v for v in value if isinstance(v, torch.Tensor)] if isinstance(value, (tuple, list)) else []

@@ -17,7 +17,7 @@ __all__ = ["ReverseStages"]
 
 
 class ReverseStages(Pass):
-    """Sets `conversion.stages` (coarse to fine), their graphs with the bodies copied in, and `conversion.head_graph`.
+    """Sets `conversion.stages` (coarse to fine) with the bodies copied in, `prologue_graph` and `head_graph`.
 
     Under `mirror` and `uniform` every scale keeps its own body; under `reversed` the bodies run in bottom-up order.
     Under `stem="trailing"` the scales without a body, left by the stem, come last; under "leading" they come first.
@@ -27,6 +27,7 @@ class ReverseStages(Pass):
         assert conversion.found.stages, "FindStages has not run"
 
     def apply(self, conversion: Conversion) -> None:
+        conversion.prologue_graph = _copy_prologue(conversion)
         conversion.stages = _plan(conversion)
         for stage in conversion.stages:
             _copy_body(conversion, stage)
@@ -37,6 +38,27 @@ class ReverseStages(Pass):
         assert stages[-1].scale == (1, 1), "the last stage must run at the image's resolution"
         assert len({stage.scale for stage in stages}) == len(stages), "two stages share a scale"
         assert sum(len(s.units) for s in stages) == sum(len(s.units) for s in conversion.found.stages)
+
+
+def _copy_prologue(conversion: Conversion) -> fx.Graph | None:
+    """The prologue's graph, if there is a prologue: nothing in it changes, whatever the arrangement (SPEC 1.0)."""
+    if not conversion.prologue:
+        return None
+    graph = fx.Graph()
+    copies = {conversion.captured.image: graph.placeholder("images")}
+    for node in conversion.prologue:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+        _register(conversion, node)
+    for source, copy in copies.items():
+        copy.meta = {"source": source, "unit": "", "class_name": "", "stride": (1, 1)}
+        value = source.meta.get("value")
+        if source.op != "get_attr" and isinstance(value, torch.Tensor) and value.dim() > 1:
+            copy.meta["width"] = value.shape[1]
+    graph.output(copies[conversion.prepared])
+    steps = [node for node in conversion.prologue if "prologue" in node.meta]
+    names = ", ".join(str(getattr(node.target, "__name__", node.target)) for node in steps)
+    conversion.notes.append(f"What is done to the image before the first layer ({names}) is done before the pyramid.")
+    return graph
 
 
 def _plan(conversion: Conversion) -> list[TopDownStage]:
@@ -100,7 +122,12 @@ def copy_unit(conversion: Conversion, stage: TopDownStage, unit: Unit, current: 
 
 
 def _copied(conversion: Conversion, graph: fx.Graph, copies: dict[fx.Node, fx.Node], node: fx.Node) -> fx.Node:
-    """The copy of a node; what is no map (a size, a parameter) is copied when it is first asked for."""
+    """The copy of a node; what is no map (a size, a parameter) is copied when it is first asked for.
+
+    What a unit or the head reads of the prologue is a size, of which the map that it reads has the like.
+    """
+    if node not in copies and node.meta.get("prologue"):
+        return next(iter(copies.values()))
     if node not in copies:
         _register(conversion, node)
         copy = graph.node_copy(node, lambda n: _copied(conversion, graph, copies, n))

@@ -108,7 +108,7 @@ class _Solver:
                 self._parent[node] = node
                 nodes.append(node)
                 if node.op == "placeholder" and node.target == "image":
-                    self._given[node] = self.conversion.input_size[0]
+                    self._given[node] = self.conversion.image_size[0]
                 elif node.op == "placeholder" and carried is not None:
                     self._union(node, carried)
         return nodes
@@ -291,7 +291,7 @@ class _Solver:
         """Height times width that a flatten folds into the features: fixed by a pooling before it, else the image's."""
         source = node.meta["source"]
         before = next(n for n in source.all_input_nodes if "width" in n.meta)
-        return math.prod(before.meta["size"] if self._is_pooled(source) else self.conversion.input_size[1:])
+        return math.prod(before.meta["size"] if self._is_pooled(source) else self.conversion.image_size[1:])
 
     def _is_pooled(self, source: fx.Node) -> bool:
         """Whether the head pools before a node of its own."""

@@ -10,12 +10,13 @@ from torch import fx
 
 from td_compiler.graph.operators import Kind
 from td_compiler.graph.states import Conversion, Pass
+from td_compiler.passes.nodes import tensors
 
 __all__ = ["TraceChannels", "is_map"]
 
 
 class TraceChannels(Pass):
-    """Sets `axis`, `width`, `size` and `factor` in the meta of every node that carries image data.
+    """Sets `axis`, `width`, `size` and `factor` in the meta of every node behind the prologue that carries image data.
 
     `axis` is where the channels are, None where a reshape has folded or split them; `width` is how many there are, of a
     folded tensor as many as went in. `size` is (height, width) of a map, None of anything else. `factor` is how much
@@ -24,14 +25,14 @@ class TraceChannels(Pass):
     """
 
     def requires(self, conversion: Conversion) -> None:
-        assert "value" in conversion.captured.output.meta, "the graph carries no values"
+        assert conversion.image is not None, "FindPrologue has not run"
 
     def apply(self, conversion: Conversion) -> None:
         for node in conversion.captured.graph.nodes:
             source = _first_map(node)
-            if node is conversion.captured.image:
+            if node is conversion.image:
                 node.meta.update(axis=1, width=node.meta["value"].shape[1], size=tuple(node.meta["value"].shape[2:]))
-            elif source is not None and _tensors(node.meta.get("value")):
+            elif source is not None and tensors(node.meta.get("value")):
                 node.meta.update({**_follow(conversion, node, source), **_known_factor(node)})
 
     def ensures(self, conversion: Conversion) -> None:
@@ -52,21 +53,14 @@ def is_map(node: fx.Node) -> bool:
     return node.meta.get("size") is not None
 
 
-def _tensors(value: Any) -> list[torch.Tensor]:
-    """The tensors of a value: itself, or those of a tuple that a split returns."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    return [v for v in value if isinstance(v, torch.Tensor)] if isinstance(value, (tuple, list)) else []
-
-
 def _first_map(node: fx.Node) -> fx.Node | None:
     """The input that a node's channels are told by: the largest of those that carry image data."""
     inputs = [n for n in node.all_input_nodes if "width" in n.meta]
-    return max(inputs, key=lambda n: _tensors(n.meta["value"])[0].numel(), default=None)
+    return max(inputs, key=lambda n: tensors(n.meta["value"])[0].numel(), default=None)
 
 
 def _follow(conversion: Conversion, node: fx.Node, source: fx.Node) -> dict[str, Any]:
-    value, before = _tensors(node.meta["value"])[0], _tensors(source.meta["value"])[0]
+    value, before = tensors(node.meta["value"])[0], tensors(source.meta["value"])[0]
     axis = _axis(conversion, node, source, value, before) or None  # axis 0 is the batch: channels folded into it
     row = conversion.row(node)
     if axis is not None:

@@ -51,14 +51,15 @@ def network_class(
     taken = {declaration.name for declaration in declarations} | set(dir(nn.Module()))
     names = [_free_name(segment.name, taken) for segment in td.segments[:-1]]
     names.append(_free_name("classify", taken))
+    prologue = _free_name("prologue", taken)
     forward = [Statement("return ", call("self.forward_pyramid", call("self.pyramid", "images")))]
     methods = [
         method("forward", {"images": TENSOR}, TENSOR, "Class scores from images (N, C, H, W).", forward),
-        _pyramid_method(td, carrier),
+        _pyramid_method(td, carrier, prologue),
         _run_method(td, names),
         *(
             _segment_method(td, segment, name, tree, units, carrier)
-            for segment, name in zip(td.segments, names, strict=True)
+            for segment, name in zip(td.parts, names if td.prologue is None else [prologue, *names], strict=True)
         ),
     ]
     used = _order_of_use(td)
@@ -79,7 +80,7 @@ def _is_channels_last(td: TopDownNet) -> bool:
 
 def _order_of_use(td: TopDownNet) -> dict[str, int]:
     """The network's direct children in the order in which the graphs use them."""
-    nodes = [node for segment in td.segments for node in segment.graph.nodes]
+    nodes = [node for segment in td.parts for node in segment.graph.nodes]
     targets = [str(node.target) for node in nodes if node.op in ("call_module", "get_attr")]
     return {name: i for i, name in enumerate(dict.fromkeys(target.partition(".")[0] for target in targets))}
 
@@ -91,7 +92,7 @@ def _free_name(name: str, taken: set[str]) -> str:
     return name
 
 
-def _pyramid_method(td: TopDownNet, carrier: Carrier) -> list[str]:
+def _pyramid_method(td: TopDownNet, carrier: Carrier, prologue: str) -> list[str]:
     downsample = td.pyramid.downsample
     if isinstance(downsample, nn.Module):
         raise ConversionError(
@@ -100,6 +101,7 @@ def _pyramid_method(td: TopDownNet, carrier: Carrier) -> list[str]:
         )
     function = DOWNSAMPLERS[downsample] if isinstance(downsample, str) else downsample
     statements = [
+        *([Statement("images = ", call(f"self.{prologue}", "images"))] if td.prologue is not None else []),
         Statement("levels = ", "[images]"),
         Statement(f"for scale in {flat(literal(td.scales[1:]))}:"),
         Statement("", call("levels.append", f"{carrier.carry(function, 'pyramid')}(images, scale)"), 1),
@@ -130,7 +132,9 @@ def _segment_method(
     assert isinstance(result, fx.Node)
     steps = read_steps(nodes, tree, carrier, units=units)
     statements = write_body(steps, tree, placeholders, result, {node for node in placeholders if is_image(node)})
-    if segment is td.segments[-1]:
+    if segment is td.prologue:
+        summary = "The prologue: what is done to the images before they are scaled."
+    elif segment is td.segments[-1]:
         summary = "The head: class scores from the last map."
     else:
         widths = [row.top_down.width for row in td.report.stages if row.name == segment.name]

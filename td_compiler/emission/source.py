@@ -36,8 +36,8 @@ def emit_source(td: TopDownNet, *, class_name: str, origin: str, command: str = 
         ConversionError: if a layer or function is neither torch's nor can be carried over as source.
     """
     carrier = Carrier()
-    tree = Tree(td, used_modules(td.segments), set())
-    units = find_units(td.segments, tree)
+    tree = Tree(td, used_modules(td.parts), set())
+    units = find_units(td.parts, tree)
     declarer = Declarer(tree, carrier, {class_name, "F", "nn", "torch", "math"})
     declarer.add_units(units)
     empty = set() if any(path.startswith("features.") for path, _ in td.named_modules()) else {"features"}

@@ -27,10 +27,13 @@ class Conversion:
         options: what was asked for.
         input_size: (C, H, W) at which the network is read.
         captured: the bottom-up graph.
+        image: its node that is the image as the first layer reads it, behind the prologue (SPEC 1.0).
+        prologue: all nodes that it is computed of, in order, the image itself left out; empty where it is the image.
         units: its units in order, up to the head.
         head: the nodes of the head, found by reading from the first global pooling or flatten on.
         bottom_up: the stages found.
         stages: the top-down stages, coarse to fine.
+        prologue_graph: what is done to the image before the pyramid, a graph with placeholder `images`, if anything is.
         head_graph: the top-down network's head, a graph with placeholder `x`.
         layers: path -> layer of the top-down network.
         modules: path -> module, once the widths are known.
@@ -44,10 +47,13 @@ class Conversion:
     options: Options
     input_size: tuple[int, int, int]
     captured: Capture
+    image: fx.Node | None = None
+    prologue: list[fx.Node] = field(default_factory=list)
     units: list[Unit] = field(default_factory=list)
     head: list[fx.Node] = field(default_factory=list)
     bottom_up: StageGraph | None = None
     stages: list[TopDownStage] = field(default_factory=list)
+    prologue_graph: fx.Graph | None = None
     head_graph: fx.Graph | None = None
     layers: dict[str, Layer] = field(default_factory=dict)
     modules: dict[str, nn.Module] = field(default_factory=dict)
@@ -74,11 +80,23 @@ class Conversion:
         return self.bottom_up
 
     @property
+    def prepared(self) -> fx.Node:
+        """The image as the first layer reads it; only after the pass `FindPrologue`."""
+        assert self.image is not None, "FindPrologue has not run"
+        return self.image
+
+    @property
+    def image_size(self) -> tuple[int, int, int]:
+        """(C, H, W) of the image that the pyramid scales, for the images that the network is read with."""
+        channels, height, width = self.prepared.meta["value"].shape[1:]
+        return int(channels), int(height), int(width)
+
+    @property
     def output_shape(self) -> torch.Size:
         """What the top-down network puts out for as many images as the source was traced with."""
         given: torch.Size = self.captured.output.meta["value"].shape
         if self.options.task == "segmentation":
-            return torch.Size((given[0], self.options.num_classes or 0, *self.input_size[1:]))
+            return torch.Size((given[0], self.options.num_classes or 0, *self.image_size[1:]))
         return torch.Size((given[0], self.features)) if self.features is not None else given
 
     def growth(self, node: fx.Node) -> Pair:
@@ -96,10 +114,10 @@ class Conversion:
 
     def map_size(self, scale: Pair) -> Pair:
         """The (height, width) of the maps at a scale, for the images that the network is read with."""
-        return -(-self.input_size[1] // scale[0]), -(-self.input_size[2] // scale[1])
+        return -(-self.image_size[1] // scale[0]), -(-self.image_size[2] // scale[1])
 
     def graphs(self) -> list[fx.Graph]:
-        """The top-down network's graphs in running order, the head last."""
+        """The top-down network's graphs in running order behind the pyramid, the head last."""
         assert self.head_graph is not None, "ReverseStages has not run"
         return [*(stage.graph for stage in self.stages), self.head_graph]
 

@@ -131,6 +131,8 @@ def add_like(
     copies = dict(copies)
 
     def copied(node: fx.Node) -> fx.Node:
+        if node not in copies and node.meta.get("prologue"):
+            return next(iter(copies.values()))  # a size is read of it, which the image at this scale has too
         if node not in copies:  # a size, a parameter, the mode
             copies[node] = stage.graph.node_copy(node, copied)
             copies[node].meta = {**new_meta(""), "source": node}

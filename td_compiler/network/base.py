@@ -27,10 +27,11 @@ class Segment:
     """One step of a top-down network: the layers of one scale, or the head.
 
     Attributes:
-        name: `stage16` for the stage at scale 16, `head` for the head.
+        name: `stage16` for the stage at scale 16, `head` for the head, `prologue` for what precedes the pyramid.
         scale: the factor by which this stage's maps are smaller than the image; 1 for the head.
         graph: placeholders `x` (the map so far; absent in the first stage) and `image` (the pyramid's level at this
-            scale; absent in the head), one output. Every `call_module` and `get_attr` target is a path in the network.
+            scale; absent in the head), or, in a prologue, `images`; one output. Every `call_module` and `get_attr`
+            target is a path in the network.
             `node.meta["unit"]` is the path of the unit that a node belongs to (`layer3.0`, `entry.16`, `merge.16`),
             or "" where a unit has no path of its own. It is compiled when the segment is made, and not read again.
         inputs: the graph's placeholders by name: some of `x` and `image`, in this order.
@@ -90,6 +91,20 @@ class StageMaps(nn.ModuleDict):
         return network._stage_maps(network.pyramid(images))
 
 
+class PreparedPyramid(Pyramid):
+    """A pyramid of images that the network's prologue has prepared, once, before they are scaled (SPEC 1.0)."""
+
+    def __init__(self, network: TopDownNet, pyramid: Pyramid) -> None:
+        super().__init__(pyramid.scales, pyramid.downsample)
+        self.__dict__["_network"] = network  # past nn.Module's registration: the network is no part of its own part
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The prepared images at every scale, finest first."""
+        network: TopDownNet = self.__dict__["_network"]
+        assert network.prologue is not None
+        return super().forward(network.prologue.run(network, images=images))
+
+
 class TopDownNet(nn.Module):
     """A top-down network (paper section 3): runs coarse to fine over an image pyramid, then classifies.
 
@@ -97,7 +112,9 @@ class TopDownNet(nn.Module):
     names that they have in the source network, beside `entry`, `transition`, `merge` and `upsample` for what is new.
 
     Attributes:
-        pyramid: the module that turns images (N, C, H, W) into the list of scaled images, finest first.
+        pyramid: the module that turns images (N, C, H, W) into the list of scaled images, finest first, after the
+            prologue.
+        prologue: what is done to the images once, before they are scaled (SPEC 1.0); None where nothing is.
         features: called on images (N, C, H, W), returns the map after every stage, coarse to fine.
         segments: the stages, coarse to fine, then the head.
         report: what was found in the source and done to it, stage by stage.
@@ -114,11 +131,13 @@ class TopDownNet(nn.Module):
         segments: Sequence[Segment],
         pyramid: Pyramid,
         report: Report,
+        prologue: Segment | None = None,
     ) -> None:
         super().__init__()
         self.segments = list(segments)
         self.report = report
-        self.pyramid = pyramid
+        self.prologue = prologue
+        self.pyramid = pyramid if prologue is None else PreparedPyramid(self, pyramid)
         self.add_module("features", StageMaps(self))
         plant(self, modules)
 
@@ -126,6 +145,11 @@ class TopDownNet(nn.Module):
     def scales(self) -> tuple[int | tuple[int, int], ...]:
         """The pyramid's scales, finest first, e.g. (1, 2, 4)."""
         return self.pyramid.scales
+
+    @property
+    def parts(self) -> list[Segment]:
+        """All that runs, in order: the prologue, where there is one, the stages, coarse to fine, the head."""
+        return self.segments if self.prologue is None else [self.prologue, *self.segments]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Class scores, of the source network's output shape, for images (N, C, H, W)."""

@@ -76,7 +76,7 @@ def fuse(td: TopDownNet) -> TopDownNet:
 
 def _calls(network: TopDownNet) -> Iterator[tuple[fx.Node, nn.Module]]:
     """The nodes that call a layer, and the layer, in the order in which they run."""
-    for segment in network.segments:
+    for segment in network.parts:
         for node in segment.graph.find_nodes(op="call_module"):
             yield node, network.get_submodule(str(node.target))
 
@@ -91,7 +91,7 @@ def _only_source(node: fx.Node) -> fx.Node | None:
 def _called_once(network: TopDownNet) -> set[nn.Module]:
     """The layers that one node calls, and that no one else looks at: no other node's layer has them, no hook is on."""
     calls = Counter(part for _, module in _calls(network) for part in module.modules())
-    readers = {network.get_submodule(path.rpartition(".")[0]) for path in _attributes(network.segments)}
+    readers = {network.get_submodule(path.rpartition(".")[0]) for path in _attributes(network.parts)}
     return {module for module, count in calls.items() if count == 1 and not _has_hooks(module)} - readers
 
 
@@ -150,9 +150,10 @@ def _fold(layer: nn.Module, norm: _BatchNorm) -> None:
 
 def _with_used_layers(network: TopDownNet, note: str) -> TopDownNet:
     """The network on those of its layers that its graphs still call."""
-    used = used_modules(network.segments)
+    used = used_modules(network.parts)
     layers = {path: module for path, module in network.named_modules(remove_duplicate=False) if path in used}
-    tensors = {path: attrgetter(path)(network) for path in _attributes(network.segments)}
+    tensors = {path: attrgetter(path)(network) for path in _attributes(network.parts)}
     report = replace(network.report, notes=(*network.report.notes, note))
-    segments = [Segment(each.name, each.scale, each.graph) for each in network.segments]  # compiled from the new graphs
-    return TopDownNet({**layers, **tensors}, segments, network.pyramid, report).eval()
+    parts = [Segment(each.name, each.scale, each.graph) for each in network.parts]  # compiled from the new graphs
+    prologue = parts.pop(0) if network.prologue is not None else None
+    return TopDownNet({**layers, **tensors}, parts, network.pyramid, report, prologue).eval()

@@ -21,8 +21,10 @@ from td_compiler.capture.capture import Capture, capture, skeleton
 from td_compiler.capture.input_size import find_input_size
 from td_compiler.graph.states import Conversion
 from td_compiler.graph.units import scale_key
+from td_compiler.layers.pyramid import Pyramid
 from td_compiler.network.base import Segment, TopDownNet
 from td_compiler.options import Options
+from td_compiler.passes.find_prologue import FindPrologue
 from td_compiler.passes.find_stages import FindStages
 from td_compiler.passes.find_units import FindUnits
 from td_compiler.passes.trace_channels import TraceChannels
@@ -102,7 +104,10 @@ class _Plan:
 def _top_down(network: TopDownNet) -> _Plan:
     """The pyramid, every segment and the head in one graph."""
     graph, places = fx.Graph(), {}
-    levels = graph.call_module("pyramid", (graph.placeholder("images"),))
+    images = graph.placeholder("images")
+    if (prologue := network.prologue) is not None:
+        images = _append(graph, prologue, {"images": images})[_result(prologue)]
+    levels = graph.call_module("pyramid", (images,))
     *stages, head = network.segments
     x: Any = None
     for place, segment in zip(reversed(range(len(stages))), stages, strict=True):
@@ -110,11 +115,18 @@ def _top_down(network: TopDownNet) -> _Plan:
         copies = _append(graph, segment, {"x": x, "image": image})
         if x is None:
             places["input"] = ([image] + [copies[n] for n in segment.graph.nodes if _is_entry(n)])[-1]
-        x = copies[segment.graph.output_node().args[0]]  # type: ignore[index]
+        x = copies[_result(segment)]
         if x is not places["input"]:  # the coarsest stage may be an entry and nothing else
             places[segment.name] = x
-    graph.output(_append(graph, head, {"x": x})[head.graph.output_node().args[0]])  # type: ignore[index]
-    return _Plan(graph, {path: _at(network, path) for path in _targets(graph)}, places, network.report.input_size)
+    graph.output(_append(graph, head, {"x": x})[_result(head)])
+    parts = {path: _at(network, path) for path in _targets(graph)}
+    if network.prologue is not None:  # which is a part of the graph already
+        parts["pyramid"] = Pyramid(network.pyramid.scales, network.pyramid.downsample)
+    return _Plan(graph, parts, places, network.report.input_size)
+
+
+def _result(segment: Segment) -> fx.Node:
+    return segment.graph.output_node().all_input_nodes[0]
 
 
 def _append(graph: fx.Graph, segment: Segment, inputs: dict[str, fx.Node]) -> dict[fx.Node, fx.Node]:
@@ -135,7 +147,7 @@ def _bottom_up(network: nn.Module, input_size: Size | None) -> _Plan:
     else:
         captured = capture(network, input_size)
     conversion = Conversion(network, Options(), input_size, captured)
-    for step in (TraceChannels(), FindUnits(), FindStages()):
+    for step in (FindPrologue(), TraceChannels(), FindUnits(), FindStages()):
         step(conversion)
     stages = [stage for stage in conversion.found.stages if stage.units]
     places = {"input": stages[0].units[0].input}

@@ -88,10 +88,10 @@ class Walk:
         self._value_of = value_of
         self._growth = growth
 
-    def back(self, graph: fx.Graph, output: fx.Node, start: Span) -> dict[fx.Node, Span]:
+    def back(self, graph: fx.Graph, output: fx.Node, start: Span, first: fx.Node | None = None) -> dict[fx.Node, Span]:
         """Node -> the pixels of its map that the pixels `start` of the output's map read.
 
-        Nodes whose map is not read are not there.
+        Nodes whose map is not read are not there, nor those before the node `first`.
 
         Raises:
             UnknownReach: if there is an operator on the way whose reach is not known.
@@ -99,6 +99,8 @@ class Walk:
         numbers = _numbers(graph)
         spans = {output: start}
         for node in reversed(graph.nodes):
+            if node is first:
+                break
             if node not in spans or not node.op.startswith("call_") or node in numbers:
                 continue
             step = self._step(node)

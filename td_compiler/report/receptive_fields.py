@@ -84,8 +84,8 @@ def receptive_fields_bottom_up(model: nn.Module, input_size: tuple[int, int, int
     fields: dict[str, ReceptiveField | None] = {}
     for scale, output in last.items():
         try:
-            spans = walk.back(conversion.captured.graph, output, _start(coarsest, scale))
-            fields[f"stage{scale_key(scale)}"] = _field([spans[conversion.captured.image]])
+            spans = walk.back(conversion.captured.graph, output, _start(coarsest, scale), conversion.prepared)
+            fields[f"stage{scale_key(scale)}"] = _field([spans[conversion.prepared]])
         except UnknownReach:
             fields[f"stage{scale_key(scale)}"] = None
     return fields

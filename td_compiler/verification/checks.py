@@ -112,7 +112,7 @@ def pyramid(subject: Subject) -> str:
     for size in subject.sizes:
         levels = subject.maps(size)[0]
         found = [tuple(level.shape[1:]) for level in levels]
-        expected = [_at_scale(size, scale) for scale in td.scales]
+        expected = [_at_scale(subject.prepared(size), scale) for scale in td.scales]
         if found != expected:
             raise Violation(f"levels {found} for images of {_times(size)}, expected {expected}")
     return f"{len(td.scales)} levels for the scales {', '.join(map(str, td.scales))}"
@@ -134,7 +134,7 @@ def stage_maps(subject: Subject) -> str:
     for size in subject.sizes:
         maps = subject.maps(size)[1]
         for segment, value in zip(subject.td.segments, maps, strict=False):
-            expected = _at_scale(size, segment.scale)[1:]
+            expected = _at_scale(subject.prepared(size), segment.scale)[1:]
             if tuple(value.shape[2:]) != expected:
                 raise Violation(
                     f"{segment.name} puts out {_times(value.shape[2:])} for images of {_times(size)},"

@@ -157,7 +157,7 @@ def left_out(
 
 def _operations(td: TopDownNet) -> Iterator[fx.Node]:
     """The functions and methods that a top-down network calls."""
-    nodes = (node for segment in td.segments for node in segment.graph.nodes)
+    nodes = (node for segment in td.parts for node in segment.graph.nodes)
     return (node for node in nodes if node.op in ("call_function", "call_method"))
 
 

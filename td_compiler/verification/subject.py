@@ -88,6 +88,13 @@ class Subject:
             self.outputs[size] = next(iter(tensors_in(scores))).shape
         return self.outputs[size]
 
+    def prepared(self, size: Size) -> Size:
+        """The size (C, H, W) of the images that the pyramid scales: those given, or what a prologue makes of them."""
+        if self.td.prologue is None:
+            return size
+        _, channels, height, width = self.maps(size)[0][0].shape
+        return channels, height, width
+
     def expected_shape(self, size: Size) -> torch.Size:
         """The shape that the top-down network's scores must have: the source's, or one score per class and pixel.
 
@@ -95,7 +102,7 @@ class Subject:
         """
         given = self.source_shape(size)
         if self.options.task == "segmentation":
-            return torch.Size((given[0], self.options.num_classes or 0, *size[1:]))
+            return torch.Size((given[0], self.options.num_classes or 0, *self.prepared(size)[1:]))
         if self._has_classifier:
             return given
         rows = self.td.report.stages[:-1]

@@ -1,0 +1,113 @@
+"""Find what a network does to the image before its first layer (SPEC 1.0)."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx, nn
+
+from td_compiler.graph.operators import Kind, Width, layer_row
+from td_compiler.graph.states import Conversion, Pass
+from td_compiler.passes.nodes import tensors
+
+__all__ = ["FindPrologue", "ancestors", "cut_pieces"]
+
+_LAYERS = {Kind.CONV, Kind.LINEAR, Kind.POOL, Kind.ATTENTION}
+
+
+class FindPrologue(Pass):
+    """Sets `conversion.image`, as the first convolution, pooling or block reads it, and `conversion.prologue`.
+
+    It is the last value before them that all paths run through and that is an image: (N, C, H, W), no smaller than what
+    the network is given. What leads to it is the prologue and no part of any unit; where nothing does, it is the
+    placeholder. A padding right before the first layer is that layer's own. The nodes up to there that carry the data
+    of the image are marked `prologue`.
+    """
+
+    def requires(self, conversion: Conversion) -> None:
+        assert "value" in conversion.captured.output.meta, "the graph carries no values"
+
+    def apply(self, conversion: Conversion) -> None:
+        raw, order = conversion.captured.image, _data_nodes(conversion)
+        conversion.image = raw
+        for piece in cut_pieces(order, raw):
+            if any(_is_layer(conversion, node) for node in piece):
+                break
+            if _is_image(conversion, piece[-1]) and not _pads(conversion, piece[-1]):
+                conversion.image = piece[-1]
+        made = {conversion.image, *ancestors(conversion.image)}
+        conversion.prologue = [node for node in conversion.captured.graph.nodes if node in made and node is not raw]
+        for node in (raw, *(node for node in order if node in made)):
+            node.meta["prologue"] = True
+
+    def ensures(self, conversion: Conversion) -> None:
+        assert conversion.image is not None
+
+
+def ancestors(node: fx.Node) -> set[fx.Node]:
+    """All nodes that a node is computed of."""
+    found: set[fx.Node] = set()
+    stack = list(node.all_input_nodes)
+    while stack:
+        before = stack.pop()
+        if before not in found:
+            found.add(before)
+            stack.extend(before.all_input_nodes)
+    return found
+
+
+def cut_pieces(order: list[fx.Node], start: fx.Node) -> list[list[fx.Node]]:
+    """Split nodes, in running order, at the cut points: those that no edge between other nodes passes over.
+
+    `start` is the value that the nodes are computed of, and none of them.
+    """
+    position = {node: i for i, node in enumerate(order)}
+    pieces: list[list[fx.Node]] = [[]]
+    reach = max((position[user] for user in start.users if user in position), default=0)  # the furthest user so far
+    for i, node in enumerate(order):
+        pieces[-1].append(node)
+        if reach <= i:
+            pieces.append([])
+        reach = max([reach, *(position[user] for user in node.users if user in position)])
+    return [piece for piece in pieces if piece]
+
+
+def _data_nodes(conversion: Conversion) -> list[fx.Node]:
+    """The nodes that carry the image's data to the output, the image left out; sizes and parameters carry none."""
+    captured = conversion.captured
+    needed, carrying = {captured.output, *ancestors(captured.output)}, {captured.image}
+    for node in captured.graph.nodes:
+        if node in needed and tensors(node.meta.get("value")) and any(n in carrying for n in node.all_input_nodes):
+            carrying.add(node)
+    return [node for node in captured.graph.nodes if node in carrying and node is not captured.image]
+
+
+def _is_layer(conversion: Conversion, node: fx.Node) -> bool:
+    """Whether a node is where the network proper begins: a convolution, a pooling, a learned mix of channels."""
+    row, module = conversion.row(node), conversion.captured.module(node)
+    if row is not None:
+        learned = row.kind is Kind.PRODUCT and any(_is_learned(n) for n in ancestors(node))
+        return row.kind in _LAYERS or row.width is Width.FREE or learned
+    parts = module.modules() if module is not None else ()
+    if any((own := layer_row(part)) is not None and own.width is Width.FREE for part in parts):
+        return True
+    return module is not None and any(parameter.dim() > 2 for parameter in module.parameters())
+
+
+def _is_learned(node: fx.Node) -> bool:
+    value = node.meta.get("value") if node.op == "get_attr" else None
+    return isinstance(value, nn.Parameter) and value.dim() > 1
+
+
+def _is_image(conversion: Conversion, node: fx.Node) -> bool:
+    """Whether a node's value has the form of an image and is no smaller, but for what a crop takes off its borders."""
+    value, image = node.meta["value"], conversion.captured.image.meta["value"]
+    if not isinstance(value, torch.Tensor) or value.dim() != 4 or len(value) != len(image):
+        return False
+    return all(round(n / max(1, made)) <= 1 for n, made in zip(image.shape[2:], value.shape[2:], strict=True))
+
+
+def _pads(conversion: Conversion, node: fx.Node) -> bool:
+    """Whether a node adds pixels around the image."""
+    before = node.all_input_nodes[0].meta.get("value")
+    is_padding = conversion.kind(node) is Kind.PAD
+    return is_padding and isinstance(before, torch.Tensor) and before.shape[2:] != node.meta["value"].shape[2:]
