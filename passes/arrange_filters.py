@@ -65,7 +65,7 @@ def _groups(conversion: Conversion, unit: Unit) -> int:
             groups, ends = layer.groups, [branches(conversion, unit, node.all_input_nodes[0]), [node]]
         else:
             continue
-        if any(end in ([unit.input], made) for end in ends):
+        if any(end == made or end in [[read] for read in unit.inputs] for end in ends):
             multiple = math.lcm(multiple, groups)
     return multiple
 
@@ -82,10 +82,10 @@ def _want(conversion: Conversion, stage: TopDownStage, unit: Unit, width: int) -
 def _settle(conversion: Conversion, stage: TopDownStage, unit: Unit, entering: int, width: int) -> None:
     """Where branches are concatenated, let the widest take up what rounding leaves of the unit's width."""
     parts = branches(conversion, unit, unit.output)
-    free = [stage.copies[unit][node] for node in parts or () if node is not unit.input]
+    free = [stage.copies[unit][node] for node in parts or () if node not in unit.inputs]
     if parts is None or not all("wanted" in node.meta for node in free) or len(free) < 2:
         return
-    rest = width - sum(node.meta["wanted"] for node in free) - entering * parts.count(unit.input)
+    rest = width - sum(node.meta["wanted"] for node in free) - entering * sum(node in unit.inputs for node in parts)
     widest = max(free, key=lambda node: int(node.meta["wanted"]))
     widest.meta["wanted"] = max(1, widest.meta["wanted"] + rest)
 
@@ -126,7 +126,7 @@ def _entering_width(conversion: Conversion, stage: TopDownStage, common: int | N
     parts = branches(conversion, unit, unit.output)
     if parts is None or parts.count(unit.input) != 1:
         return max(1, round(unit.input.meta["width"] * width / unit.width))
-    added = sum(stage.copies[unit][node].meta["wanted"] for node in parts if node is not unit.input)
+    added = sum(stage.copies[unit][node].meta["wanted"] for node in parts if node not in unit.inputs)
     return max(1, width - int(added))
 
 
@@ -139,7 +139,7 @@ def _grows(conversion: Conversion, unit: Unit) -> bool:
     reached: set[fx.Node] = set()
     while stack:
         node = stack.pop()
-        if node is unit.input:
+        if node in unit.inputs:
             return concatenates
         row = conversion.row(node)
         is_sum = row is not None and row.width is Width.SUM

@@ -15,7 +15,7 @@ from td_compiler.errors import ConversionError
 from td_compiler.graph.operators import Kind, Pair, lookup
 from td_compiler.graph.states import Conversion, Pass
 from td_compiler.layers.pyramid import Pyramid
-from td_compiler.network.base import Segment, TopDownNet, plant
+from td_compiler.network.base import Segment, TopDownNet, handed_on, plant
 from td_compiler.passes.nodes import place_of
 from td_compiler.report.report import Cost, Report, StageReport
 
@@ -49,7 +49,8 @@ class Assemble(Pass):
         network.report = _report(conversion, network)
         for segment in network.parts:
             for node in segment.graph.nodes:
-                node.meta = {key: node.meta.get(key, "") for key in ("unit", "class_name")}
+                growth = {"growth": node.meta["growth"]} if "growth" in node.meta else {}
+                node.meta = {**{key: node.meta.get(key, "") for key in ("unit", "class_name")}, **growth}
         conversion.result = network
 
     def ensures(self, conversion: Conversion) -> None:
@@ -115,17 +116,20 @@ def _run_on_meta(conversion: Conversion) -> dict[fx.Node, torch.Tensor]:
         for node in prologue.nodes:
             values[node] = images if node.op == "placeholder" else _evaluate(node, bones, values)
         images = values[prologue.output_node()]
-    carried = images
+    carried = (images,)
     for graph, scale in zip(conversion.graphs(), [*(s.scale for s in conversion.stages), (1, 1)], strict=True):
         size = conversion.map_size(scale)
         for node in graph.nodes:
             if node.op == "placeholder":
-                values[node] = images.new_empty(*images.shape[:2], *size) if node.target == "image" else carried
+                is_image = node.target == "image"
+                values[node] = (
+                    images.new_empty(*images.shape[:2], *size) if is_image else carried[node.target == "older"]
+                )
             else:
                 values[node] = _evaluate(node, bones, values)
-        carried = values[graph.output_node()]
+        carried = tuple(values[node] for node in handed_on(graph))
     expected = conversion.output_shape
-    assert carried.shape == expected, f"the output is {tuple(carried.shape)}, not {tuple(expected)}"
+    assert carried[0].shape == expected, f"the output is {tuple(carried[0].shape)}, not {tuple(expected)}"
     return values
 
 

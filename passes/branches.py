@@ -13,12 +13,12 @@ __all__ = ["branches", "takes_any_width"]
 
 
 def branches(conversion: Conversion, unit: Unit, node: fx.Node) -> list[fx.Node] | None:
-    """The convolutions whose filters, or the unit's input, whose channels, make up those of a node, in order.
+    """The convolutions whose filters, or the unit's inputs, whose channels, make up those of a node, in order.
 
     None where something else does.
     """
     row = conversion.row(node)
-    if node is unit.input or (row is not None and row.width is Width.FREE and not _keeps_width(conversion, node)):
+    if node in unit.inputs or (row is not None and row.width is Width.FREE and not _keeps_width(conversion, node)):
         return [node]
     inputs = [n for n in node.all_input_nodes if "width" in n.meta]
     if row is not None and row.width is Width.SUM:
@@ -26,9 +26,10 @@ def branches(conversion: Conversion, unit: Unit, node: fx.Node) -> list[fx.Node]
         return None if None in parts else [n for part in parts for n in part or ()]
     if row is not None and row.kind is Kind.JOIN:
         ends = [branches(conversion, unit, n) for n in inputs if n.meta["width"] == node.meta["width"]]
-        if ends and all(end == [unit.input] for end in ends):
+        read = [[node] for node in unit.inputs]
+        if ends and all(end in read for end in ends):
             return ends[0]
-        return next((end for end in ends if end is not None and len(end) == 1 and end != [unit.input]), None)
+        return next((end for end in ends if end is not None and len(end) == 1 and end not in read), None)
     if len(inputs) == 1 and inputs[0].meta["width"] == node.meta["width"]:
         return branches(conversion, unit, inputs[0])
     return None
@@ -39,12 +40,12 @@ def takes_any_width(conversion: Conversion, unit: Unit) -> bool:
 
     Not if the channels that it reads go straight into a grouped convolution, or are among those that it puts out.
     """
-    if unit.input in (branches(conversion, unit, unit.output) or ()):
+    if not set(unit.inputs).isdisjoint(branches(conversion, unit, unit.output) or ()):
         return False
     for node in unit.nodes:
         layer = conversion.captured.module(node)
         grouped = isinstance(layer, nn.Conv2d) and layer.groups > 1 and not is_depthwise(layer)
-        if grouped and branches(conversion, unit, node.all_input_nodes[0]) == [unit.input]:
+        if grouped and branches(conversion, unit, node.all_input_nodes[0]) in [[read] for read in unit.inputs]:
             return False
     return True
 

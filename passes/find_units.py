@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Collection, Mapping
 
 from torch import fx, nn
 
@@ -11,6 +12,7 @@ from td_compiler.errors import ConversionError
 from td_compiler.graph.operators import Kind, Pair, Width, pool_kernel
 from td_compiler.graph.states import Conversion, Pass
 from td_compiler.graph.units import Unit, UnitKind
+from td_compiler.passes.find_cells import State, joins_paths, split_cells
 from td_compiler.passes.find_prologue import cut_pieces
 from td_compiler.passes.nodes import is_depthwise
 from td_compiler.passes.trace_channels import is_map
@@ -37,13 +39,14 @@ class FindUnits(Pass):
         pieces = cut_pieces(_main_nodes(conversion), conversion.prepared)
         head_at = _head_start(conversion, pieces)
         _set_scales(conversion, [node for piece in pieces[:head_at] for node in piece])
-        conversion.units = _Parser(conversion, _merge_blocks(conversion, pieces[:head_at])).units
+        body, states = split_cells(conversion, pieces[:head_at])
+        conversion.units = _Parser(conversion, _merge_blocks(conversion, body, states), states).units
         conversion.head = [node for piece in pieces[head_at:] for node in piece]
 
     def ensures(self, conversion: Conversion) -> None:
         units = conversion.units
         for before, after in itertools.pairwise(units):
-            assert after.input is before.output, f"unit at {after.nodes[0]} does not follow {before.output}"
+            assert after.inputs == before.state, f"unit at {after.nodes[0]} does not follow {before.output}"
 
 
 def _main_nodes(conversion: Conversion) -> list[fx.Node]:
@@ -141,24 +144,13 @@ def _common_module(nodes: list[fx.Node]) -> tuple[str, type] | None:
     return common
 
 
-def _joins_paths(conversion: Conversion, piece: list[fx.Node]) -> bool:
-    """Whether a piece joins paths with convolutions: a gate by a vector is no join, `x * sigmoid(x)` has no paths."""
-    if not any(conversion.kind(node) is Kind.CONV for node in piece):
-        return False
-    for node in piece:
-        row = conversion.row(node)
-        if row is not None and row.kind is Kind.JOIN:
-            maps = [n for n in node.all_input_nodes if is_map(n) and n.meta["size"] == node.meta["size"]]
-            if len(maps) > 1 or row.width is Width.SUM:
-                return True
-    return False
-
-
-def _merge_blocks(conversion: Conversion, pieces: list[list[fx.Node]]) -> list[tuple[list[fx.Node], bool]]:
+def _merge_blocks(
+    conversion: Conversion, pieces: list[list[fx.Node]], states: Collection[fx.Node]
+) -> list[tuple[list[fx.Node], bool]]:
     """Join the pieces that lie in one instance of a block class; the flag says whether a piece is a block."""
-    joins = [len(piece) > 1 and _joins_paths(conversion, piece) for piece in pieces]
+    joins = [len(piece) > 1 and joins_paths(conversion, piece) for piece in pieces]
     homes = [_common_module(piece) for piece, joined in zip(pieces, joins, strict=True) if joined]
-    containers = _containers(pieces)
+    containers = _containers(pieces, states)
     classes = {home[1] for home in homes if home and home[0] not in containers}
     merged: list[tuple[list[fx.Node], bool]] = []
     last_home: str | None = None
@@ -172,15 +164,17 @@ def _merge_blocks(conversion: Conversion, pieces: list[list[fx.Node]]) -> list[t
     return merged
 
 
-def _containers(pieces: list[list[fx.Node]]) -> set[str]:
-    """The modules that make the map smaller at several cut points: they hold stages and are no block."""
+def _containers(pieces: list[list[fx.Node]], states: Collection[fx.Node]) -> set[str]:
+    """The modules that make the map smaller at several cut points, or hold two cells: they are no block."""
     strides = Counter(
         path
         for before, piece in itertools.pairwise(pieces)
         if piece[-1].meta["scale"] != before[-1].meta["scale"]
         for path, _ in _shared_modules(piece)
     )
-    return {path for path, count in strides.items() if count > 1}
+    cells = (pair for pair in itertools.pairwise(pieces) if pair[0][-1] in states)
+    shared = ({path for path, _ in _shared_modules([*before, *after])} for before, after in cells)
+    return {path for path, count in strides.items() if count > 1}.union(*shared)
 
 
 def _shared_modules(piece: list[fx.Node]) -> list[tuple[str, type]]:
@@ -195,10 +189,13 @@ def _shared_modules(piece: list[fx.Node]) -> list[tuple[str, type]]:
 class _Parser:
     """Groups pieces into units: blocks, convolutions with what precedes and follows them, poolings."""
 
-    def __init__(self, conversion: Conversion, pieces: list[tuple[list[fx.Node], bool]]) -> None:
+    def __init__(
+        self, conversion: Conversion, pieces: list[tuple[list[fx.Node], bool]], states: Mapping[fx.Node, State]
+    ) -> None:
         self.conversion = conversion
         self.units: list[Unit] = []
-        self._previous = conversion.prepared
+        self._states = states
+        self._previous: State = (conversion.prepared,)
         self._pending: list[fx.Node] = []  # norm, activation or padding that waits for its convolution
         order = [node for piece, _ in pieces for node in piece]
         self._population = Counter(path for node in order for path, _ in _module_path(node))
@@ -259,7 +256,7 @@ class _Parser:
         self._close(unit)
 
     def _close(self, unit: Unit) -> None:
-        self._previous = unit.output
+        self._previous = unit.state = self._states.get(unit.output, (unit.output,))
         unit.stride = _ratio(unit.output.meta["scale"], unit.input.meta["scale"])
         homes = [m for m in _shared_modules(unit.nodes) if self._population[m[0]] == len(unit.nodes)]
         homes = [m for m in homes if m[1] is not nn.Sequential] or homes[-1:]

@@ -56,7 +56,7 @@ class FoldUpsampling(Pass):
             for node in list(stage.graph.find_nodes(op="call_module")):
                 conv = conversion.modules[str(node.target)]
                 if _is_plain(conv) and calls[node.target] == 1:
-                    site = _site(conversion, stage, node)
+                    site = _site(stage, node)
                     if site is not None and _pays(conversion, stage, site, conv):
                         _fold(conversion, stage, site, conv)
 
@@ -73,18 +73,18 @@ def _is_plain(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
     return fits and conv.stride == conv.dilation == (1, 1)
 
 
-def _site(conversion: Conversion, stage: TopDownStage, conv: fx.Node) -> Site | None:
+def _site(stage: TopDownStage, conv: fx.Node) -> Site | None:
     read = conv.args[0]
     if not isinstance(read, fx.Node) or len(conv.all_input_nodes) != 1:
         return None
     if read.target is upsample_nearest:
         x, image = read.all_input_nodes
         gone = (read,) if len(read.users) == 1 else ()
-        return Site(conv, UpsampledConv2d, (x, image), conversion.growth_into(stage), gone)
-    return _merge_site(conversion, stage, conv, read)
+        return Site(conv, UpsampledConv2d, (x, image), read.meta["growth"], gone)
+    return _merge_site(stage, conv, read)
 
 
-def _merge_site(conversion: Conversion, stage: TopDownStage, conv: fx.Node, cat: fx.Node) -> Site | None:
+def _merge_site(stage: TopDownStage, conv: fx.Node, cat: fx.Node) -> Site | None:
     """A convolution over `[x, e]` or `[x + e, e]`."""
     if cat.target is not torch.cat or cat.args[1:] != (1,) or len(cat.users) > 1:
         return None
@@ -99,7 +99,7 @@ def _merge_site(conversion: Conversion, stage: TopDownStage, conv: fx.Node, cat:
     factor = (1, 1)
     if x.target is upsample_nearest and set(x.users) <= {cat, first}:
         gone.append(x)
-        x, factor = x.all_input_nodes[0], conversion.growth_into(stage)
+        x, factor = x.all_input_nodes[0], x.meta["growth"]
     return Site(conv, form, (x, e), factor, tuple(gone))
 
 

@@ -35,8 +35,8 @@ class _Shortcut:
 class MatchShortcuts(Pass):
     """Every identity shortcut of a unit that may change shape becomes a projection.
 
-    Those units are the first of every stage (the map arrives with another width and size) and the last of all under
-    `head_width`. A projection is modelled on one that the network has elsewhere, preferably in a block of the same
+    Those units are the first of every stage and others that read a map of another stage (it arrives with another width
+    and size), and the last of all under `head_width`. A projection is modelled on one that the network has elsewhere, preferably in a block of the same
     class: same layers, same names, same place to read from. `SetWidths` takes away what turns out not to change shape.
     """
 
@@ -46,9 +46,10 @@ class MatchShortcuts(Pass):
     def apply(self, conversion: Conversion) -> None:
         last = conversion.stages[-1]
         for stage in conversion.stages:
-            candidates = stage.units[:1]
+            own = {unit.output for unit in stage.units}
+            candidates = [unit for unit in stage.units if unit is stage.units[0] or not own.issuperset(unit.inputs)]
             if stage is last and conversion.options.head_width is not None:
-                candidates = list(dict.fromkeys([*stage.units[:1], *stage.units[-1:]]))
+                candidates += [unit for unit in stage.units[-1:] if unit not in candidates]
             for unit in stage.units:
                 shortcut = _find_shortcut(conversion, unit)
                 if shortcut is None:
@@ -57,7 +58,8 @@ class MatchShortcuts(Pass):
                 join = copies[shortcut.join]
                 if not shortcut.projects and unit in candidates:
                     nodes = _add_projection(conversion, stage, unit, shortcut, copies)
-                    stage.projections.append(Projection(unit, nodes, join, shortcut.side is unit.input))
+                    of_input = unit.inputs.index(shortcut.side) if shortcut.side in unit.inputs else None
+                    stage.projections.append(Projection(unit, nodes, join, of_input))
                 elif shortcut.projects and _changes_shape(unit):
                     stage.projections.append(Projection(unit, [copies[n] for n in shortcut.chain], join))
 
@@ -77,7 +79,7 @@ def _find_shortcut(conversion: Conversion, unit: Unit) -> _Shortcut | None:
     inside = set(unit.nodes)
     for join in reversed(unit.nodes):
         row = conversion.row(join)
-        maps = [n for n in join.all_input_nodes if n in inside or n is unit.input]
+        maps = [n for n in join.all_input_nodes if n in inside or n in unit.inputs]
         if row is None or row.kind is not Kind.JOIN or row.width is not Width.EQUAL or len(maps) != 2:
             continue
         shapes = [(n.meta["width"], n.meta["size"]) for n in maps]
@@ -123,7 +125,7 @@ def _choices(conversion: Conversion, way: set[fx.Node], join: fx.Node) -> int:
 def _all_ways_meet(unit: Unit, join: fx.Node) -> bool:
     """Whether nothing after a join reads what stands before it: else it joins branches of one way through the block."""
     at = unit.nodes.index(join)
-    before = {unit.input, *unit.nodes[:at]}
+    before = {*unit.inputs, *unit.nodes[:at]}
     return not any(n in before for node in unit.nodes[at + 1 :] for n in node.all_input_nodes)
 
 
@@ -157,7 +159,8 @@ def _add_projection(
         place = copies[_place(conversion, unit, shortcut.join, model[0], model[1].chain[0])]
     with stage.graph.inserting_before(place):
         if model is not None:
-            nodes = _copy_projection(conversion, stage, unit, copies, *model)
+            own = side if shortcut.side in unit.inputs else copies[unit.input]
+            nodes = _copy_projection(conversion, stage, unit, copies, own, *model)
         else:
             path = f"{unit.path}.projection" if unit.path else f"projection.{stage.key}.{stage.units.index(unit)}"
             nodes = add_layers(conversion, stage, _projection_style(conversion, stage), path, side, 1, wanted)
@@ -204,12 +207,13 @@ def _copy_projection(
     stage: TopDownStage,
     unit: Unit,
     copies: dict[fx.Node, fx.Node],
+    side: fx.Node,
     model: Unit,
     shortcut: _Shortcut,
 ) -> list[fx.Node]:
-    """Copy a projection's convolution, norm and activation, reading from the same place of this block."""
-    tap = next(n for n in shortcut.chain[0].all_input_nodes if n is model.input or n in model.nodes)
-    value = copies[unit.input]
+    """Copy a projection's convolution, norm and activation, reading from the same place of this block, or `side`."""
+    tap = next(n for n in shortcut.chain[0].all_input_nodes if n in model.inputs or n in model.nodes)
+    value = side
     if tap in model.nodes:
         at = model.nodes.index(tap)
         kinds = [[conversion.kind(n) for n in nodes[: at + 1]] for nodes in (unit.nodes, model.nodes)]

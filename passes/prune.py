@@ -24,7 +24,8 @@ def prune(conversion: Conversion) -> bool:
             pruned = True
         for projection in stage.projections:
             way = next(way for n in projection.join.all_input_nodes if (way := _way_back(n, projection)))
-            shortcut = stage.inputs[projection.unit] if projection.of_input else way[-1].all_input_nodes[0]
+            inputs, place = stage.inputs[projection.unit], projection.of_input
+            shortcut = way[-1].all_input_nodes[0] if place is None else inputs[place]
             if shortcut.meta["width"] == projection.join.meta["width"]:
                 _bypass(conversion, projection, way, shortcut)
                 pruned = True

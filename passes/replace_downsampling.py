@@ -8,9 +8,9 @@ import torch
 from torch import fx, nn
 
 from td_compiler.graph.axes import channel_axis, in_order
-from td_compiler.graph.operators import Kind, layer_row
+from td_compiler.graph.operators import Kind, Pair, layer_row
 from td_compiler.graph.states import Conversion, Pass, kind_of, layer_of, operator_of
-from td_compiler.graph.units import Layer, TopDownStage
+from td_compiler.graph.units import Layer, TopDownStage, Unit
 from td_compiler.layers.upsample import TransposedUpsample, upsample_bilinear, upsample_nearest
 
 __all__ = ["ReplaceDownsampling", "same_size"]
@@ -19,7 +19,8 @@ __all__ = ["ReplaceDownsampling", "same_size"]
 class ReplaceDownsampling(Pass):
     """No operator of a body changes the size of its map any more, but for the upsampling of a transition.
 
-    In a transition block the upsampling stands before its strided operators or, in a block without, before the first
+    In a unit that reads a map of a coarser stage (a transition block, a cell behind it that reads the output before it
+    as well) the upsampling stands before its strided operators or, in a block without, before the first
     operator with spatial extent of every path. What needs no extent (1x1 convolutions, norms) runs before it, at the
     coarser scale, which is the same and cheaper. A plain transition upsamples before anything else.
     """
@@ -29,11 +30,11 @@ class ReplaceDownsampling(Pass):
 
     def apply(self, conversion: Conversion) -> None:
         for stage in conversion.stages:
-            if stage.transition == "block":
-                _grow_block(conversion, stage)
-            elif stage.transition == "plain":
+            if stage.transition == "plain":
                 _grow_map(conversion, stage)
             for unit in stage.units:
+                if small := _small_inputs(stage, unit):
+                    _grow_unit(conversion, stage, unit, small)
                 stage.spans[unit] = [node for node in stage.spans[unit] if not _flatten(conversion, stage, node)]
 
     def ensures(self, conversion: Conversion) -> None:
@@ -45,20 +46,21 @@ class ReplaceDownsampling(Pass):
                     assert set(layer.get("stride")) == {1}, f"{node.target} still strides"
 
 
-def _add_upsample(conversion: Conversion, stage: TopDownStage, node: fx.Node) -> fx.Node:
-    """Insert, at the graph's insertion point, the upsampling of a map to the size of the stage's image."""
+def _add_upsample(conversion: Conversion, stage: TopDownStage, node: fx.Node, scale: Pair) -> fx.Node:
+    """Insert, at the graph's insertion point, the upsampling of a map of some scale to the size of the stage's image."""
     assert stage.image is not None
     how, graph = conversion.options.upsample, stage.graph
+    factor = (scale[0] // stage.scale[0], scale[1] // stage.scale[1])
     ordered = in_order(graph, node, 1)
     if how == "transposed":
         count = sum(path.startswith(f"upsample.{stage.key}.") for path in conversion.layers)
         path = f"upsample.{stage.key}.{count}"
-        conversion.layers[path] = Layer(TransposedUpsample(1, conversion.growth_into(stage)).to("meta"))
+        conversion.layers[path] = Layer(TransposedUpsample(1, factor).to("meta"))
         grown = graph.call_module(path, (ordered, stage.image))
     else:
         function = upsample_nearest if how == "nearest" else upsample_bilinear
         grown = graph.call_function(function, (ordered, stage.image))
-    grown.meta = {"axis": 1, "unit": "", "class_name": "", "stride": (1, 1)}
+    grown.meta = {"growth": factor, "axis": 1, "unit": "", "class_name": "", "stride": (1, 1)}
     made = in_order(graph, grown, channel_axis(node))
     for step in (ordered, grown, made):
         if step is not node:
@@ -71,45 +73,72 @@ def _grow_map(conversion: Conversion, stage: TopDownStage) -> None:
     assert stage.x is not None and stage.image is not None
     readers = list(stage.x.users)
     with stage.graph.inserting_before(stage.image.next):
-        stage.arrival = _add_upsample(conversion, stage, stage.x)
+        stage.arrival = _add_upsample(conversion, stage, stage.x, stage.scales[stage.x])
     stage.redirect(stage.x, stage.arrival, keep=set(stage.x.users) - set(readers))
 
 
-def _grow_block(conversion: Conversion, stage: TopDownStage) -> None:
-    """Insert upsampling into the stage's first unit, as late on every path as its operators allow."""
-    unit = stage.units[0]
-    nodes, entrance = stage.spans[unit], stage.inputs[stage.units[0]]
+def _grow_unit(conversion: Conversion, stage: TopDownStage, unit: Unit, small: dict[fx.Node, Pair]) -> None:
+    """Insert upsampling into a unit, as late on every path as its operators allow.
+
+    Args:
+        small: what the unit reads of coarser stages, with its scale.
+    """
+    nodes = stage.spans[unit]
     strided = {node for node in nodes if node.meta["stride"] != (1, 1)}
-    grown: set[fx.Node] = set()
-    due: set[fx.Node] = set() if strided else {entrance}  # upsample before any extent
+    scales = dict(small)  # node that has not grown -> its scale
+    grown = set(stage.inputs[unit]) - set(small)
+    due = {node for node in small if not _leads_to(strided, node, nodes)}  # upsample before any extent
     span: list[fx.Node] = []
     for node in nodes:
-        inputs = [n for n in node.all_input_nodes if n in grown or n in due or n is entrance or n in span]
+        inputs = [n for n in node.all_input_nodes if n in grown or n in scales or n in span]
         maps = [n for n in inputs if not _is_vector(n, node)]
         extends = _has_extent(conversion, node)
-        joins = any(n in grown for n in maps)
+        joins = any(n in grown for n in maps) or len({scales[n] for n in maps if n in scales}) > 1
         must_grow = joins or (extends and (node in strided or any(n in due for n in maps)))
         if must_grow:
             with stage.graph.inserting_before(node):
-                for small in [n for n in maps if n not in grown]:
-                    copy = _add_upsample(conversion, stage, small)
+                for ungrown in [n for n in maps if n not in grown]:
+                    copy = _add_upsample(conversion, stage, ungrown, scales[ungrown])
                     copy.meta["unit"], copy.meta["class_name"] = unit.path, unit.class_name
-                    node.replace_input_with(small, copy)
+                    node.replace_input_with(ungrown, copy)
                     span.append(copy)
             grown.add(node)
-        elif node in strided or any(n in due for n in maps):
-            due.add(node)
+        else:
+            scales.update({node: scales[n] for n in maps if n in scales})
+            if node in strided or any(n in due for n in maps):
+                due.add(node)
         span.append(node)
     last = span[-1]
     if last not in grown:
         users = list(last.users)
         with stage.graph.inserting_before(last.next):
-            copy = _add_upsample(conversion, stage, last)
+            copy = _add_upsample(conversion, stage, last, scales[last])
         for user in users:
             user.replace_input_with(last, copy)
         span.append(copy)
         stage.arrival = copy if stage.arrival is last else stage.arrival
     stage.spans[unit] = span
+
+
+def _leads_to(strided: set[fx.Node], start: fx.Node, nodes: list[fx.Node]) -> bool:
+    """Whether a strided operation reads, at whatever remove, what a unit reads."""
+    reached = {start}
+    for node in nodes:
+        if not reached.isdisjoint(node.all_input_nodes):
+            reached.add(node)
+    return not strided.isdisjoint(reached)
+
+
+def _small_inputs(stage: TopDownStage, unit: Unit) -> dict[fx.Node, Pair]:
+    """What a unit reads of coarser stages, with its scale."""
+    small: dict[fx.Node, Pair] = {}
+    for read in stage.inputs[unit]:
+        node = read
+        while node not in stage.scales and node.target == "permute" and "source" not in node.meta:
+            node = node.all_input_nodes[0]
+        if stage.transition == "block" and node in stage.scales:
+            small[read] = stage.scales[node]
+    return small
 
 
 def _is_vector(node: fx.Node, user: fx.Node) -> bool:

@@ -29,8 +29,9 @@ class ReverseStages(Pass):
     def apply(self, conversion: Conversion) -> None:
         conversion.prologue_graph = _copy_prologue(conversion)
         conversion.stages = _plan(conversion)
-        for stage in conversion.stages:
-            _copy_body(conversion, stage)
+        scales: list[Pair] = []
+        for stage, following in zip(conversion.stages, [*conversion.stages[1:], None], strict=True):
+            scales = _copy_body(conversion, stage, scales, 1 + (following is not None and _reads_two(stage, following)))
         conversion.head_graph = _copy_head(conversion)
 
     def ensures(self, conversion: Conversion) -> None:
@@ -87,28 +88,58 @@ def _plan(conversion: Conversion) -> list[TopDownStage]:
     return stages
 
 
-def _copy_body(conversion: Conversion, stage: TopDownStage) -> None:
-    """Fill a stage's graph: the map so far, the units in order, the output."""
+def _reads_two(stage: TopDownStage, following: TopDownStage) -> bool:
+    """Whether the first unit of a stage reads the last two outputs of the stage before it (SPEC 2.13).
+
+    A plain transition hands on one map, and what comes from a stage without cells is one map as well.
+    """
+    return bool(stage.units) and following.transition == "block" and len(following.units[0].inputs) > 1
+
+
+def _copy_body(conversion: Conversion, stage: TopDownStage, scales: list[Pair], count: int) -> list[Pair]:
+    """Fill a stage's graph: the maps so far, the units in order, the output.
+
+    Args:
+        scales: of the maps that arrive, newest first.
+        count: how many maps the stage hands on.
+
+    Returns:
+        The scales of the maps that the stage hands on, newest first.
+    """
     graph = stage.graph
-    if stage.transition != "none":
-        stage.x = graph.placeholder("x")
-        stage.x.meta.update(unit="")
+    for scale, name in zip(scales, ("x", "older"), strict=False):
+        node = graph.placeholder(name)
+        node.meta.update(unit="")
+        stage.scales[node] = scale
+        stage.x, stage.older = (node, None) if name == "x" else (stage.x, node)
     stage.image = graph.placeholder("image")
-    current = stage.x if stage.x is not None else stage.image
+    arriving = stage.arriving or (stage.image,)
+    current = arriving[0]
+    first = stage.units[0].inputs if stage.units else ()
+    # What the units read of other stages: the outputs before theirs, whichever stage these are of now.
+    made = {node: arriving[min(i, len(arriving) - 1)] for i, node in enumerate(first)}
     for i, unit in enumerate(stage.units):
-        current = copy_unit(conversion, stage, unit, current)
+        current = copy_unit(conversion, stage, unit, *(made.get(node, current) for node in unit.inputs))
         if i == 0 and stage.transition == "block":
             current = in_order(graph, current, 1)  # the merge will stand here
             stage.arrival = current
-    graph.output(in_order(graph, current, 1))
+        made[unit.output] = current
+    handed_on = [current]
+    if count > 1:
+        last = stage.units[-1]
+        handed_on.append(made[last.state[1] if len(last.state) > 1 else last.input])
+    outputs = [in_order(graph, node, 1) for node in handed_on]
+    graph.output(outputs[0] if count == 1 else tuple(outputs))
+    grown = stage.transition == "plain"  # then what arrives is grown before anything reads it
+    return [stage.scale if grown else stage.scales.get(node, stage.scale) for node in handed_on]
 
 
-def copy_unit(conversion: Conversion, stage: TopDownStage, unit: Unit, current: fx.Node) -> fx.Node:
-    """Copy a unit's nodes to the end of a stage's graph, reading `current`; returns the copy of its output."""
-    current = in_order(stage.graph, current, unit.input.meta["axis"])
-    copies = stage.copies[unit] = {unit.input: current}
+def copy_unit(conversion: Conversion, stage: TopDownStage, unit: Unit, *values: fx.Node) -> fx.Node:
+    """Copy a unit's nodes to the end of a stage's graph, reading `values`; returns the copy of its output."""
+    read = tuple(in_order(stage.graph, n, own.meta["axis"]) for n, own in zip(values, unit.inputs, strict=True))
+    copies = stage.copies[unit] = dict(zip(unit.inputs, read, strict=True))
     stage.spans[unit] = []
-    stage.inputs[unit] = current
+    stage.inputs[unit] = read
     for node in unit.nodes:
         copy = stage.graph.node_copy(node, lambda n, copies=copies: _copied(conversion, stage.graph, copies, n))  # type: ignore[misc]
         copy.meta = {

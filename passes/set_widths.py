@@ -17,6 +17,7 @@ from td_compiler.errors import ConversionError
 from td_compiler.graph.operators import Kind, Width
 from td_compiler.graph.states import Conversion, Pass, layer_of, operator_of
 from td_compiler.graph.units import Layer
+from td_compiler.network.base import handed_on
 from td_compiler.passes.nodes import (
     arguments,
     channel_slice,
@@ -93,14 +94,14 @@ class _Solver:
                 node.meta["width"] = self._width(node)
 
     def _nodes(self) -> list[fx.Node]:
-        """All nodes that carry image data or parameters; a segment's `x` is the output of the one before."""
+        """All nodes that carry image data or parameters; a segment's `x` and `older` are the outputs of the one before."""
         nodes: list[fx.Node] = []
         self._resized: dict[fx.Node, int] = {}  # parameter -> its axis that follows a map's channels
-        carried: fx.Node | None = None
+        carried: tuple[fx.Node, ...] = ()
         for graph in self.conversion.graphs():
             for node in graph.nodes:
                 if node.op == "output":
-                    carried = node.all_input_nodes[0]
+                    carried = handed_on(graph)
                     continue
                 source = node.meta.get("source")
                 if source is not None and "width" not in source.meta and node.op != "get_attr":
@@ -109,8 +110,8 @@ class _Solver:
                 nodes.append(node)
                 if node.op == "placeholder" and node.target == "image":
                     self._given[node] = self.conversion.image_size[0]
-                elif node.op == "placeholder" and carried is not None:
-                    self._union(node, carried)
+                elif node.op == "placeholder" and carried:
+                    self._union(node, carried[node.target == "older"])
         return nodes
 
     def _find(self, node: fx.Node) -> fx.Node:

@@ -16,17 +16,17 @@ _POOL = ("y", "z", "u", "v", "w")
 
 
 def write_body(
-    steps: list[Step], tree: Tree, arguments: Mapping[fx.Node, str], result: fx.Node, fixed: set[fx.Node]
+    steps: list[Step], tree: Tree, arguments: Mapping[fx.Node, str], results: tuple[fx.Node, ...], fixed: set[fx.Node]
 ) -> list[Statement]:
-    """The statements of a function that takes the values `arguments` by name and returns the value of `result`.
+    """The statements of a function that takes the values `arguments` by name and returns those of `results`.
 
     `fixed` are arguments whose names keep their value throughout, such as the image.
     """
-    steps = call_sequences(steps, tree, result)
-    steps = make_loops(steps, tree, result, fixed)
-    steps = nest(steps, result)
+    steps = call_sequences(steps, tree, results)
+    steps = make_loops(steps, tree, results, fixed)
+    steps = nest(steps, results)
     last_use = {node: i for i, step in enumerate(steps) for node in step.inputs}
-    last_use[result] = len(steps)
+    last_use.update(dict.fromkeys(results, len(steps)))
     names = dict(arguments)
     kept = {names[node] for node in fixed if node in names}
     statements: list[Statement] = []
@@ -41,11 +41,11 @@ def write_body(
             dying = [node for node in first if node in dying]
             live |= {names[node] for operand in others for node in operand}
         target = _target(step, names, live, dying)
-        is_last = i == len(steps) - 1 and step.node is result
+        is_last = i == len(steps) - 1 and results == (step.node,)
         statements += _statements(step, tree, names, target, is_last=is_last)
         names[step.node] = target
     if not statements or not statements[-1].prefix.startswith("return"):
-        statements.append(Statement("return ", names[result]))
+        statements.append(Statement("return ", ", ".join(names[result] for result in results)))
     return statements
 
 

@@ -75,7 +75,7 @@ class Declarer:
         values = {node: name for node, name in unit.arguments.items() if not isinstance(node, str)}
         steps = read_steps(unit.nodes, tree, self._carrier, start=f"{unit.path}.", given=modules)
         fixed = {node for node, name in values.items() if is_image(node) and name == "image"}
-        return Draft(unit, declarations, tuple(write_body(steps, tree, values, unit.result, fixed)))
+        return Draft(unit, declarations, tuple(write_body(steps, tree, values, (unit.result,), fixed)))
 
     def declare(self, path: str, skip: frozenset[str] = frozenset()) -> list[Declaration]:
         """The children, parameters and buffers of the module at a path, but for those to skip."""

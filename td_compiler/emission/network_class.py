@@ -17,6 +17,7 @@ from td_compiler.emission.tree import Tree
 from td_compiler.emission.units import Unit, is_image
 from td_compiler.errors import ConversionError
 from td_compiler.layers.pyramid import DOWNSAMPLERS, laplacian_bands
+from td_compiler.network.base import carried, handed_on
 
 if TYPE_CHECKING:
     from td_compiler.network.base import Segment, TopDownNet
@@ -116,8 +117,10 @@ def _run_method(td: TopDownNet, names: Sequence[str]) -> list[str]:
     unpacked = ", ".join(images) if len(images) > 1 else f"({images[0]},)"
     statements = [Statement(f"{unpacked} = levels")]
     for segment, name, image in zip(td.segments[:-1], names, reversed(images), strict=False):
-        given = {"x": "x", "image": image}
-        statements.append(Statement("x = ", call(f"self.{name}", *(given[argument] for argument in segment.inputs))))
+        given = {"x": "x", "older": "older", "image": image}
+        made = ", ".join(carried(handed_on(segment.graph)))
+        run = call(f"self.{name}", *(given[argument] for argument in segment.inputs))
+        statements.append(Statement(f"{made} = ", run))
     statements.append(Statement("return ", call(f"self.{names[-1]}", "x")))
     summary = "Class scores from the images at every scale, finest first."
     return method("forward_pyramid", {"levels": _LEVELS}, TENSOR, summary, statements)
@@ -128,10 +131,9 @@ def _segment_method(
 ) -> list[str]:
     nodes = list(segment.graph.nodes)
     placeholders: dict[fx.Node, str] = {node: str(node.target) for node in nodes if node.op == "placeholder"}
-    result = nodes[-1].args[0]
-    assert isinstance(result, fx.Node)
+    results = handed_on(segment.graph)
     steps = read_steps(nodes, tree, carrier, units=units)
-    statements = write_body(steps, tree, placeholders, result, {node for node in placeholders if is_image(node)})
+    statements = write_body(steps, tree, placeholders, results, {node for node in placeholders if is_image(node)})
     if segment is td.prologue:
         summary = "The prologue: what is done to the images before they are scaled."
     elif segment is td.segments[-1]:
@@ -139,4 +141,5 @@ def _segment_method(
     else:
         widths = [row.top_down.width for row in td.report.stages if row.name == segment.name]
         summary = f"Scale {_scale(segment.scale)}" + (f", {widths[0]} filters." if widths else ".")
-    return method(name, dict.fromkeys(placeholders.values(), TENSOR), TENSOR, summary, statements)
+    returns = TENSOR if len(results) == 1 else f"tuple[{', '.join([TENSOR] * len(results))}]"
+    return method(name, dict.fromkeys(placeholders.values(), TENSOR), returns, summary, statements)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -47,22 +47,19 @@ class Step:
         return [atom.node for atom in atoms(self.doc) if isinstance(atom, Value)]
 
 
-def count_uses(steps: Iterable[Step], result: fx.Node | None) -> Counter[fx.Node]:
+def count_uses(steps: Iterable[Step], results: Sequence[fx.Node]) -> Counter[fx.Node]:
     """How often each value is read, by steps and by the return statement."""
-    uses = Counter(node for step in steps for node in step.inputs)
-    if result is not None:
-        uses[result] += 1
-    return uses
+    return Counter([*(node for step in steps for node in step.inputs), *results])
 
 
-def call_sequences(steps: list[Step], tree: Tree, result: fx.Node) -> list[Step]:
+def call_sequences(steps: list[Step], tree: Tree, results: Sequence[fx.Node]) -> list[Step]:
     """Calls of all children of a Sequential in a row become one call of the Sequential, innermost first."""
     parents = {_parent(step.path) for step in steps if "." in step.path}
     ancestors = {path[:end] for path in parents for end in [*_dots(path), len(path)]}
     sequences = [path for path in ancestors if tree.kind(path) == "sequence"]
     for path in sorted(sequences, key=lambda path: (-path.count("."), path)):
         children = [f"{path}.{name}" for name in own_children(tree.root.get_submodule(path))]
-        uses = count_uses(steps, result)
+        uses = count_uses(steps, results)
         start = 0
         while start + len(children) <= len(steps):
             run = steps[start : start + len(children)]
@@ -75,12 +72,12 @@ def call_sequences(steps: list[Step], tree: Tree, result: fx.Node) -> list[Step]
     return steps
 
 
-def make_loops(steps: list[Step], tree: Tree, result: fx.Node, fixed: set[fx.Node]) -> list[Step]:
+def make_loops(steps: list[Step], tree: Tree, results: Sequence[fx.Node], fixed: set[fx.Node]) -> list[Step]:
     """Calls of several children of one container in a row become a loop over them.
 
     `fixed` are the values whose names no loop may bind anew.
     """
-    uses = count_uses(steps, result)
+    uses = count_uses(steps, results)
     made: list[Step] = []
     start = 0
     while start < len(steps):
@@ -105,9 +102,9 @@ def make_loops(steps: list[Step], tree: Tree, result: fx.Node, fixed: set[fx.Nod
     return made
 
 
-def nest(steps: list[Step], result: fx.Node, room: int = WIDTH - 20, depth: int = 3) -> list[Step]:
+def nest(steps: list[Step], results: Sequence[fx.Node], room: int = WIDTH - 20, depth: int = 3) -> list[Step]:
     """A value that only the next step reads is written inside it, a layer with weights a line."""
-    uses = count_uses(steps, result)
+    uses = count_uses(steps, results)
     made: list[Step] = []
     for step in steps:
         if made and _can_nest(made[-1], step, uses):

@@ -125,7 +125,7 @@ def _name_arguments(values: list[fx.Node], modules: list[str], base: str) -> dic
         maps, images = images, []
     arguments: dict[fx.Node | str, str] = {}
     for i, node in enumerate(maps):
-        name = "x" if i == 0 else "e" if i == 1 and unit_of(node).startswith("entry.") else f"x{i + 1}"
+        name = "x" if i == 0 else "e" if i == 1 and base == "Merge" else f"x{i + 1}"
         arguments[node] = name
     arguments |= dict.fromkeys(images, "image")
     for path in modules:

@@ -25,23 +25,30 @@ class UnitKind(Enum):
 
 @dataclass(eq=False)
 class Unit:
-    """The part of the graph between two single-tensor cut points (SPEC, 'Words').
+    """The part of the graph between two cut points: one tensor, or two between cells (SPEC, 'Words', 2.13).
 
     Attributes:
         nodes: its operations in order; the last one is its output.
-        input: the node before it, its only input.
+        inputs: what it reads, the state before it, newest first: a node, or two where cells read two outputs.
+        state: what the units after it read of what is there by then: its output, and the older tensor if there is one.
         kind: what it is to the stages.
-        stride: (height, width) factor by which it makes the map smaller.
+        stride: (height, width) factor by which its output is smaller than its newest input.
         path: the module that is exactly this unit, or "" if there is none.
         class_name: that module's class.
     """
 
     nodes: list[fx.Node]
-    input: fx.Node
+    inputs: tuple[fx.Node, ...]
     kind: UnitKind
+    state: tuple[fx.Node, ...] = ()
     stride: Pair = (1, 1)
     path: str = ""
     class_name: str = ""
+
+    @property
+    def input(self) -> fx.Node:
+        """The newest tensor that the unit reads: its scale and width are those that the unit starts from."""
+        return self.inputs[0]
 
     @property
     def output(self) -> fx.Node:
@@ -133,13 +140,13 @@ class Projection:
         unit: the block that it belongs to.
         nodes: its operations, in order.
         join: the addition that it leads to.
-        of_input: whether the shortcut that it stands for is the block's input; else it is what the projection reads.
+        of_input: which of the block's inputs the shortcut that it stands for is; None: it is what the projection reads.
     """
 
     unit: Unit
     nodes: list[fx.Node]
     join: fx.Node
-    of_input: bool = True
+    of_input: int | None = 0
 
 
 @dataclass(eq=False)
@@ -154,10 +161,12 @@ class TopDownStage:
         native: the bottom-up stage of this scale: the kernel sizes come from there.
         between: units that follow the merge, such as dropout.
         width: filters of the merge and the entry (C of SPEC 2.5).
-        graph: its operations; `x` and `image` are its placeholders, `x` is None in the first stage.
+        graph: its operations; `x`, `older` and `image` are its placeholders. `x` is None in the first stage.
+        older: the output before `x`, where the first unit reads two; None elsewhere.
+        scales: placeholder of a map -> its scale.
         spans: unit -> its nodes in this graph.
         copies: unit -> bottom-up node -> its copy here.
-        inputs: unit -> the node that it reads.
+        inputs: unit -> the nodes that it reads, in the order of its own inputs.
         projections: the projections that fall away where the width does not change.
         arrival: the grown map, where the merge will stand; None in the first stage.
         adapted: the last node of the 1x1 convolution before a plain transition's upsampling.
@@ -172,10 +181,12 @@ class TopDownStage:
     width: int = 0
     graph: fx.Graph = field(default_factory=fx.Graph)
     x: fx.Node | None = None
+    older: fx.Node | None = None
+    scales: dict[fx.Node, Pair] = field(default_factory=dict)
     image: fx.Node | None = None
     spans: dict[Unit, list[fx.Node]] = field(default_factory=dict)
     copies: dict[Unit, dict[fx.Node, fx.Node]] = field(default_factory=dict)
-    inputs: dict[Unit, fx.Node] = field(default_factory=dict)
+    inputs: dict[Unit, tuple[fx.Node, ...]] = field(default_factory=dict)
     projections: list[Projection] = field(default_factory=list)
     arrival: fx.Node | None = None
     adapted: fx.Node | None = None
@@ -184,9 +195,13 @@ class TopDownStage:
     def redirect(self, old: fx.Node, new: fx.Node, keep: Collection[fx.Node] = ()) -> None:
         """Let all that reads `old` read `new`, but for the nodes in `keep`."""
         old.replace_all_uses_with(new, delete_user_cb=lambda user: user not in keep)
-        for unit, node in self.inputs.items():
-            if node is old:
-                self.inputs[unit] = new
+        for unit, nodes in self.inputs.items():
+            self.inputs[unit] = tuple(new if node is old else node for node in nodes)
+
+    @property
+    def arriving(self) -> tuple[fx.Node, ...]:
+        """The maps of the stages before, newest first; none in the first stage."""
+        return tuple(node for node in (self.x, self.older) if node is not None)
 
     @property
     def key(self) -> str:

@@ -19,7 +19,7 @@ from td_compiler.network.checkpointing import StageKey, chosen_stages, run_check
 if TYPE_CHECKING:
     from td_compiler.report.report import Report
 
-__all__ = ["Segment", "StageMaps", "TopDownNet", "plant"]
+__all__ = ["Segment", "StageMaps", "TopDownNet", "carried", "handed_on", "plant"]
 
 
 @dataclass
@@ -29,27 +29,32 @@ class Segment:
     Attributes:
         name: `stage16` for the stage at scale 16, `head` for the head, `prologue` for what precedes the pyramid.
         scale: the factor by which this stage's maps are smaller than the image; 1 for the head.
-        graph: placeholders `x` (the map so far; absent in the first stage) and `image` (the pyramid's level at this
-            scale; absent in the head), or, in a prologue, `images`; one output. Every `call_module` and `get_attr`
-            target is a path in the network.
-            `node.meta["unit"]` is the path of the unit that a node belongs to (`layer3.0`, `entry.16`, `merge.16`),
-            or "" where a unit has no path of its own. It is compiled when the segment is made, and not read again.
-        inputs: the graph's placeholders by name: some of `x` and `image`, in this order.
+        graph: placeholders `x` (the map so far; absent in the first stage), `older` (the map before it, only where
+            cells read two) and `image` (the pyramid's level at this scale; absent in the head), or, in a prologue,
+            `images`. Its output is the stage's map, or that and the one before it, where the next stage reads two.
+            Every `call_module` and `get_attr` target is a path in the network. `node.meta["unit"]` is the path of the
+            unit that a node belongs to (`layer3.0`, `entry.16`, `merge.16`), or "" where a unit has no path of its own.
+            It is compiled when the segment is made, and not read again.
+        inputs: the graph's placeholders by name: some of `x`, `older` and `image`, in this order.
     """
 
     name: str
     scale: int | tuple[int, int]
     graph: fx.Graph
     inputs: tuple[str, ...] = field(init=False)
-    _function: Callable[..., torch.Tensor] = field(init=False, repr=False, compare=False)
+    _function: Callable[..., Any] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # Here, not at the first run: under torch.compile that run is traced, and a graph's code cannot be.
         self.inputs = tuple(str(node.target) for node in self.graph.find_nodes(op="placeholder"))
         self._function = _compile(self.graph, self.name)
 
-    def run(self, network: nn.Module, **inputs: torch.Tensor) -> torch.Tensor:
-        """Run this segment with the network's modules on the inputs that it names."""
+    def run(self, network: nn.Module, **inputs: torch.Tensor) -> Any:
+        """Run this segment with the network's modules on the inputs that it names.
+
+        Returns:
+            Its map, or (its map, the one before it) where the next stage reads two (SPEC 2.13).
+        """
         return self._function(network, *(inputs[name] for name in self.inputs))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -64,13 +69,24 @@ class Segment:
 _compiled = itertools.count()  # makes every function's name its own, also in several threads
 
 
-def _compile(graph: fx.Graph, name: str) -> Callable[..., torch.Tensor]:
+def handed_on(graph: fx.Graph) -> tuple[fx.Node, ...]:
+    """The maps that a segment's graph puts out, newest first: one, or two where the next stage reads two."""
+    made: Any = graph.output_node().args[0]
+    return tuple(made) if isinstance(made, (tuple, list)) else (made,)
+
+
+def carried(made: Any) -> dict[str, Any]:
+    """What a segment put out, one map or two, under the names under which the next one reads it."""
+    return dict(zip(("x", "older"), made if isinstance(made, tuple) else (made,), strict=False))
+
+
+def _compile(graph: fx.Graph, name: str) -> Callable[..., Any]:
     code = graph.python_code("self")
     filename = f"<top-down {name} {next(_compiled)}>"
     linecache.cache[filename] = (len(code.src), None, code.src.splitlines(keepends=True), filename)
     namespace = dict(code.globals)
     exec(compile(code.src, filename, "exec"), namespace)
-    function: Callable[..., torch.Tensor] = namespace["forward"]
+    function: Callable[..., Any] = namespace["forward"]
     weakref.finalize(function, linecache.cache.pop, filename, None).atexit = False
     return function
 
@@ -175,13 +191,14 @@ class TopDownNet(nn.Module):
 
     def _stage_maps(self, levels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         maps: list[torch.Tensor] = []
+        state: dict[str, torch.Tensor] = {}
         for segment, image in zip(self.segments[:-1], reversed(levels), strict=True):
-            inputs = {"x": maps[-1]} if maps else {}
-            maps.append(self.run_segment(segment, image=image, **inputs))
+            state = carried(self.run_segment(segment, image=image, **state))
+            maps.append(state["x"])
         return maps
 
-    def run_segment(self, segment: Segment, **inputs: torch.Tensor) -> torch.Tensor:
-        """Run one of the segments on the inputs that it names, checkpointed where that is asked for and of use."""
+    def run_segment(self, segment: Segment, **inputs: torch.Tensor) -> Any:
+        """Run one of the segments (:meth:`Segment.run`), checkpointed where that is asked for and of use."""
         if segment.name in self.checkpointed and torch.is_grad_enabled():
             return run_checkpointed(segment, self, **inputs)
         return segment.run(self, **inputs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -35,7 +35,7 @@ def chosen_stages(stages: Sequence[Segment], choice: bool | Iterable[StageKey]) 
     return frozenset(names[key] for key in wanted)
 
 
-def run_checkpointed(segment: Segment, network: nn.Module, **inputs: torch.Tensor) -> torch.Tensor:
+def run_checkpointed(segment: Segment, network: nn.Module, **inputs: torch.Tensor) -> Any:
     """What `segment.run(network, **inputs)` returns, without what its backward pass needs: that is computed again then.
 
     Random numbers are drawn alike both times. Buffers, such as the running statistics of batch norms, are updated once.
@@ -45,7 +45,7 @@ def run_checkpointed(segment: Segment, network: nn.Module, **inputs: torch.Tenso
         calls = segment.graph.find_nodes(op="call_module")
         return nullcontext(), _on_copies_of_buffers(network.get_submodule(str(node.target)) for node in calls)
 
-    def run(*values: torch.Tensor) -> torch.Tensor:
+    def run(*values: torch.Tensor) -> Any:
         return segment.run(network, **dict(zip(segment.inputs, values, strict=True)))
 
     # By position: where the random numbers of a GPU are to be kept is told from these arguments alone.

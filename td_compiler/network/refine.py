@@ -19,7 +19,7 @@ from td_compiler.capture.meta import ShapesOnly
 from td_compiler.errors import ConversionError
 from td_compiler.graph.operators import Pair
 from td_compiler.layers.pyramid import factor_pair
-from td_compiler.network.base import TopDownNet
+from td_compiler.network.base import TopDownNet, carried
 from td_compiler.surroundings import neutral_surroundings
 
 __all__ = ["Refined", "Window", "contrast", "crop"]
@@ -130,21 +130,23 @@ class Refined(nn.Module):
     def refined_map(self, images: torch.Tensor) -> torch.Tensor:
         """The last map of the windows (N, C, height, width), which the head reads, of images (N, C, H, W)."""
         levels = self.td.pyramid(images)[::-1]
-        x, count = self._coarse_map(levels), self._coarse_stages
-        window = self._window(x)
+        state, count = self._coarse_maps(levels), self._coarse_stages
+        window, size = self._window(state["x"]), state["x"].shape[2:]
         if window is not None:
-            x = crop(x, window)
+            # The map before the last one (SPEC 2.13) may be smaller still: brought to one size, one window fits both.
+            whole = {name: x if x.shape[2:] == size else F.interpolate(x, size) for name, x in state.items()}
+            state = {name: crop(x, window) for name, x in whole.items()}
         for segment, image in zip(self.td.segments[count:-1], levels[count:], strict=True):
             if window is not None:
                 image = crop(image, window.finer(self._factor(segment.scale)))
-            x = self.td.run_segment(segment, x=x, image=image)
-        return x
+            state = carried(self.td.run_segment(segment, image=image, **state))
+        return state["x"]
 
     @torch.no_grad()
     def boxes(self, images: torch.Tensor) -> torch.Tensor:
         """The windows of images (N, C, H, W) as (N, 4): left, top, right, bottom in pixels, the last two exclusive."""
         height, width = images.shape[2:]
-        window = self._window(self._coarse_map(self.td.pyramid(images)[::-1]))
+        window = self._window(self._coarse_maps(self.td.pyramid(images)[::-1])["x"])
         if window is None:
             return torch.tensor([[0, 0, width, height]], device=images.device).expand(len(images), 4)
         fine = window.finer(self._factor(1))
@@ -161,13 +163,12 @@ class Refined(nn.Module):
         """How many stages see the whole image."""
         return len(self.td.scales) - self.td.scales.index(self.from_scale)
 
-    def _coarse_map(self, levels: list[torch.Tensor]) -> torch.Tensor:
-        """The map at `from_scale` (N, C, h, w), of images coarse to fine."""
-        x: torch.Tensor | None = None
+    def _coarse_maps(self, levels: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What the stage at `from_scale` hands on, the map (N, C, h, w) as `x`, of images coarse to fine."""
+        state: dict[str, torch.Tensor] = {}
         for segment, image in zip(self.td.segments[: self._coarse_stages], levels, strict=False):
-            x = self.td.run_segment(segment, image=image, **({} if x is None else {"x": x}))
-        assert x is not None
-        return x
+            state = carried(self.td.run_segment(segment, image=image, **state))
+        return state
 
     def _window(self, x: torch.Tensor) -> Window | None:
         """The most salient window of each map (N, C, h, w); None where it is all of it."""

@@ -22,7 +22,7 @@ from td_compiler.capture.input_size import find_input_size
 from td_compiler.graph.states import Conversion
 from td_compiler.graph.units import scale_key
 from td_compiler.layers.pyramid import Pyramid
-from td_compiler.network.base import Segment, TopDownNet
+from td_compiler.network.base import Segment, TopDownNet, carried, handed_on
 from td_compiler.options import Options
 from td_compiler.passes.find_prologue import FindPrologue
 from td_compiler.passes.find_stages import FindStages
@@ -106,27 +106,24 @@ def _top_down(network: TopDownNet) -> _Plan:
     graph, places = fx.Graph(), {}
     images = graph.placeholder("images")
     if (prologue := network.prologue) is not None:
-        images = _append(graph, prologue, {"images": images})[_result(prologue)]
+        images = _append(graph, prologue, {"images": images})[handed_on(prologue.graph)[0]]
     levels = graph.call_module("pyramid", (images,))
     *stages, head = network.segments
-    x: Any = None
+    state: dict[str, fx.Node] = {}
     for place, segment in zip(reversed(range(len(stages))), stages, strict=True):
         image = graph.call_function(operator.getitem, (levels, place))
-        copies = _append(graph, segment, {"x": x, "image": image})
-        if x is None:
+        copies = _append(graph, segment, {**state, "image": image})
+        if not state:
             places["input"] = ([image] + [copies[n] for n in segment.graph.nodes if _is_entry(n)])[-1]
-        x = copies[_result(segment)]
+        state = carried(tuple(copies[node] for node in handed_on(segment.graph)))
+        x = state["x"]
         if x is not places["input"]:  # the coarsest stage may be an entry and nothing else
             places[segment.name] = x
-    graph.output(_append(graph, head, {"x": x})[_result(head)])
+    graph.output(_append(graph, head, state)[handed_on(head.graph)[0]])
     parts = {path: _at(network, path) for path in _targets(graph)}
     if network.prologue is not None:  # which is a part of the graph already
         parts["pyramid"] = Pyramid(network.pyramid.scales, network.pyramid.downsample)
     return _Plan(graph, parts, places, network.report.input_size)
-
-
-def _result(segment: Segment) -> fx.Node:
-    return segment.graph.output_node().all_input_nodes[0]
 
 
 def _append(graph: fx.Graph, segment: Segment, inputs: dict[str, fx.Node]) -> dict[fx.Node, fx.Node]:

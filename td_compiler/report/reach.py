@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,8 @@ class Walk:
     Args:
         module_of: `call_module` node -> the layer that it calls, else None.
         value_of: node -> what it computed (a number, a size, a filter), or raises `UnknownReach`.
-        growth: (height, width) factor of the graph's upsamplings, where it is a top-down stage.
+        growth: (height, width) factor of the graph's upsamplings, where it is a top-down stage and they do not say so
+            themselves.
     """
 
     def __init__(
@@ -88,8 +89,8 @@ class Walk:
         self._value_of = value_of
         self._growth = growth
 
-    def back(self, graph: fx.Graph, output: fx.Node, start: Span, first: fx.Node | None = None) -> dict[fx.Node, Span]:
-        """Node -> the pixels of its map that the pixels `start` of the output's map read.
+    def back(self, graph: fx.Graph, start: Mapping[fx.Node, Span], first: fx.Node | None = None) -> dict[fx.Node, Span]:
+        """Node -> the pixels of its map that the pixels `start` of some nodes' maps read.
 
         Nodes whose map is not read are not there, nor those before the node `first`.
 
@@ -97,7 +98,7 @@ class Walk:
             UnknownReach: if there is an operator on the way whose reach is not known.
         """
         numbers = _numbers(graph)
-        spans = {output: start}
+        spans = dict(start)
         for node in reversed(graph.nodes):
             if node is first:
                 break
@@ -148,7 +149,7 @@ class Walk:
             left, top = self._padding(node)
             return window((-top, -left), (-top, -left), (1, 1))
         if kind is Kind.UPSAMPLE:
-            return (bilinear if node.target is upsample_bilinear else nearest)(self._growth)
+            return (bilinear if node.target is upsample_bilinear else nearest)(node.meta.get("growth", self._growth))
         if before not in {None, (1, 1)} and after is not None and before != after:
             return self._resizing(node, before, after)
         if after is None and self._name(node) in _INTERPOLATIONS:

@@ -26,7 +26,7 @@ from td_compiler.graph.operators import Pair
 from td_compiler.graph.states import Conversion
 from td_compiler.graph.units import scale_key
 from td_compiler.layers.pyramid import Pyramid, factor_pair
-from td_compiler.network.base import TopDownNet
+from td_compiler.network.base import TopDownNet, carried, handed_on
 from td_compiler.options import Options
 from td_compiler.passes import PIPELINE
 from td_compiler.passes.find_stages import FindStages
@@ -84,7 +84,7 @@ def receptive_fields_bottom_up(model: nn.Module, input_size: tuple[int, int, int
     fields: dict[str, ReceptiveField | None] = {}
     for scale, output in last.items():
         try:
-            spans = walk.back(conversion.captured.graph, output, _start(coarsest, scale), conversion.prepared)
+            spans = walk.back(conversion.captured.graph, {output: _start(coarsest, scale)}, conversion.prepared)
             fields[f"stage{scale_key(scale)}"] = _field([spans[conversion.prepared]])
         except UnknownReach:
             fields[f"stage{scale_key(scale)}"] = None
@@ -124,16 +124,18 @@ def _through_entries(network: TopDownNet, index: int) -> list[Span]:
     """What the pixels of a stage's map see of the image, one span per entry that reaches them."""
     stages = network.segments[:-1]
     scales = [factor_pair(stage.scale) for stage in stages]
-    span: Span | None = _start(scales[0], scales[index])
+    state = {"x": _start(scales[0], scales[index])}  # what is looked at of what a stage hands on
     seen: list[Span] = []
-    while span is not None:
+    while state:
         growth = _ratio(scales[index - 1], scales[index]) if index else (1, 1)
         walk = Walk(lambda node: _module(network, node), lambda node: _parameter(network, node), growth)
         graph = stages[index].graph
-        spans = walk.back(graph, graph.output_node().all_input_nodes[0], span)
+        spans = walk.back(
+            graph, {node: state[name] for name, node in carried(handed_on(graph)).items() if name in state}
+        )
         read = {str(node.target): pixels for node, pixels in spans.items() if node.op == "placeholder"}
-        seen.append(_through_pyramid(network.pyramid, scales, index, read["image"]))
-        span, index = read.get("x"), index - 1
+        seen.append(_through_pyramid(network.pyramid, scales, index, read.pop("image")))
+        state, index = read, index - 1
     return seen
 
 

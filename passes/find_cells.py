@@ -1,0 +1,95 @@
+"""Cut the bottom-up graph where two tensors are handed on: between cells that read the last two outputs (SPEC 2.13)."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from td_compiler.graph.operators import Kind, Width
+from td_compiler.graph.states import Conversion
+from td_compiler.passes.trace_channels import is_map
+
+__all__ = ["State", "joins_paths", "split_cells"]
+
+State = tuple[fx.Node, ...]
+"""What is handed on at a cut, newest first."""
+
+
+def split_cells(
+    conversion: Conversion, pieces: list[list[fx.Node]]
+) -> tuple[list[list[fx.Node]], dict[fx.Node, State]]:
+    """Split pieces between single-tensor cut points into cells, where a piece is a chain of such.
+
+    Returns:
+        The pieces, split, and the states at the cuts put in, by the last node before each.
+    """
+    found: list[list[fx.Node]] = []
+    states: dict[fx.Node, State] = {}
+    entry = conversion.prepared
+    for piece in pieces:
+        chain = _chain(conversion, piece, entry)
+        ends = [0, *(at + 1 for at in chain), len(piece)]
+        found += [piece[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+        states |= {piece[at]: state for at, state in chain.items()}
+        entry = piece[-1]
+    return found, states
+
+
+def _chain(conversion: Conversion, piece: list[fx.Node], entry: fx.Node) -> dict[int, State]:
+    """The cuts of the longest chain of cells that a piece is, by place; none if it is no such chain.
+
+    A cell joins paths with convolutions and reads all of the state before it, that is one tensor or two; what it hands
+    on is its output, and one tensor of that state at most: a tensor made within the cell is its own business. Cells
+    that stay at one scale are left in one piece, which is one stage's in any case, as is a piece of two cells of which
+    one alone makes the map smaller: that is what a block with a long and a short way looks like.
+    """
+    scales = entry.meta["scale"], piece[-1].meta["scale"]
+    if scales[0] == scales[1]:
+        return {}
+    cuts = {-1: (entry,), **_cuts(piece, entry), len(piece) - 1: (piece[-1],)}
+    cells: dict[int, int] = {-1: 0}  # cut -> how many cells the longest chain up to there has
+    before: dict[int, int] = {}
+    for start, state in cuts.items():
+        for end in (end for end in cuts if end > start) if start in cells else ():
+            if cells.get(end, 0) <= cells[start] and _is_cell(conversion, piece[start + 1 : end + 1], state, cuts[end]):
+                cells[end], before[end] = cells[start] + 1, start
+    chain: list[int] = []
+    at = before.get(len(piece) - 1, -1)
+    while at >= 0:
+        chain.insert(0, at)
+        at = before[at]
+    splits_strides = any(piece[at].meta["scale"] not in scales for at in chain)
+    return {at: cuts[at] for at in chain} if len(chain) > 1 or splits_strides else {}
+
+
+def _cuts(piece: list[fx.Node], entry: fx.Node) -> dict[int, State]:
+    """The places inside a piece after which one or two tensors are still to be read, the newest of them just made."""
+    place = {node: i for i, node in enumerate(piece)}
+    last = {node: max((place[user] for user in node.users if user in place), default=-1) for node in [entry, *piece]}
+    cuts: dict[int, State] = {}
+    live = [entry]
+    for i, node in enumerate(piece[:-1]):
+        live = [other for other in [node, *live] if last[other] > i]
+        if len(live) <= 2 and live[0] is node and is_map(node):
+            cuts[i] = tuple(live)
+    return cuts
+
+
+def _is_cell(conversion: Conversion, nodes: list[fx.Node], before: State, after: State) -> bool:
+    if not set(after[1:]) <= set(before):
+        return False
+    inside = set(nodes)
+    read = {n for node in nodes for n in node.all_input_nodes if n not in inside}
+    return set(before) <= read and joins_paths(conversion, nodes)
+
+
+def joins_paths(conversion: Conversion, piece: list[fx.Node]) -> bool:
+    """Whether a piece joins paths with convolutions: a gate by a vector is no join, `x * sigmoid(x)` has no paths."""
+    if not any(conversion.kind(node) is Kind.CONV for node in piece):
+        return False
+    for node in piece:
+        row = conversion.row(node)
+        if row is not None and row.kind is Kind.JOIN:
+            maps = [n for n in node.all_input_nodes if is_map(n) and n.meta["size"] == node.meta["size"]]
+            if len(maps) > 1 or row.width is Width.SUM:
+                return True
+    return False
