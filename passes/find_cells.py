@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from torch import fx
 
 from td_compiler.graph.operators import Kind, Width
@@ -28,7 +30,7 @@ def split_cells(
     for piece in pieces:
         chain = _chain(conversion, piece, entry)
         ends = [0, *(at + 1 for at in chain), len(piece)]
-        found += [piece[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+        found += [piece[start:end] for start, end in itertools.pairwise(ends)]
         states |= {piece[at]: state for at, state in chain.items()}
         entry = piece[-1]
     return found, states

@@ -36,8 +36,9 @@ class MatchShortcuts(Pass):
     """Every identity shortcut of a unit that may change shape becomes a projection.
 
     Those units are the first of every stage and others that read a map of another stage (it arrives with another width
-    and size), and the last of all under `head_width`. A projection is modelled on one that the network has elsewhere, preferably in a block of the same
-    class: same layers, same names, same place to read from. `SetWidths` takes away what turns out not to change shape.
+    and size), and the last of all under `head_width`. A projection is modelled on one that the network has elsewhere,
+    preferably in a block of the same class: same layers, same names, same place to read from. `SetWidths` takes away
+    what turns out not to change shape.
     """
 
     def requires(self, conversion: Conversion) -> None:

@@ -47,7 +47,7 @@ class ReplaceDownsampling(Pass):
 
 
 def _add_upsample(conversion: Conversion, stage: TopDownStage, node: fx.Node, scale: Pair) -> fx.Node:
-    """Insert, at the graph's insertion point, the upsampling of a map of some scale to the size of the stage's image."""
+    """Insert, at the graph's insertion point, the upsampling of a map to the size of the stage's image."""
     assert stage.image is not None
     how, graph = conversion.options.upsample, stage.graph
     factor = (scale[0] // stage.scale[0], scale[1] // stage.scale[1])
@@ -97,14 +97,16 @@ def _grow_unit(conversion: Conversion, stage: TopDownStage, unit: Unit, small: d
         must_grow = joins or (extends and (node in strided or any(n in due for n in maps)))
         if must_grow:
             with stage.graph.inserting_before(node):
-                for ungrown in [n for n in maps if n not in grown]:
-                    copy = _add_upsample(conversion, stage, ungrown, scales[ungrown])
+                for read in [n for n in maps if n not in grown]:
+                    copy = _add_upsample(conversion, stage, read, scales[read])
                     copy.meta["unit"], copy.meta["class_name"] = unit.path, unit.class_name
-                    node.replace_input_with(ungrown, copy)
+                    node.replace_input_with(read, copy)
                     span.append(copy)
             grown.add(node)
         else:
-            scales.update({node: scales[n] for n in maps if n in scales})
+            ungrown = [scales[n] for n in maps if n in scales]
+            if ungrown:
+                scales[node] = ungrown[0]
             if node in strided or any(n in due for n in maps):
                 due.add(node)
         span.append(node)

@@ -94,7 +94,7 @@ class _Solver:
                 node.meta["width"] = self._width(node)
 
     def _nodes(self) -> list[fx.Node]:
-        """All nodes that carry image data or parameters; a segment's `x` and `older` are the outputs of the one before."""
+        """All nodes that carry image data or parameters; a segment's `x` and `older` are outputs of the one before."""
         nodes: list[fx.Node] = []
         self._resized: dict[fx.Node, int] = {}  # parameter -> its axis that follows a map's channels
         carried: tuple[fx.Node, ...] = ()

@@ -118,11 +118,12 @@ class _Part:
 
     Attributes:
         nodes: as they stand in the bottom-up graph or, copied, in a stage's.
-        inputs: a node that they read, of another part -> the bottom-up node that it stands for.
+        inputs: a node that they read, of another part -> the bottom-up nodes that it stands for: several where a cell
+            of the coarsest stage reads one map in the place of two (SPEC 2.13).
     """
 
     nodes: list[fx.Node]
-    inputs: dict[fx.Node, fx.Node]
+    inputs: dict[fx.Node, tuple[fx.Node, ...]]
 
 
 class _Parts:
@@ -154,7 +155,10 @@ class _Parts:
         stage = self._homes.get(unit)
         if stage is None:
             return _Part(unit.nodes, {})
-        return _Part(stage.spans[unit], {stage.inputs[unit]: unit.input})
+        inputs: dict[fx.Node, tuple[fx.Node, ...]] = {}
+        for read, own in zip(stage.inputs[unit], unit.inputs, strict=True):
+            inputs[read] = (*inputs.get(read, ()), own)
+        return _Part(stage.spans[unit], inputs)
 
     def check(self) -> None:
         """Every operation that carries the image's data stands in one part, once, in its order."""
@@ -177,13 +181,27 @@ class _Parts:
         graph.output(made[captured.output])
         return graph
 
-    def _copy(self, graph: fx.Graph, made: dict[fx.Node, fx.Node], part: _Part, node: fx.Node) -> fx.Node:
-        """Copy a node and, where no part holds them, the sizes and parameters that it reads."""
-        origin = part.inputs.get(node) or _origin(node)
+    def _copy(
+        self,
+        graph: fx.Graph,
+        made: dict[fx.Node, fx.Node],
+        part: _Part,
+        node: fx.Node,
+        wanted: fx.Node | None = None,
+    ) -> fx.Node:
+        """Copy a node and, where no part holds them, the sizes and parameters that it reads.
+
+        `wanted` is what stands in its place in the bottom-up graph, for a node that stands for several.
+        """
+        stands_for = part.inputs.get(node, (_origin(node),))
+        origin = wanted if wanted in stands_for else stands_for[0]
+        assert origin is not None
         if origin not in made:
             if "width" in origin.meta and node not in part.nodes:
                 raise Violation(f"a part reads {_place(origin)}, which none before it computes")
-            args, kwargs = map_arg((node.args, node.kwargs), lambda n: self._copy(graph, made, part, n))
+            places = iter(_arguments(origin))
+            read = (node.args, node.kwargs)
+            args, kwargs = map_arg(read, lambda n: self._copy(graph, made, part, n, next(places, None)))
             made[origin] = graph.create_node(node.op, node.target, args, kwargs)
             made[origin].meta["origin"] = origin
         return made[origin]
@@ -357,6 +375,13 @@ def _ancestors(node: fx.Node) -> set[fx.Node]:
         if before not in found:
             found.add(before)
             stack.extend(before.all_input_nodes)
+    return found
+
+
+def _arguments(node: fx.Node) -> list[fx.Node]:
+    """The nodes among a node's arguments, in order, each as often as it stands there."""
+    found: list[fx.Node] = []
+    map_arg((node.args, node.kwargs), lambda n: found.append(n) or n)  # type: ignore[func-returns-value]
     return found
 
 
