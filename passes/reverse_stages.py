@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import fx
@@ -12,6 +14,7 @@ from td_compiler.graph.states import Conversion, Pass
 from td_compiler.graph.units import Layer, TopDownStage, Unit
 from td_compiler.passes.branches import takes_any_width
 from td_compiler.passes.find_units import averages_all
+from td_compiler.passes.trace_channels import is_map
 
 __all__ = ["ReverseStages"]
 
@@ -174,15 +177,25 @@ def _register(conversion: Conversion, node: fx.Node) -> None:
 
 
 def _copy_head(conversion: Conversion) -> fx.Graph:
-    """The head's graph. Reshapes to (N, features) become `flatten`; a pooling to one pixel becomes a global one."""
+    """The head's graph. Reshapes to (N, features) become `flatten`; a pooling to one pixel becomes a global one.
+
+    Before a reshape that counts the map's pixels the map is averaged to the size that it has in the bottom-up network
+    (SPEC 2.12).
+    """
     head = conversion.found.head
     graph = fx.Graph()
     x = graph.placeholder("x")
     x.meta.update(unit="")
     features = conversion.found.features if head else conversion.captured.output
     copies = {features: in_order(graph, x, features.meta["axis"])}
+    pooled: set[fx.Node] = set()  # maps whose size does not follow the image's
     for node in head:
-        kind = conversion.kind(node)
+        kind, maps = conversion.kind(node), [n for n in node.all_input_nodes if is_map(n)]
+        if kind is Kind.GLOBAL_POOL or averages_all(conversion, node) or (maps and pooled.issuperset(maps)):
+            pooled.add(node)
+        elif maps and _counts_pixels(conversion, node):
+            copies[maps[0]] = _average(conversion, graph, copies[maps[0]], maps[0])
+            pooled.add(maps[0])
         if kind is Kind.FLATTEN and node.meta["value"].dim() == 2:
             copy = graph.call_function(torch.flatten, (copies[node.all_input_nodes[0]], 1))
         elif averages_all(conversion, node):
@@ -194,3 +207,28 @@ def _copy_head(conversion: Conversion) -> fx.Graph:
         copies[node] = copy
     graph.output(copies[head[-1] if head else features])
     return graph
+
+
+def _counts_pixels(conversion: Conversion, node: fx.Node) -> bool:
+    """Whether what a head makes of a map is for the map's size alone: one feature for every pixel, or its one pixel."""
+    before = next(n for n in node.all_input_nodes if is_map(n))
+    value = node.meta["value"]
+    if not isinstance(value, torch.Tensor) or is_map(node):
+        return False
+    reshapes = conversion.kind(node) in {Kind.FLATTEN, Kind.SIZE}
+    if before.meta["size"] == (1, 1):
+        return reshapes
+    pixels = math.prod(before.meta["size"])
+    mixes = any(conversion.kind(user) is Kind.LINEAR for user in node.users)
+    return reshapes and (value.dim() == 2 or (mixes and value.shape[-1] == pixels))
+
+
+def _average(conversion: Conversion, graph: fx.Graph, copy: fx.Node, source: fx.Node) -> fx.Node:
+    """Average a map of the head to the size that it has in the bottom-up network."""
+    size = source.meta["size"]
+    made = graph.call_function(F.adaptive_avg_pool2d, (in_order(graph, copy, 1), size))
+    made.meta = {"axis": 1, "unit": "", "class_name": "", "stride": (1, 1)}
+    conversion.notes.append(
+        f"The head flattens its map: it is averaged to {size[0]}x{size[1]} before, the size that it has in the source."
+    )
+    return in_order(graph, made, source.meta["axis"])

@@ -258,14 +258,13 @@ class _Solver:
         return isinstance(dim, int) and dim % source.meta["value"].dim() == source.meta["axis"]
 
     def _folds_map(self, source: fx.Node) -> bool:
-        """Whether a node folds a map's pixels into features; a map of one pixel only where no pooling made it so."""
+        """Whether a node folds a map's pixels into features."""
         if source not in self.conversion.found.head:
             return False
         before = next(n for n in source.all_input_nodes if "width" in n.meta)
         if source.meta["value"].dim() != 2 or not is_map(before):
             return False
-        one_pixel = self.conversion.kind(source) is Kind.FLATTEN and not self._is_pooled(source)
-        return source.meta["width"] != before.meta["width"] or one_pixel
+        return bool(source.meta["width"] != before.meta["width"])
 
     def _evaluate(self, node: fx.Node) -> None:
         row, source = operator_of(self.conversion, node), node.meta.get("source")
@@ -289,15 +288,9 @@ class _Solver:
         return not free and source.meta["axis"] == 1 and source.meta["size"] is None and self._folds_map(source)
 
     def _pixels(self, node: fx.Node) -> int:
-        """Height times width that a flatten folds into the features: fixed by a pooling before it, else the image's."""
-        source = node.meta["source"]
-        before = next(n for n in source.all_input_nodes if "width" in n.meta)
-        return math.prod(before.meta["size"] if self._is_pooled(source) else self.conversion.image_size[1:])
-
-    def _is_pooled(self, source: fx.Node) -> bool:
-        """Whether the head pools before a node of its own."""
-        head = self.conversion.found.head
-        return any(self.conversion.kind(n) in {Kind.GLOBAL_POOL, Kind.POOL} for n in head[: head.index(source)])
+        """Height times width that a flatten folds into the features: the size that its map has in the source too."""
+        before = next(n for n in node.meta["source"].all_input_nodes if "width" in n.meta)
+        return math.prod(before.meta["size"])
 
     def _width(self, node: fx.Node) -> int:
         root = self._find(node)

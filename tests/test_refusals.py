@@ -173,11 +173,6 @@ class TwoTensors(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-class FlattenedFeatures(Net):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.second(F.relu(self.first(x))).flatten(1)
-
-
 REFUSALS = [
     (OneResolution, "one resolution"),
     (NoConvolution, "no 2D convolution"),
@@ -193,7 +188,6 @@ REFUSALS = [
     (AttendsLinearly, "the network attends at 'attend'"),
     (SideBySide, "from 'down' to 'add.*' the network keeps several resolutions side by side"),
     (TwoTensors, "from 'cells.0' to 'add.*' the network makes its map smaller 4 times and hands on two tensors"),
-    (FlattenedFeatures, "no class score but [0-9]+ features of a flattened map: give the network a classifier"),
     (torchvision.models.vit_b_32, "the network attends at 'encoder"),
     (torchvision.models.swin_t, "the network attends at 'features.1.0.attn'"),
 ]

@@ -1,0 +1,73 @@
+"""Heads: what belongs to them, and what they read of the last map (SPEC 1.5, 2.12)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from td_compiler import reverse, verify
+
+
+class Net(nn.Module):
+    """Three convolution units with pools between, as many more pools as asked for, and a head."""
+
+    def __init__(self, head: nn.Module, pools: int = 2) -> None:
+        super().__init__()
+        units: list[nn.Module] = []
+        for i, (a, b) in enumerate([(3, 8), (8, 12), (12, 16)]):
+            units += [nn.Conv2d(a, b, 3, padding=1), nn.ReLU()] + ([nn.MaxPool2d(2)] if i < 2 else [])
+        self.features = nn.Sequential(*units, *(nn.MaxPool2d(2) for _ in range(pools - 2)))
+        self.head = head
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(x))
+
+
+class Head(nn.Module):
+    def __init__(self, read: Callable[[torch.Tensor], torch.Tensor], features: int) -> None:
+        super().__init__()
+        self.read, self.fc = read, nn.Linear(features, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.read(x))
+
+
+# name -> (how the head reads the map, features in the source, pools, features in the mirror, whether it averages)
+FLATTENING: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], int, int, int, bool]] = {
+    "flatten": (lambda x: x.flatten(1), 16 * 64, 2, 8 * 64, True),
+    "view": (lambda x: x.view(x.size(0), -1), 16 * 64, 2, 8 * 64, True),
+    "reshape": (lambda x: x.reshape(len(x), 16 * 64), 16 * 64, 2, 8 * 64, True),
+    "channels last": (lambda x: x.permute(0, 2, 3, 1).flatten(1), 16 * 64, 2, 8 * 64, True),
+    "one pixel, flattened": (lambda x: x.flatten(1), 16, 5, 8, True),
+    "one pixel, squeezed": (lambda x: x.squeeze(-1).squeeze(-1), 16, 5, 8, True),
+    "one pixel, taken": (lambda x: x[:, :, 0, 0], 16, 5, 8, True),
+    "pooled to 2x2": (lambda x: F.adaptive_max_pool2d(x, 2).flatten(1), 16 * 4, 2, 8 * 4, False),
+    "mean over pixels": (lambda x: x.flatten(2).mean(-1), 16, 2, 8, False),
+}
+
+
+@pytest.mark.parametrize("name", FLATTENING)
+def test_a_flatten_reads_the_map_at_the_size_that_it_has_in_the_source(name: str) -> None:
+    read, features, pools, expected, averages = FLATTENING[name]
+    td = reverse(Net(Head(read, features), pools), input_size=(3, 32, 32))
+    assert td.get_submodule("head.fc").in_features == expected
+    assert any("averaged" in note for note in td.report.notes) is averages
+    for size in (32, 48):
+        assert td(torch.rand(2, 3, size, size)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("name", ["flatten", "one pixel, squeezed", "channels last"])
+def test_verify_finds_nothing_wrong(name: str) -> None:
+    read, features, pools, *_ = FLATTENING[name]
+    found = verify(Net(Head(read, features), pools), input_size=(3, 32, 32))
+    assert found.passed, str(found)
+
+
+def test_flattened_features_without_classifier_follow_the_width() -> None:
+    td = reverse(Net(nn.Flatten()), input_size=(3, 32, 32))
+    assert td(torch.rand(2, 3, 32, 32)).shape == (2, 8 * 64)
+    assert any("no classifier" in note for note in td.report.notes)
