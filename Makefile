@@ -9,7 +9,7 @@ SEED ?= $(shell date +%s)
 BIN := $(abspath $(VENV))/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint typecheck coverage coverage-all snapshots docs wheel clean
+.PHONY: help demo test lint typecheck coverage coverage-all snapshots oracles docs wheel clean
 
 help:
 	@echo "make demo      convert ResNet32, show its stages, take one training step of the result"
@@ -18,6 +18,7 @@ help:
 	@echo "make coverage  which networks convert: torchvision's CNNs, a timm network of each family; minutes"
 	@echo "make coverage-all  all 702, on JOBS processes, from where an interrupted run was; about an hour"
 	@echo "make snapshots  whether one network of each family converts to what it did; minutes"
+	@echo "make oracles   N=1000 recipes against networks written by hand, and 3 styles of N / 3; a fifth of a second each"
 	@echo "make docs      the pictures of docs/, drawn anew"
 	@echo "make fuzz      convert and check N=1000 random networks; about a second each"
 	@echo "make wheel     build the package into dist/"
@@ -68,6 +69,10 @@ coverage-all: $(VENV)/.models
 
 snapshots: $(VENV)/.dev
 	$(BIN)/python -m tests.snapshots compare
+
+oracles: $(VENV)/.dev
+	$(BIN)/python -m tests.oracles recipes $(N)
+	$(BIN)/python -m tests.oracles styles $$(($(N) / 3))
 
 docs: $(VENV)/.dev
 	$(BIN)/tdc inspect zoo:lenet_fc --plot docs/images/lenet_fc.svg --force
