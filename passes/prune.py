@@ -70,6 +70,7 @@ def _is_upsample(conversion: Conversion, node: fx.Node) -> bool:
 
 
 def _erase_unused(graph: fx.Graph) -> None:
+    """Take away what no one reads any more, parameters too: one that stayed would never get a gradient."""
     for node in reversed(graph.nodes):
-        if node.op.startswith("call_") and not node.users:
+        if (node.op.startswith("call_") or node.op == "get_attr") and not node.users:
             graph.erase_node(node)

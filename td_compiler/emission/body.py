@@ -93,7 +93,7 @@ def _loop(step: Step, tree: Tree, target: str) -> list[Statement]:
             Statement(f"for {variable} in {container}{part}:"),
             Statement(f"{target} = ", f"{variable}({target})", 1),
         ]
-    numbers = [int(name) if name.isdecimal() else -1 for name in children]
+    numbers = [int(name) if name.isdecimal() and str(int(name)) == name else -1 for name in children]
     if numbers == list(range(numbers[0], numbers[0] + len(numbers))) and numbers[0] >= 0:
         start = f"{numbers[0]}, " if numbers[0] else ""
         head, key = f"for i in range({start}{numbers[-1] + 1}):", "str(i)"

@@ -48,7 +48,7 @@ class Carrier:
         ours = home["__name__"].partition(".")[0] == "td_compiler"
         self.foreign |= not ours
         self.future_annotations |= not ours and home.get("annotations") is __future__.annotations
-        for needed in _global_names(tree) - {name}:
+        for needed in sorted(_global_names(tree) - {name}):
             if needed in home:
                 self._need(needed, home[needed], where, definition)
             elif not hasattr(builtins, needed) and needed in _free_names(definition):
@@ -82,7 +82,7 @@ class Carrier:
         elif isinstance(value, (types.FunctionType, type)) and value.__name__ == name:
             self.carry(value, where)
         elif (statement := _assignment(name, value)) is not None:
-            for needed in _global_names(statement) - {name}:
+            for needed in sorted(_global_names(statement) - {name}):
                 if needed in vars(sys.modules[str(home)]):
                     self._need(needed, vars(sys.modules[str(home)])[needed], where, definition)
             self.definitions.setdefault(name, ast.unparse(statement))

@@ -13,8 +13,9 @@ from td_compiler.emission.graph_steps import read_steps
 from td_compiler.emission.layout import WIDTH, Doc, Group, Join, call, flat, literal
 from td_compiler.emission.leaves import is_of_torch, plain_layer, trace_forward
 from td_compiler.emission.sharing import Declaration, Draft, SharedClass, share
-from td_compiler.emission.tree import Tree, holds_tensors, is_numbered, own_children
+from td_compiler.emission.tree import Tree, is_bare, is_numbered, own_children
 from td_compiler.emission.units import Unit, is_image
+from td_compiler.graph.names import is_attribute
 
 __all__ = ["Declarer"]
 
@@ -43,7 +44,7 @@ class Declarer:
         holders = [
             Unit(path, "Parameters", (), {}, None)
             for path, module in self._tree.root.named_modules()
-            if path not in {"", *paths} and self._tree.is_container(path, module) and holds_tensors(module)
+            if path not in {"", *paths} and self._tree.is_container(path, module) and is_bare(module)
         ]
         self._tree.classes |= paths | {holder.path for holder in holders}
         for together in _innermost_first(holders):
@@ -117,7 +118,7 @@ def _layer_unit(path: str, name: str, graph: fx.Graph) -> Unit:
     image, *nodes, output = graph.nodes
     result = output.args[0]
     assert isinstance(result, fx.Node)
-    return Unit(path, name, tuple(nodes), {image: "x"}, result)
+    return Unit(path, name if is_attribute(name) else "Layer", tuple(nodes), {image: "x"}, result)
 
 
 def _fold_runs(items: list[Doc]) -> list[Doc]:

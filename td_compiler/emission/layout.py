@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -12,7 +11,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
-__all__ = ["WIDTH", "Doc", "Group", "Join", "Number", "Statement", "Value", "call", "flat", "lay_out", "literal"]
+__all__ = [
+    *("WIDTH", "Doc", "Group", "Join", "Number", "Statement", "Value", "call", "flat", "lay_out", "literal", "quoted"),
+]
 
 WIDTH = 88
 
@@ -78,6 +79,12 @@ def call(function: Doc, *args: Doc, **kwargs: Doc) -> Doc:
     return Join((function, Group("(", (*args, *keywords), ")", hug=True)))
 
 
+def quoted(text: str) -> str:
+    """A string as Python's own literal of it, in ASCII and, where it can be, in double quotes."""
+    plain = ascii(text)
+    return f'"{plain[1:-1]}"' if '"' not in text and plain[0] == "'" else plain
+
+
 def literal(value: Any, role: str = "") -> Doc:
     """A value of a graph or of a module's attribute as an expression.
 
@@ -93,9 +100,9 @@ def literal(value: Any, role: str = "") -> Doc:
     if isinstance(value, (torch.dtype, torch.layout, torch.memory_format)):
         return str(value)
     if isinstance(value, torch.device):
-        return call("torch.device", json.dumps(str(value)))
+        return call("torch.device", quoted(str(value)))
     if isinstance(value, str):
-        return json.dumps(value)
+        return quoted(value)
     if isinstance(value, (int, float)):
         return Number(value, role)
     if isinstance(value, slice):

@@ -12,7 +12,9 @@ from td_compiler.emission.declarations import Declarer
 from td_compiler.emission.network_class import listed, network_class
 from td_compiler.emission.text import class_lines, docstring
 from td_compiler.emission.tree import Tree
-from td_compiler.emission.units import find_units, used_modules
+from td_compiler.emission.units import RESERVED, find_units, used_modules
+from td_compiler.errors import ConversionError
+from td_compiler.graph.names import is_attribute
 
 if TYPE_CHECKING:
     from td_compiler.network.base import TopDownNet
@@ -33,15 +35,23 @@ def emit_source(td: TopDownNet, *, class_name: str, origin: str, command: str = 
         command: the command or call that made it, for the header.
 
     Raises:
-        ConversionError: if a layer or function is neither torch's nor can be carried over as source.
+        ConversionError: if a layer or function is neither torch's nor can be carried over as source, or `class_name` is
+            no name for a class.
     """
+    if not is_attribute(class_name) or class_name in RESERVED:
+        raise ConversionError(f"{class_name!r} is no name for a class: give an identifier that means nothing else.")
     carrier = Carrier()
     tree = Tree(td, used_modules(td.parts), set())
     units = find_units(td.parts, tree)
-    declarer = Declarer(tree, carrier, {class_name, "F", "nn", "torch", "math"})
+    declarer = Declarer(tree, carrier, {class_name, *RESERVED})
     declarer.add_units(units)
     empty = set() if any(path.startswith("features.") for path, _ in td.named_modules()) else {"features"}
     network = network_class(td, class_name, tree, units, declarer.declare("", frozenset({"pyramid"} | empty)), carrier)
+    names = {class_name, *(shared.name for shared in declarer.classes)}
+    if both := sorted(names & carrier.definitions.keys()):
+        raise ConversionError(
+            f"{both[0]} names a class of the source network, and a definition that emitted source needs: rename it."
+        )
     classes = ["\n".join(lines) for lines in (*map(class_lines, declarer.classes), network)]
     body = "\n\n\n".join([*carrier.definitions.values(), *classes])
     carrier.use(body)

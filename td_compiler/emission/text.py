@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from td_compiler.emission.layout import WIDTH, Group, Join, Statement, call, lay_out, literal
 from td_compiler.emission.sharing import Declaration, SharedClass
-from td_compiler.emission.tree import is_attribute
+from td_compiler.graph.names import is_attribute
 
 __all__ = ["TENSOR", "class_lines", "docstring", "init_lines", "method"]
 
@@ -38,7 +38,8 @@ def _wrap(line: str, width: int) -> list[str]:
 
 
 def _escape(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"""', "'''").replace("\t", " ").replace("\n", " ")
+    plain = text.replace("\\", "\\\\").replace('"""', "'''").replace("\t", " ").replace("\n", " ")
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in plain)
 
 
 def method(
@@ -68,7 +69,8 @@ def init_lines(parameters: Mapping[str, str], stored: Sequence[str], declaration
         elif is_attribute(name):
             lines += lay_out(f"self.{name} = ", doc, 8)
         else:
-            lines += lay_out("", call("self.add_module", literal(name), doc), 8)
+            register = "self.register_parameter" if declaration.kind == "parameter" else "self.add_module"
+            lines += lay_out("", call(register, literal(name), doc), 8)
     return lines
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import keyword
 from collections.abc import Iterable
 
 from torch import nn
+
+from td_compiler.emission.layout import quoted
+from td_compiler.graph.names import is_attribute
 
 __all__ = ["Tree", "is_numbered", "own_children"]
 
@@ -21,9 +23,9 @@ def own_children(module: nn.Module) -> dict[str, nn.Module]:
     return {name: child for name, child in module._modules.items() if child is not None}
 
 
-def holds_tensors(module: nn.Module) -> bool:
-    """Whether parameters or buffers hang directly at a module."""
-    return bool(module._parameters or module._buffers)
+def is_bare(module: nn.Module) -> bool:
+    """Whether a container can only be written as a class: it holds tensors, or names that no ModuleDict takes."""
+    return bool(module._parameters or module._buffers) or type(module) is nn.Module
 
 
 class Tree:
@@ -56,7 +58,7 @@ class Tree:
     def kind(self, path: str) -> str:
         """What the emitted module at a path is: `class` (attributes), `sequence` or `dict`."""
         module = self.root.get_submodule(path)
-        if path == "" or path in self.classes or not self.is_container(path, module) or holds_tensors(module):
+        if path == "" or path in self.classes or not self.is_container(path, module) or is_bare(module):
             return "class"
         return "sequence" if is_numbered(own_children(module)) else "dict"
 
@@ -68,20 +70,15 @@ class Tree:
         """The expression that reaches a module or parameter from a method of the root: `self.layer4[0].conv1`."""
         text, done = "self", ""
         for name in path.split("."):
-            text += self.step(done, name)
+            text = self._step(text, done, name)
             done = f"{done}.{name}" if done else name
         return text
 
-    def step(self, parent: str, name: str) -> str:
-        """How a child is reached from its parent: `.name`, `[0]` or `["name"]`."""
+    def _step(self, text: str, parent: str, name: str) -> str:
+        """How a child is reached from its parent's expression: `.name`, `[0]`, `["name"]` or `getattr`."""
         kind = self.kind(parent)
         if kind == "sequence":
-            return f"[{name}]"
+            return f"{text}[{name}]"
         if kind == "dict":
-            return f'["{name}"]'
-        return f".{name}" if is_attribute(name) else f'.get_submodule("{name}")'
-
-
-def is_attribute(name: str) -> bool:
-    """Whether a child of this name can be set and read with a dot."""
-    return name.isidentifier() and not keyword.iskeyword(name)
+            return f"{text}[{quoted(name)}]"
+        return f"{text}.{name}" if is_attribute(name) else f"getattr({text}, {quoted(name)})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +10,13 @@ from dataclasses import dataclass
 from torch import fx
 
 from td_compiler.emission.tree import Tree, is_numbered, own_children
+from td_compiler.graph.names import free_name, is_attribute
 from td_compiler.network.base import Segment
 
-__all__ = ["Unit", "find_units", "is_image", "unit_of", "used_modules"]
+__all__ = ["RESERVED", "Unit", "find_units", "is_image", "unit_of", "used_modules"]
+
+RESERVED = frozenset({"F", "nn", "torch", "math", "self", "image", "x", "e", "super", *dir(builtins)})
+"""Names that mean something in emitted source, so that no class or argument there may have them."""
 
 _BASES = {"entry": "Entry", "merge": "Merge", "transition": "Transition"}
 
@@ -106,7 +111,7 @@ def _unit(path: str, nodes: list[fx.Node]) -> Unit | None:
     if len(results) != 1 or not all(str(node.target).startswith(f"{path}.") for node in attributes):
         return None
     kinds = (str(node.meta["class_name"]).lstrip("_") for node in own if node.meta.get("class_name"))
-    base = next((kind for kind in kinds if kind.isidentifier()), _BASES.get(path.partition(".")[0], "Unit"))
+    base = next((kind for kind in kinds if is_attribute(kind)), _BASES.get(path.partition(".")[0], "Unit"))
     modules = [str(node.target) for node in own if node.op == "call_module"]
     foreign = [target for target in modules if not target.startswith(f"{path}.")]
     arguments = _name_arguments(list(dict.fromkeys(outside)), list(dict.fromkeys(foreign)), base)
@@ -130,6 +135,7 @@ def _name_arguments(values: list[fx.Node], modules: list[str], base: str) -> dic
     arguments |= dict.fromkeys(images, "image")
     for path in modules:
         name = path.partition(".")[0]
+        name = free_name(name, RESERVED) if is_attribute(name) else "layer"
         taken = sum(other.rstrip("0123456789") == name for other in arguments.values())
         arguments[path] = f"{name}{taken + 1}" if taken else name
     return arguments

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import fx, nn
 
+from td_compiler.graph.names import is_attribute
 from td_compiler.layers.pyramid import Pyramid, factor_pair
 from td_compiler.network.checkpointing import StageKey, chosen_stages, run_checkpointed
 
@@ -81,14 +82,50 @@ def carried(made: Any) -> dict[str, Any]:
 
 
 def _compile(graph: fx.Graph, name: str) -> Callable[..., Any]:
+    graph, expressions = _quote_paths(graph)
     code = graph.python_code("self")
+    text = code.src
+    for place, expression in expressions.items():
+        text = text.replace(place, expression)
     filename = f"<top-down {name} {next(_compiled)}>"
-    linecache.cache[filename] = (len(code.src), None, code.src.splitlines(keepends=True), filename)
+    linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
     namespace = dict(code.globals)
-    exec(compile(code.src, filename, "exec"), namespace)
+    exec(compile(text, filename, "exec"), namespace)
     function: Callable[..., Any] = namespace["forward"]
     weakref.finalize(function, linecache.cache.pop, filename, None).atexit = False
     return function
+
+
+def _quote_paths(graph: fx.Graph) -> tuple[fx.Graph, dict[str, str]]:
+    """A graph whose paths can stand in Python text, and the expressions for those that could not; torch quotes none.
+
+    A layer's name is data, of a checkpoint or a configuration: a keyword, a line break, quotes and brackets.
+    """
+    targets = {str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")}
+    odd = sorted(path for path in targets if any(map(_is_odd, path.split("."))))
+    if not odd:
+        return graph, {}
+    start = "path"
+    while any(target.startswith(start) for target in targets):
+        start += "_"
+    places = {path: f"{start}{i}_" for i, path in enumerate(odd)}
+    copy = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        copies[node] = copy.node_copy(node, copies.__getitem__)
+        if node.op in ("call_module", "get_attr"):
+            copies[node].target = places.get(str(node.target), node.target)
+    expressions = {}
+    for path, place in places.items():
+        expression = "self"
+        for name in path.split("."):
+            expression = f"getattr({expression}, {name!r})"
+        expressions[f"self.{place}"] = expression
+    return copy, expressions
+
+
+def _is_odd(name: str) -> bool:
+    return not name.isdecimal() and not is_attribute(name)
 
 
 class StageMaps(nn.ModuleDict):
