@@ -12,6 +12,7 @@ from td_compiler.graph.operators import Kind, Pair, layer_row
 from td_compiler.graph.states import Conversion, Pass, kind_of, layer_of, operator_of
 from td_compiler.graph.units import Layer, TopDownStage, Unit
 from td_compiler.layers.upsample import TransposedUpsample, upsample_bilinear, upsample_nearest
+from td_compiler.passes.trace_channels import is_map
 
 __all__ = ["ReplaceDownsampling", "same_size"]
 
@@ -165,7 +166,8 @@ def _flatten(conversion: Conversion, stage: TopDownStage, node: fx.Node) -> bool
     if kind is Kind.POOL and _is_balanced(conversion, node):
         return False
     shrinks = kind is Kind.POOL and (node.meta["stride"] != (1, 1) or not _keeps_size(node.meta["source"]))
-    if kind is Kind.PAD or shrinks:
+    crops = "source" in node.meta and _crops(kind, node.meta["source"])
+    if kind is Kind.PAD or shrinks or crops:
         before = next(n for n in node.all_input_nodes if n.op != "get_attr")
         node.replace_all_uses_with(before)
         stage.arrival = before if stage.arrival is node else stage.arrival
@@ -174,6 +176,19 @@ def _flatten(conversion: Conversion, stage: TopDownStage, node: fx.Node) -> bool
     if kind is Kind.CONV and layer is not None and not _is_balanced(conversion, node):
         same_size(layer)
     return False
+
+
+def _crops(kind: Kind | None, source: fx.Node) -> bool:
+    """Whether a bottom-up node cuts some rows or columns off its map and does nothing else, as a shift by a pixel does.
+
+    Stages keep their size, so there is nothing to cut off in them.
+    """
+    before = next((n for n in source.all_input_nodes if n.meta.get("size") is not None), None)
+    if kind not in {None, Kind.SIZE} or source.op == "call_module" or before is None or not is_map(source):
+        return False
+    same = all(source.meta[name] == before.meta[name] for name in ("axis", "width"))
+    sides = list(zip(source.meta["size"], before.meta["size"], strict=True))
+    return same and all(n / 2 < left <= n for left, n in sides) and any(left < n for left, n in sides)
 
 
 def _is_balanced(conversion: Conversion, node: fx.Node) -> bool:
