@@ -15,7 +15,7 @@ help:
 	@echo "make demo      convert ResNet32, show its stages, take one training step of the result"
 	@echo "make test      ruff, mypy and all tests"
 	@echo "make lint      ruff and mypy alone"
-	@echo "make coverage  which networks convert: torchvision's CNNs, a timm network of each family; minutes"
+	@echo "make coverage  which networks convert: torchvision's CNNs, one of each family of timm and pytorchcv; minutes"
 	@echo "make coverage-all  all 702, on JOBS processes, from where an interrupted run was; about an hour"
 	@echo "make snapshots  whether one network of each family converts to what it did; minutes"
 	@echo "make oracles   N=1000 recipes against networks written by hand, and 3 styles of N / 3; a fifth of a second each"
@@ -60,7 +60,11 @@ typecheck: $(VENV)/.dev
 	cd build/typed && $(BIN)/python -m mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache \
 		td_compiler benchmarks examples tests
 
-coverage: $(VENV)/.models
+$(VENV)/.zoos: $(VENV)/.made pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[models,pytorchcv]"
+	touch $@
+
+coverage: $(VENV)/.zoos
 	$(BIN)/python -m benchmarks coverage --jobs $(JOBS) --resume
 
 coverage-all: $(VENV)/.models

@@ -99,6 +99,13 @@ def test_timm_group_is_the_634_models_without_attention() -> None:
         assert (f"timm:{name}" in chosen) is not has_attention
 
 
+def test_pytorchcv_group_has_one_network_of_each_family_that_classifies() -> None:
+    pytest.importorskip("pytorchcv")
+    chosen = expand(["pytorchcv-families"])
+    assert len(chosen) == 111
+    assert [family(name) for name in chosen] == [f"pytorchcv.{module}" for module in SMALLEST["pytorchcv"]]
+
+
 def test_names_patterns_groups_and_families_choose_networks() -> None:
     assert expand(["zoo:nin*", "zoo:nin", "a.py:Net"]) == ["zoo:nin", "zoo:nin_light", "a.py:Net"]
     chosen = expand(["torchvision-cnns"], ["*.mobilenet*"])

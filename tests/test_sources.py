@@ -168,7 +168,7 @@ def test_a_command_at_fault_is_told_apart(write: Write, tmp_path: Path) -> None:
     assert ":Nett is not there; did you mean Net?" in refused(f"{path}:Nett", usage=True)
     assert "is of type int, not a model" in refused(f"{path}:size", usage=True)
     assert "takes no --arg" in refused(f"{path}:ready", usage=True, width=3)
-    assert "'foo' is neither a file nor one of zoo, torchvision, timm" in refused("foo:bar", usage=True)
+    assert "'foo' is neither a file nor one of zoo, torchvision, timm, pytorchcv" in refused("foo:bar", usage=True)
     assert "did you mean zoo:resnet32" in refused("resnet32", usage=True)
     assert "SOURCE is model.py" in refused("nothing_at_all", usage=True)
 
@@ -217,6 +217,13 @@ def test_timm_models_come_at_their_own_size() -> None:
     loaded = load_source("timm:resnet10t.c3_in1k", {"in_chans": 1}, device="meta")
     assert (loaded.name, loaded.input_size) == ("resnet10t_c3_in1k", (1, 176, 176))
     assert isinstance(loaded.model, nn.Module)
+
+
+def test_pytorchcv_models_come_at_their_own_size() -> None:
+    pytest.importorskip("pytorchcv")
+    assert load_source("pytorchcv:xception", {}, device="meta").input_size == (3, 299, 299)
+    assert load_source("pytorchcv:nin_cifar10", {"in_channels": 1}, device="meta").input_size == (1, 32, 32)
+    assert "did you mean pytorchcv:darknet53" in refused("pytorchcv:darknet35", usage=True)
 
 
 @pytest.mark.parametrize(

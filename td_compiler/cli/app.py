@@ -178,7 +178,8 @@ def verify(
 @app.command("list", epilog=_examples("tdc list", "tdc list zoo", "tdc list timm | grep mobilenet"))
 def list_models(
     library: Annotated[
-        str | None, typer.Argument(metavar="zoo|torchvision|timm", help="By default all, with their prefixes.")
+        str | None,
+        typer.Argument(metavar="zoo|torchvision|timm|pytorchcv", help="By default all, with their prefixes."),
     ] = None,
     debug: Debug = False,
 ) -> None:

@@ -181,7 +181,8 @@ def list_models(library: str | None) -> None:
 
     Raises:
         UsageError: if there is no such library.
-        SourceError: if a library is not installed; the others' names have been printed then.
+        SourceError: if a library is not installed (of all: one of the extra `models`); the others' names have been
+            printed then.
     """
     if library is None:
         names, missing = [], []
@@ -189,7 +190,7 @@ def list_models(library: str | None) -> None:
             try:
                 names += [f"{prefix}:{name}" for name in model_names(prefix)]
             except SourceError as error:
-                missing.append(error)
+                missing += [error] if LIBRARIES[prefix].extra == "models" else []  # the others are for experiments
     elif library in LIBRARIES:
         names, missing = model_names(library), []
     else:

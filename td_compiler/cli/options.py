@@ -37,7 +37,9 @@ def _choice(metavar: str, text: str) -> Any:
 def read_given(
     source: Annotated[
         str,
-        typer.Argument(metavar="SOURCE", help="model.py, model.py:NAME, zoo:NAME, torchvision:NAME or timm:NAME."),
+        typer.Argument(
+            metavar="SOURCE", help="model.py, model.py:NAME, or NAME of zoo:, torchvision:, timm: or pytorchcv:."
+        ),
     ],
     filters: Annotated[
         str | None,

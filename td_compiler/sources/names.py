@@ -1,4 +1,4 @@
-"""Where a source network comes from: `model.py`, `model.py:NAME`, `zoo:NAME`, `torchvision:NAME` or `timm:NAME`."""
+"""Where a source network comes from: a file (`model.py`, `model.py:NAME`) or one of LIBRARIES (`timm:NAME`)."""
 
 from __future__ import annotations
 
@@ -44,13 +44,15 @@ class Library:
         names: the names of all its models.
         maker: the function that makes the model of a name.
         arguments: what every maker is called with, unless the user says otherwise.
-        input_size: (C, H, W) for a name, where the library says it elsewhere than on the model.
+        input_size: (C, H, W) for a name and its network, where the library says it in its own way.
+        extra: the extra of td-compiler that installs it.
     """
 
     names: Callable[[], Iterable[str]]
     maker: Callable[[str], Maker]
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    input_size: Callable[[str], Size | None] = lambda name: None
+    input_size: Callable[[str, nn.Module], Size | None] = lambda name, model: None
+    extra: str = "models"
 
 
 def _zoo_names() -> Iterable[str]:
@@ -79,7 +81,7 @@ def _torchvision_maker(name: str) -> Maker:
     return maker
 
 
-def _torchvision_input_size(name: str) -> Size | None:
+def _torchvision_input_size(name: str, model: nn.Module) -> Size | None:
     import torchvision
 
     for weights in torchvision.models.get_model_weights(name):  # the first ones are at the architecture's own size
@@ -102,15 +104,37 @@ def _timm_maker(name: str) -> Maker:
     return maker
 
 
+def _pytorchcv_models() -> dict[str, Maker]:
+    from pytorchcv import model_provider
+
+    models: dict[str, Maker] = model_provider._models  # it has no public list
+    return models
+
+
+def _pytorchcv_input_size(name: str, model: nn.Module) -> Size | None:
+    size = getattr(model, "in_size", None)
+    convolution = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    if size is None or convolution is None:
+        return None
+    return (convolution.in_channels, *size)
+
+
 LIBRARIES: dict[str, Library] = {
     "zoo": Library(_zoo_names, _zoo_maker),
     "torchvision": Library(_torchvision_names, _torchvision_maker, {"weights": None}, _torchvision_input_size),
     "timm": Library(_timm_names, _timm_maker, {"pretrained": False}),
+    "pytorchcv": Library(
+        _pytorchcv_models,
+        lambda name: _pytorchcv_models()[name],
+        {"pretrained": False},
+        _pytorchcv_input_size,
+        extra="pytorchcv",
+    ),
 }
 
 
 def model_names(library: str) -> list[str]:
-    """The names of the classification models of a library, a key of LIBRARIES.
+    """The names of the models of a library, a key of LIBRARIES: of torchvision's, those that classify images.
 
     Raises:
         SourceError: if the library cannot be imported.
@@ -119,7 +143,7 @@ def model_names(library: str) -> list[str]:
         return sorted(LIBRARIES[library].names())
     except ImportError as error:
         if getattr(error, "name", None) == library:
-            reason = f"{library} is not installed: pip install 'td-compiler[models]'"
+            reason = f"{library} is not installed: pip install 'td-compiler[{LIBRARIES[library].extra}]'"
         else:
             reason = f"{library} cannot be imported: {error}"
         raise SourceError(reason, usage=False) from error
@@ -138,8 +162,8 @@ def load_source(source: str, arguments: Mapping[str, Any], *, device: str | None
     Code of the user's runs here: what it prints goes to standard error.
 
     Args:
-        source: `model.py`, `model.py:NAME` (a class, a factory or a network), `zoo:NAME`, `torchvision:NAME` or
-            `timm:NAME`. Models of libraries come without pretrained weights.
+        source: `model.py`, `model.py:NAME` (a class, a factory or a network), or a key of LIBRARIES and a name:
+            `zoo:NAME`, `torchvision:NAME`. Models of libraries come without pretrained weights.
         arguments: keyword arguments of the class or factory.
         device: where to build the model, e.g. `meta`; one that cannot be built there is built on the default device.
 
@@ -178,7 +202,7 @@ def _load_from_library(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # a library's advice on its own initialisation
         model = construct(entry.maker(base), arguments, label=f"{library}:{name}", defaults=defaults, device=device)
-    return model, entry.input_size(base)
+    return model, entry.input_size(base, model)
 
 
 def _not_a_source(source: str) -> str:

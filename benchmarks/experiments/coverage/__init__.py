@@ -16,6 +16,7 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import get_args
 
@@ -63,10 +64,10 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--models",
         nargs="+",
-        default=["torchvision-cnns", "timm-families"],
+        default=["torchvision-cnns", "timm-families", "pytorchcv-families"],
         metavar="NAME",
-        help="zoo:NAME, torchvision:NAME, timm:NAME, a file, a pattern such as 'timm:resnet*', or a group: "
-        f"{', '.join(GROUPS)} (default: torchvision-cnns timm-families)",
+        help="zoo:NAME, timm:NAME or another library's, a file, a pattern such as 'timm:resnet*', or a group: "
+        f"{', '.join(GROUPS)} (default: torchvision-cnns timm-families pytorchcv-families)",
     )
     parser.add_argument("--family", nargs="+", default=[], metavar="PATTERN", help="of these only, e.g. '*.resnet'")
     arrangements = get_args(Filters)
@@ -152,9 +153,9 @@ def _run(tasks: Sequence[Task], total: int, journal: Journal, options: argparse.
 
 def _made(options: argparse.Namespace, device: str) -> str:
     libraries = [f"torch {torch.__version__}"]
-    for name in ("torchvision", "timm"):
-        with contextlib.suppress(ImportError):
-            libraries.append(f"{name} {__import__(name).__version__}")
+    for name in ("torchvision", "timm", "pytorchcv"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            libraries.append(f"{name} {metadata.version(name)}")
     versions = f"td-compiler {td_compiler.__version__}, {', '.join(libraries)}, Python {platform.python_version()}"
     where = "on the meta device" if device == "meta" else "with weights"
     command = " ".join(["--models", *options.models, "--filters", *options.filters] + ["--real"] * options.real)

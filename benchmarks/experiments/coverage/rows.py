@@ -102,7 +102,7 @@ def code_version() -> str:
         for folder in importlib.import_module(package).__path__:
             for path in sorted(Path(folder).rglob("*.py")):
                 digest.update(path.read_bytes())
-    for library in ("torch", "torchvision", "timm"):
+    for library in ("torch", "torchvision", "timm", "pytorchcv"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             digest.update(metadata.version(library).encode())
     return digest.hexdigest()[:12]

@@ -64,7 +64,7 @@ def tally(rows: Sequence[Row]) -> str:
 
 
 def by_family(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """The rows of every family, families in alphabetical order, torchvision's first."""
+    """The rows of every family, families in alphabetical order, timm's last."""
     families: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         families[row.family].append(row)
