@@ -89,7 +89,9 @@ def _build(conversion: Conversion, node: fx.Node, layer: Layer, initialise: Call
 
 def _build_parameter(conversion: Conversion, node: fx.Node) -> torch.Tensor:
     """A parameter or buffer that stands outside any layer, such as a layer scale, with the width of its map."""
-    value: torch.Tensor = _attribute(conversion.model, str(node.meta["source"].target))
+    path = str(node.meta["source"].target)
+    constant = conversion.captured.constants.get(path)
+    value = constant.to(conversion.device) if constant is not None else _attribute(conversion.model, path)
     axis = node.meta.get("axis")
     made = value.detach().clone()
     if axis is not None and value.shape[axis] != node.meta["width"]:

@@ -11,6 +11,7 @@ from torch import fx
 from td_compiler.graph.axes import in_order
 from td_compiler.graph.operators import Kind, Pair
 from td_compiler.graph.states import Conversion, Pass
+from td_compiler.graph.style import new_meta
 from td_compiler.graph.units import Layer, TopDownStage, Unit
 from td_compiler.passes.branches import takes_any_width
 from td_compiler.passes.find_units import averages_all
@@ -165,7 +166,7 @@ def _copied(conversion: Conversion, graph: fx.Graph, copies: dict[fx.Node, fx.No
     if node not in copies:
         _register(conversion, node)
         copy = graph.node_copy(node, lambda n: _copied(conversion, graph, copies, n))
-        copy.meta = {"source": node, "unit": "", "class_name": "", "stride": (1, 1)}
+        copy.meta = {**new_meta(""), "source": node, "opaque": node.meta.get("opaque", False)}
         copies[node] = copy
     return copies[node]
 
@@ -203,7 +204,7 @@ def _copy_head(conversion: Conversion) -> fx.Graph:
         else:
             copy = graph.node_copy(node, lambda n, copies=copies: _copied(conversion, graph, copies, n))  # type: ignore[misc]
             _register(conversion, node)
-        copy.meta = {"source": node, "unit": "", "class_name": "", "stride": (1, 1)}
+        copy.meta = {**new_meta(""), "source": node, "opaque": node.meta.get("opaque", False)}
         copies[node] = copy
     graph.output(copies[head[-1] if head else features])
     return graph

@@ -15,7 +15,7 @@ from td_compiler.errors import ConversionError
 
 if TYPE_CHECKING:
     from td_compiler import zoo
-    from td_compiler.capture.tracing import leaf
+    from td_compiler.capture.leaves import leaf
     from td_compiler.convert import reverse
     from td_compiler.network.base import TopDownNet
     from td_compiler.network.fuse import fuse
@@ -41,7 +41,7 @@ _HOMES = {
     "TopDownNet": "td_compiler.network.base",
     "from_pretrained": "td_compiler.network.pretrained",
     "fuse": "td_compiler.network.fuse",
-    "leaf": "td_compiler.capture.tracing",
+    "leaf": "td_compiler.capture.leaves",
     "reverse": "td_compiler.convert",
     "save_pretrained": "td_compiler.network.pretrained",
     "verify": "td_compiler.verification.verify",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from td_compiler.capture.capture import Capture, capture, check_output
+from td_compiler.capture.capture import Capture, capture, check_output, unwrapped
 from td_compiler.capture.input_size import find_input_size
 from td_compiler.errors import ConversionError, no_other_error
 from td_compiler.graph.states import Conversion
@@ -109,9 +109,10 @@ def check_source(model: object) -> None:
 
 def _reverse(model: nn.Module, options: Options) -> TopDownNet:
     with no_other_error("the network was read"):
+        model = unwrapped(model)
         captured, size, note = _capture(model, options)
         check_output(captured, options.task)
-        conversion = Conversion(model, options, size, captured, notes=[note] if note else [])
+        conversion = Conversion(model, options, size, captured, notes=[*([note] if note else []), *captured.notes])
     for step in PIPELINE:
         with no_other_error(f"the pass {type(step).__name__} ran"):
             step(conversion)

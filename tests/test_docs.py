@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from td_compiler.capture import tracing
+from td_compiler.capture import leaves
 from td_compiler.graph import operators
 
 ROOT = Path(__file__).parent.parent
@@ -21,7 +21,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 @pytest.fixture
 def own_tables() -> Iterator[None]:
     """Rows and leaves that a test adds are gone after it."""
-    tables: list[Any] = [operators.LAYERS, operators.FUNCTIONS, operators.METHODS, tracing._LEAVES]
+    tables: list[Any] = [operators.LAYERS, operators.FUNCTIONS, operators.METHODS, leaves._LEAVES]
     before = [table.copy() for table in tables]
     yield
     for table, rows in zip(tables, before, strict=True):

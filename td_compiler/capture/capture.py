@@ -1,8 +1,9 @@
-"""From a module to a graph: tracing on a weightless copy, with every node's value at hand (SPEC 1.1).
+"""From a module to a graph, by running it (SPEC 1.1, DESIGN 1).
 
-The source model is never run and never changed: a *skeleton*, the same modules with parameters on the meta device, is
-traced instead, so a network of any size is captured in about the time of one Python forward pass. Every node carries
-`meta["value"]`, what it computed (tensors on the meta device, plain numbers for sizes).
+The source model is never changed: a *skeleton*, the same modules with parameters on the meta device, runs instead, so a
+network of any size is read in about the time of a few Python forward passes. What is not constant is found by running
+more than once and comparing: with other batch and image sizes, and in training. Every node carries `meta["value"]`,
+what it computed (tensors on the meta device, plain numbers for sizes), and `meta["place"]`, the user's line of code.
 """
 
 from __future__ import annotations
@@ -10,39 +11,58 @@ from __future__ import annotations
 import inspect
 import itertools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from td_compiler.capture.build import Builder, Twins, at_line, shape_of
 from td_compiler.capture.copying import copy_module
-from td_compiler.capture.tracing import NeedsLeaf, ValueTracer
+from td_compiler.capture.modes import aligned, training_steps
+from td_compiler.capture.recording import (
+    NeedsScripts,
+    Parameter,
+    Recording,
+    Stack,
+    Value,
+    needs_data,
+    record,
+)
+from td_compiler.capture.spans import differing, fold_functions, fold_modules, shrinking, with_functions
 from td_compiler.errors import ConversionError
 from td_compiler.options import Task
 
-__all__ = ["Capture", "capture", "check_output", "skeleton", "works_in_place"]
+__all__ = ["Capture", "RefusedImages", "capture", "check_output", "skeleton", "unwrapped", "works_in_place"]
 
-_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+_BATCH = 2  # not 1, so that nothing squeezes or specialises on it
+_OTHER_BATCH = 3
+
+
+class RefusedImages(ConversionError):
+    """The network does not run on images of a size."""
 
 
 class Capture:
-    """A traced network.
+    """A network as a graph.
 
     Attributes:
-        graph: its operations; `node.meta["value"]` is what each computed, `node.meta["nn_module_stack"]` where.
+        graph: its operations; `node.meta["value"]` is what each computed, `node.meta["nn_module_stack"]` in which
+            modules, `node.meta["place"]` on which line.
         modules: the skeleton's modules by path, parameters on the meta device.
+        constants: tensors that the network makes or keeps beside its parameters and buffers, by path.
         image: the placeholder of the images (N, C, H, W).
         output: the node of what the network returns: class scores (N, K), an encoder's map (N, C, h, w).
-        dropped: paths of modules whose branches for training were left out.
+        notes: sentences for the report on what could not be kept.
     """
 
     def __init__(self, graph: fx.Graph, root: nn.Module) -> None:
         self.graph = graph
         self.modules = dict(root.named_modules(remove_duplicate=False))
+        self.constants: dict[str, torch.Tensor] = {}
         self.image = next(node for node in graph.nodes if node.op == "placeholder")
-        self.dropped: list[str] = []
+        self.notes: list[str] = []
 
     @property
     def output(self) -> fx.Node:
@@ -54,17 +74,44 @@ class Capture:
         return self.modules[str(node.target)] if node.op == "call_module" else None
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network behind `torch.compile` or data parallelism."""
+    while True:
+        if type(model).__name__ == "OptimizedModule" and isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        else:
+            return model
+
+
 def skeleton(model: nn.Module) -> nn.Module:
     """A deep copy of a model in evaluation mode whose parameters and buffers are on the meta device.
 
     No weight is copied or read, so this costs the memory of the module objects alone.
     """
-    weightless: dict[int, torch.Tensor] = {}
-    for parameter in model.parameters():
+    return _skeleton(model)[0]
+
+
+def _skeleton(model: nn.Module) -> tuple[nn.Module, dict[int, Value]]:
+    """The skeleton, and what the tensors of both model and skeleton are, by `id`."""
+    weightless: dict[int, Any] = {}
+    values: dict[int, Value] = {}
+    for path, parameter in model.named_parameters():
         weightless[id(parameter)] = nn.Parameter(_without_values(parameter), parameter.requires_grad)
-    for buffer in model.buffers():
+        values[id(parameter)] = Parameter(path.replace("_orig_mod.", ""))
+    for path, buffer in model.named_buffers():
         weightless[id(buffer)] = _without_values(buffer)
-    return copy_module(model, weightless).eval()
+        values[id(buffer)] = Parameter(path.replace("_orig_mod.", ""))
+    values |= {id(tensor): values[key] for key, tensor in weightless.items()}
+    bones = copy_module(model, weightless).eval()
+    for module in bones.modules():
+        if module._compiled_call_impl is not None:
+            module._compiled_call_impl = None
+        for name, child in module._modules.items():
+            if child is not None and (inner := unwrapped(child)) is not child:
+                module._modules[name] = inner
+    return bones, values
 
 
 def _without_values(tensor: torch.Tensor) -> torch.Tensor:
@@ -73,38 +120,248 @@ def _without_values(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def capture(model: nn.Module, input_size: tuple[int, int, int]) -> Capture:
-    """Trace a model for images of `input_size` (C, H, W).
+    """Read a model, run on images of `input_size` (C, H, W).
 
-    A submodule whose control flow depends on data becomes a leaf by itself; where that is the network itself, it is an
-    error.
+    A module without parameters whose control flow depends on the values of tensors stays whole; one with parameters is
+    an error.
 
     Raises:
-        ConversionError: if the model cannot be traced, or refuses the input size.
+        ConversionError: if the model cannot be read; `RefusedImages` where the images' size may be the reason.
     """
-    bones = skeleton(model)
-    leaves: set[str] = set()
-    while True:
-        tracer = ValueTracer(input_size, leaves)
+    return _Reader(model, input_size).read()
+
+
+class _Reader:
+    def __init__(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
+        _refuse_scripts(model)
+        self.model = model
+        self.input_size = input_size
+        self.bones, self.values = _skeleton(model)
+        self.modules = dict(self.bones.named_modules(remove_duplicate=False))
+        self.opaque: set[str] = set()
+        self.scripts = False
+        floating = (p.dtype for p in self.bones.parameters() if p.is_floating_point())
+        self.dtype = next(floating, torch.get_default_dtype())
+        self.images = self._images(_BATCH, *input_size[1:])
+        _check_signature(self.bones)
+
+    def read(self) -> Capture:
+        base = self._first_run()
+        name, value = _only_output(base, self.bones)
+        self._check_batch(value)
+        twins, recordings = self._other_runs(base)
+        training, notes = self._training_run(base)
+        runs = [base, *recordings, *([training] if training else [])]
+        modules = self._fold(base, runs, training)
+        pairs = [Twins(base, self.images, run, images) for run, images in zip(recordings, twins, strict=True)]
+        notes += _size_notes(pairs)
+        tensors = {path: tensor for path, tensor in self._tensors()}
+        modes: dict[Any, Any] = {}
+        if training is not None:
+            modes = aligned(base, training)
+            steps, more = training_steps(
+                base, training, modes, lambda: Builder(self.images, tensors, ()), set(self.modules)
+            )
+            modules |= steps
+            notes += more
+        builder = Builder(self.images, tensors, pairs)
+        builder.trained_as(modes)
+        builder.image("x")
+        for call in base.calls:
+            builder.write(call)
+        output = builder.graph.output(builder.node(dict(base.outputs)[name]))
+        output.meta["value"] = output.args[0].meta["value"]  # type: ignore[union-attr]
+        self.modules.update(modules)
+        captured = Capture(builder.graph, self.bones)
+        captured.modules.update(modules)
+        captured.constants = builder.constants
+        captured.notes = notes
+        _drop_unused(captured.graph)
+        _drop_identities(captured)
+        _functions_as_layers(captured)
+        return captured
+
+    def _images(self, batch: int, height: int, width: int) -> torch.Tensor:
+        return torch.empty(batch, self.input_size[0], height, width, device="meta", dtype=self.dtype)
+
+    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from self.bones.named_parameters(remove_duplicate=False)
+        yield from self.bones.named_buffers(remove_duplicate=False)
+
+    def _run(self, images: torch.Tensor) -> Recording:
+        while True:
+            try:
+                return record(self.bones, self.values, images, self.opaque, scripts=self.scripts)
+            except NeedsScripts:
+                if self.scripts:
+                    raise ConversionError(
+                        "the network computes a tensor outside torch's Python functions: nothing says from what."
+                    ) from None
+                self.scripts = True
+
+    def _first_run(self) -> Recording:
+        """The run in evaluation, at the size asked for; modules that need values are found on the way."""
+        while True:
+            base = self._run(self.images)
+            error = base.error
+            if error is None:
+                return base
+            if isinstance(error, NeedsScripts) and not self.scripts:
+                self.scripts = True
+                continue
+            if not needs_data(error):
+                raise self._refused(base, error) from error
+            path = base.error_stack[-1][0] if base.error_stack else ""
+            module = self.modules.get(path)
+            if not path or path in self.opaque or module is None or next(module.parameters(), None) is not None:
+                raise ConversionError(_needs_values(base, self.bones)) from error
+            self.opaque.add(path)
+
+    def _refused(self, run: Recording, error: BaseException) -> ConversionError:
+        where = run.error_stack[-1][0] if run.error_stack else ""
+        size = "x".join(map(str, self.input_size))
+        reason = (str(error).splitlines() or [""])[0]
+        return RefusedImages(
+            f"the network refuses images of {size} at {where or type(self.bones).__name__!r},"
+            f" {at_line(run.error_place)}: {type(error).__name__}: {reason}; give another input_size=(C, H, W)."
+        )
+
+    def _check_batch(self, value: Value) -> None:
+        shape = shape_of(value, self.images)
+        if shape and shape[0] != _BATCH and len(shape) > 1:
+            size = "x".join(map(str, self.input_size))
+            raise RefusedImages(
+                f"the network refuses images of {size}: it returns {shape[0]} rows for {_BATCH} images; give another"
+                " input_size=(C, H, W)."
+            )
+
+    def _other_runs(self, base: Recording) -> tuple[list[torch.Tensor], list[Recording]]:
+        """Runs with another batch and size: one where the network takes it, else one of each."""
+        height, width = self.input_size[1:]
+        found: tuple[list[torch.Tensor], list[Recording]] = [], []
+        for down, across in ((64, 96), (64, 64)):
+            images = self._images(_OTHER_BATCH, height + down, width + across)
+            run = self._run(images)
+            found[0].append(images)
+            found[1].append(run)
+            if run.error is None:
+                return [images], [run]
+        images = self._images(_OTHER_BATCH, height, width)
+        run = self._run(images)
+        if run.error is not None:
+            raise self._refused(run, run.error) from run.error
+        return [images, found[0][0]], [run, found[1][0]]
+
+    def _training_run(self, base: Recording) -> tuple[Recording | None, list[str]]:
+        """The run in training; None, and why, where there is none."""
+        self.bones.train()
         try:
-            graph = tracer.trace(bones)
-            break
-        except NeedsLeaf as reason:
-            if not reason.path or reason.path in leaves:
-                raise ConversionError(str(reason)) from None
-            leaves.add(reason.path)
-    _drop_asserts(graph)
-    captured = Capture(graph, bones)
-    _drop_identities(captured)
-    captured.dropped = [path for path in tracer.branches_dropped if not isinstance(bones.get_submodule(path), _NORMS)]
-    _functions_as_layers(captured)
-    _values_for_places(captured)
-    return captured
+            run = self._run(self.images)
+        finally:
+            self.bones.eval()
+        while run.error is not None and needs_data(run.error):
+            path = run.error_stack[-1][0] if run.error_stack else ""
+            module = self.modules.get(path)
+            if not path or path in self.opaque or module is None or next(module.parameters(), None) is not None:
+                break
+            self.opaque.add(path)
+            return self._training_run(base)
+        if run.error is None:
+            return run, []
+        where = run.error_stack[-1][0] if run.error_stack else ""
+        reason = (str(run.error).splitlines() or [""])[0]
+        return None, [
+            f"In training {where or type(self.bones).__name__!r} raises {type(run.error).__name__} ({reason}), at"
+            f" {at_line(run.error_place)}: the top-down network does in training what the source does in evaluation."
+        ]
+
+    def _fold(self, base: Recording, runs: list[Recording], training: Recording | None) -> dict[str, nn.Module]:
+        """Let modules without parameters stay whole where looking into them would lose what they do."""
+        chosen = with_functions(base)
+        if chosen:
+            fold_modules(runs, lambda i, span: {} if i in chosen else None)
+        made, *_ = [fold_functions(run) for run in runs]
+        if training is not None:
+            while chosen := differing(base, training):
+                before = len(base.calls)
+                fold_modules(runs, lambda i, span, chosen=chosen: {} if i in chosen else None)  # type: ignore[misc]
+                if len(base.calls) == before:
+                    break
+        factors = shrinking(base)
+        if factors:
+            fold_modules(runs, lambda i, span: {"factor": factors[i]} if i in factors else None)
+        return made
 
 
-def _drop_asserts(graph: fx.Graph) -> None:
-    """Assertions about sizes hold for the source's sizes, which are not the top-down network's."""
-    for node in graph.nodes:
-        if node.op == "call_function" and node.target is torch._assert:
+def _refuse_scripts(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            where = f"{path!r} is" if path else "the network is"
+            raise ConversionError(
+                f"{where} a TorchScript module, which cannot be read: hand over the module that it was scripted from."
+            )
+
+
+def _check_signature(root: nn.Module) -> None:
+    """Refuse a forward that cannot be called with a batch of images alone."""
+    try:
+        parameters = list(inspect.signature(root.forward).parameters.values())
+    except (TypeError, ValueError):
+        return
+    name = type(root).__name__
+    if not parameters or parameters[0].kind is inspect.Parameter.VAR_KEYWORD:
+        raise ConversionError(f"{name}.forward takes no images: it must take a batch (N, C, H, W).")
+    required = [
+        p.name
+        for p in parameters[1:]
+        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.POSITIONAL_ONLY, p.KEYWORD_ONLY)
+    ]
+    if required:
+        raise ConversionError(f"{name}.forward needs {', '.join(required)} beside the images: give them defaults.")
+
+
+def _only_output(base: Recording, root: nn.Module) -> tuple[str, Value]:
+    """The one tensor that a network returns, and its name in what was returned."""
+    distinct: dict[Value, str] = {}
+    for name, value in base.outputs:
+        distinct.setdefault(value, name)
+    if len(distinct) == 1:
+        value, name = next(iter(distinct.items()))
+        return name, value
+    kind = type(root).__name__
+    if not distinct:
+        raise ConversionError(f"{kind} returns no tensor: it must return one tensor (N, classes).")
+    names = ", ".join(repr(name) for name in distinct.values())
+    raise ConversionError(
+        f"{kind} returns {len(distinct)} tensors ({names}), and which are the class scores cannot be told: let its"
+        " forward return one tensor."
+    )
+
+
+def _needs_values(run: Recording, root: nn.Module) -> str:
+    stack: Stack = run.error_stack
+    named = f"module {stack[-1][0]!r} ({stack[-1][1].__name__})" if stack else f"the forward of {type(root).__name__}"
+    return (
+        f"control flow in {named} depends on the values of a tensor, at {at_line(run.error_place)}: move it into a"
+        " submodule that keeps the shape of its input, and declare its class a leaf with td_compiler.leaf(Class)."
+    )
+
+
+def _size_notes(pairs: list[Twins]) -> list[str]:
+    """A sentence where the network does other things with images of another size."""
+    for each in pairs:
+        if each.parts is not None:
+            return [
+                f"What runs behind {at_line(each.parts.place)} depends on the size of the image: the top-down network"
+                " does what is done at the size that the source was read at."
+            ]
+    return []
+
+
+def _drop_unused(graph: fx.Graph) -> None:
+    """Take away what leads nowhere."""
+    for node in reversed(graph.nodes):
+        if (node.op.startswith("call_") or node.op == "get_attr") and not node.users:
             graph.erase_node(node)
 
 
@@ -114,17 +371,6 @@ def _drop_identities(captured: Capture) -> None:
         if isinstance(captured.module(node), nn.Identity):
             node.replace_all_uses_with(node.args[0])
             captured.graph.erase_node(node)
-
-
-def _values_for_places(captured: Capture) -> None:
-    """What reads a tensor after an operation changed it in place reads that operation's result, as it did in fact."""
-    order = {node: i for i, node in enumerate(captured.graph.nodes)}
-    for node in list(captured.graph.nodes):
-        if works_in_place(node, captured.module(node)):
-            changed = node.args[0]
-            later = [user for user in changed.users if order[user] > order[node]]
-            for user in later:
-                user.replace_input_with(changed, node)
 
 
 def works_in_place(node: fx.Node, module: nn.Module | None) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from td_compiler.capture.capture import Capture, capture
+from td_compiler.capture.capture import Capture, RefusedImages, capture
 from td_compiler.errors import ConversionError
 
 __all__ = ["check_is_cnn", "declared_input_size", "find_input_size"]
@@ -42,9 +42,7 @@ def find_input_size(model: nn.Module) -> tuple[Capture, tuple[int, int, int], st
         try:
             note = f"The input size {'x'.join(map(str, size))} was found by trying: give input_size= for another."
             return capture(model, size), size, note
-        except ConversionError as error:
-            if "refuses images" not in str(error):
-                raise
+        except RefusedImages as error:
             first_error = first_error or error
     raise ConversionError(f"no square image size from 8 to 512 fits: {first_error}")
 

@@ -61,11 +61,11 @@ class Width(Enum):
 Pair = tuple[int, int]
 
 
-def pair(value: int | tuple[int, ...] | list[int]) -> Pair:
-    """An int or a sequence of one or two as (height, width)."""
-    if isinstance(value, int):
-        return value, value
-    return (value[0], value[0]) if len(value) == 1 else (value[0], value[1])
+def pair(value: Any) -> Pair:
+    """An int or a sequence of one or two as (height, width); a size computed by a node is the number that it had."""
+    items = value if isinstance(value, (tuple, list)) else (value,)
+    numbers = [item.meta["value"] if isinstance(item, fx.Node) else item for item in items]
+    return numbers[0], numbers[-1]
 
 
 def _unit_stride(node: fx.Node, module: nn.Module | None) -> Pair:
@@ -80,7 +80,7 @@ def _module_stride(node: fx.Node, module: nn.Module | None) -> Pair:
 def pool_kernel(node: fx.Node, module: nn.Module | None) -> Pair | None:
     """The (height, width) that a pooling sees; None where neither its layer nor its arguments say."""
     kernel = getattr(module, "kernel_size", None) if module is not None else _argument(node, 1, "kernel_size")
-    return pair(kernel) if isinstance(kernel, (int, tuple, list)) else None
+    return pair(kernel) if isinstance(kernel, (int, tuple, list, fx.Node)) else None
 
 
 def _argument(node: fx.Node, at: int, name: str) -> Any:
@@ -89,7 +89,7 @@ def _argument(node: fx.Node, at: int, name: str) -> Any:
 
 def _pool_function_stride(node: fx.Node, module: nn.Module | None) -> Pair:
     stride: Any = _argument(node, 2, "stride") or _argument(node, 1, "kernel_size")
-    return pair(stride) if isinstance(stride, (int, tuple, list)) else (1, 1)
+    return pair(stride) if isinstance(stride, (int, tuple, list, fx.Node)) else (1, 1)
 
 
 def _conv_function_stride(node: fx.Node, module: nn.Module | None) -> Pair:

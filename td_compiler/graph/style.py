@@ -142,7 +142,7 @@ def add_like(
 
     args, kwargs = fx.node.map_arg((source.args, source.kwargs), copied)
     node = stage.graph.create_node(source.op, target, args, kwargs)
-    node.meta = {**new_meta(unit), "source": source}
+    node.meta = {**new_meta(unit), "source": source, "opaque": source.meta.get("opaque", False)}
     return node
 
 

@@ -28,5 +28,6 @@ class FastDropout(nn.Dropout):
             return super().forward(x)
         draws = (x.numel() + 3) // 4
         bits = torch.randint(-(2**63), 2**63 - 1, (draws,), device=x.device)
-        kept = bits.view(torch.int16).as_strided(x.size(), x.stride()) >= dropped - 2**15
+        drawn = bits.view(torch.int16).as_strided(x.size(), x.stride())
+        kept = drawn >= dropped - 2**15
         return x * kept * (2**16 / (2**16 - dropped))

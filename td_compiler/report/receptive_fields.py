@@ -21,7 +21,7 @@ import numpy as np
 from torch import fx, nn
 
 from td_compiler.capture.capture import capture
-from td_compiler.capture.tracing import evaluate
+from td_compiler.capture.evaluate import evaluate
 from td_compiler.graph.operators import Pair
 from td_compiler.graph.states import Conversion
 from td_compiler.graph.units import scale_key
