@@ -306,7 +306,10 @@ class Builder:
         node = self.graph.create_node(op, target, args, kwargs)
         node.meta["value"] = value
         if self._call is not None:
-            node.meta["nn_module_stack"] = {path: (path, kind) for path, kind in self._call.stack}
+            stack = self._call.stack
+            if op == "call_module":
+                stack = (*stack, (target, type(self._call.module)))
+            node.meta["nn_module_stack"] = {path: (path, kind) for path, kind in stack}
             node.meta["place"] = self._call.place
         return node
 
