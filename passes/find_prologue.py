@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import fx, nn
 
@@ -82,8 +84,14 @@ def _data_nodes(conversion: Conversion) -> list[fx.Node]:
 
 
 def _is_layer(conversion: Conversion, node: fx.Node) -> bool:
-    """Whether a node is where the network proper begins: a convolution, a pooling, a learned mix of channels."""
+    """Whether a node is where the network proper begins: a convolution, a pooling, a learned mix of channels.
+
+    What works on a vector for each image, as the layers of a gate do, is none of these.
+    """
     row, module = conversion.row(node), conversion.captured.module(node)
+    shapes = [tensors(n.meta.get("value"))[0].shape for n in node.all_input_nodes if tensors(n.meta.get("value"))]
+    if all(math.prod(shape[2:]) == 1 for shape in shapes[:1]):
+        return False
     if row is not None:
         learned = row.kind is Kind.PRODUCT and any(_is_learned(n) for n in ancestors(node))
         return row.kind in _LAYERS or row.width is Width.FREE or learned

@@ -93,13 +93,32 @@ def _multiplies_maps(conversion: Conversion, node: fx.Node) -> bool:
 
 
 def _head_start(conversion: Conversion, pieces: list[list[fx.Node]]) -> int:
-    """The first piece after which there is no map any more, or the global pooling before it."""
+    """The first piece after which there is no map any more, or the global pooling before it, with what serves that."""
     last_map = max((i for i, piece in enumerate(pieces) if is_map(piece[-1])), default=-1)
-    for i, piece in enumerate(pieces[: last_map + 1]):
-        is_global = conversion.kind(piece[-1]) is Kind.GLOBAL_POOL or averages_all(conversion, piece[-1])
-        if len(piece) == 1 and is_global:
-            return i
-    return last_map + 1
+    start = next((i for i in range(last_map + 1) if _pools_all(conversion, pieces[i])), last_map + 1)
+    kinds = [conversion.kind(piece[-1]) if len(piece) == 1 else None for piece in pieces]
+    weighted = (i for i in range(start, len(pieces)) if kinds[i] in {Kind.CONV, Kind.LINEAR, Kind.NORM})
+    if start and kinds[start - 1] is Kind.POWER and Kind.POWER in kinds[start : next(weighted, None)]:
+        start -= 1
+        while start and kinds[start - 1] in {Kind.POWER, Kind.RANGE}:
+            start -= 1
+    return start
+
+
+def _pools_all(conversion: Conversion, piece: list[fx.Node]) -> bool:
+    """Whether a piece is a global pooling, or several side by side: no way through it without one, or with weights."""
+    passed: set[fx.Node] = set()  # nodes that the map reaches in its size
+    for node in piece:
+        if conversion.kind(node) is Kind.GLOBAL_POOL or averages_all(conversion, node):
+            continue
+        inputs = [n for n in node.all_input_nodes if "width" in n.meta]
+        row, module = conversion.row(node), conversion.captured.module(node)
+        if passed.intersection(inputs) or any(n not in piece for n in inputs):
+            has_weights = module is not None and any(True for _ in module.parameters())
+            if has_weights or (row is not None and row.width is Width.FREE):
+                return False
+            passed.add(node)
+    return piece[-1] not in passed
 
 
 def averages_all(conversion: Conversion, node: fx.Node) -> bool:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from td_compiler import reverse, verify
+from td_compiler.options import Filters
 
 
 class Net(nn.Module):
@@ -71,3 +72,65 @@ def test_flattened_features_without_classifier_follow_the_width() -> None:
     td = reverse(Net(nn.Flatten()), input_size=(3, 32, 32))
     assert td(torch.rand(2, 3, 32, 32)).shape == (2, 8 * 64)
     assert any("no classifier" in note for note in td.report.notes)
+
+
+class Mean(nn.Module):
+    """A generalised mean, its powers written in one way or another."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.fc = how, nn.Linear(16, 5)
+        self.p = nn.Parameter(torch.full((1, 16, 1, 1) if how == "one exponent for each channel" else (1,), 3.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.how == "squares":
+            y = (x**2).mean((2, 3)).sqrt()
+        elif self.how == "exponentials":
+            y = F.adaptive_avg_pool2d(torch.exp(x), 1).log().flatten(1)
+        elif self.how == "size of the map":
+            y = F.avg_pool2d(torch.pow(torch.clamp(x, min=1e-6), self.p), x.shape[-2:]).pow(1 / self.p).flatten(1)
+        else:
+            y = x.abs().clamp(min=1e-6).pow(self.p).mean((-2, -1), keepdim=True).pow(1.0 / self.p).flatten(1)
+        return self.fc(y)
+
+
+@pytest.mark.parametrize("how", ["squares", "exponentials", "size of the map", "one exponent for each channel"])
+def test_powers_around_a_global_average_are_of_the_head(how: str) -> None:
+    td = reverse(Net(Mean(how)), input_size=(3, 32, 32))
+    names = [str(getattr(node.target, "__name__", node.target)) for node in td.segments[0].graph.nodes]
+    assert not {"pow", "pow_1", "exp", "clamp", "abs"} & set(names), "the coarsest stage takes powers"
+    assert td(torch.rand(2, 3, 45, 32)).shape == (2, 5)
+
+
+class Squares(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(x).square()
+
+
+def test_an_activation_that_squares_stays_in_its_unit() -> None:
+    units = [nn.Conv2d(3, 8, 3, padding=1), Squares(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3, padding=1), Squares()]
+    td = reverse(nn.Sequential(*units, Head(lambda x: x.mean((2, 3)), 16)), input_size=(3, 32, 32))
+    assert "square" in [node.target for node in td.segments[0].graph.nodes]
+
+
+class SideBySide(nn.Module):
+    """Poolings side by side, of the map, or of a map that a block makes."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.fc = how, nn.Linear(16 if how == "added" else 32, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.how == "added":
+            return self.fc((x.amax((2, 3), keepdim=True) + x.mean((2, 3), keepdim=True)).flatten(1))
+        average, highest = F.avg_pool2d(x, x.shape[-1]), F.adaptive_max_pool2d(x, 1)
+        return self.fc(torch.cat([average, highest], 1).squeeze(-1).squeeze(-1))
+
+
+@pytest.mark.parametrize("how", ["added", "concatenated"])
+@pytest.mark.parametrize("filters", ["mirror", "uniform", "reversed"])
+def test_poolings_side_by_side_are_of_the_head(how: str, filters: Filters) -> None:
+    td = reverse(Net(SideBySide(how)), input_size=(3, 32, 32), filters=filters)
+    width = {"mirror": 8, "uniform": 12, "reversed": 16}[filters]
+    assert td.get_submodule("head.fc").in_features == (width if how == "added" else 2 * width)
+    assert [maps.shape[-1] for maps in td.features(torch.rand(1, 3, 32, 32))] == [8, 16, 32]

@@ -45,6 +45,8 @@ class Kind(Enum):
     PRODUCT = auto()  # of matrices
     SOFTMAX = auto()  # of scores, or of weights: no activation for new layers to have as well
     ALONG_CHANNELS = auto()
+    POWER = auto()  # a power or root, an exponential or logarithm, as a generalised mean has around its average
+    RANGE = auto()  # keeps values where a power is defined
 
 
 class Width(Enum):
@@ -84,7 +86,10 @@ def pool_kernel(node: fx.Node, module: nn.Module | None) -> Pair | None:
 
 
 def _argument(node: fx.Node, at: int, name: str) -> Any:
-    return node.kwargs.get(name, node.args[at] if len(node.args) > at else None)
+    """An argument by name or place, with the numbers that were computed for it; None where one is not known."""
+    given = node.kwargs.get(name, node.args[at] if len(node.args) > at else None)
+    known = fx.node.map_arg(given, lambda n: n.meta.get("value"))
+    return None if isinstance(known, (tuple, list)) and None in known else known
 
 
 def _pool_function_stride(node: fx.Node, module: nn.Module | None) -> Pair:
@@ -93,8 +98,8 @@ def _pool_function_stride(node: fx.Node, module: nn.Module | None) -> Pair:
 
 
 def _conv_function_stride(node: fx.Node, module: nn.Module | None) -> Pair:
-    stride = node.kwargs.get("stride", node.args[3] if len(node.args) > 3 else 1)
-    return pair(stride)  # type: ignore[arg-type]
+    stride = _argument(node, 3, "stride")
+    return pair(stride) if isinstance(stride, (int, tuple, list)) else (1, 1)
 
 
 def _filter_size(layer: nn.Module) -> float:
@@ -164,6 +169,8 @@ _SIZE = Operator(Kind.SIZE, Width.NONE)
 _UPSAMPLE = Operator(Kind.UPSAMPLE)
 _ATTENTION = Operator(Kind.ATTENTION)
 _PRODUCT = Operator(Kind.PRODUCT, Width.UNKNOWN)
+_POWER = Operator(Kind.POWER)
+_RANGE = Operator(Kind.RANGE)
 
 LAYERS: dict[type[nn.Module], Operator] = {
     nn.Conv2d: _CONV,
@@ -242,6 +249,8 @@ FUNCTIONS: dict[Callable[..., Any], Operator] = {
     **dict.fromkeys((F.scaled_dot_product_attention, F.multi_head_attention_forward), _ATTENTION),
     **dict.fromkeys((operator.matmul, torch.matmul, torch.bmm, torch.baddbmm, torch.einsum), _PRODUCT),
     **dict.fromkeys((upsample_nearest, upsample_bilinear), _UPSAMPLE),
+    **dict.fromkeys((operator.pow, torch.pow, torch.square, torch.sqrt, torch.exp, torch.log), _POWER),
+    **dict.fromkeys((torch.clamp, torch.clip, torch.clamp_min, torch.abs, operator.abs), _RANGE),
     **dict.fromkeys((getattr, operator.getitem, operator.floordiv, operator.eq), _SIZE),
 }
 
@@ -253,6 +262,8 @@ METHODS: dict[str, Operator] = {
     **dict.fromkeys(("flatten", "view", "reshape", "squeeze"), _FLATTEN),
     **dict.fromkeys(("contiguous", "clone", "float", "to"), Operator(Kind.IDENTITY)),
     **dict.fromkeys(("matmul", "bmm", "baddbmm"), _PRODUCT),
+    **dict.fromkeys(("pow", "square", "sqrt", "exp", "log", "pow_", "square_", "sqrt_", "exp_", "log_"), _POWER),
+    **dict.fromkeys(("clamp", "clip", "clamp_min", "abs", "clamp_", "clip_", "clamp_min_", "abs_"), _RANGE),
     **dict.fromkeys(("size", "dim"), _SIZE),
 }
 
