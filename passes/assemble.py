@@ -21,11 +21,6 @@ from td_compiler.report.report import Cost, Report, StageReport
 
 __all__ = ["Assemble"]
 
-_RESERVED = {
-    *("entry", "merge", "parts", "projection", "prologue", "pyramid", "report", "scales", "segments", "transition"),
-    "upsample",
-}
-
 
 class Assemble(Pass):
     """Sets `conversion.result`. Runs it once on the meta device, which checks every shape and counts every cost."""
@@ -34,7 +29,8 @@ class Assemble(Pass):
         assert conversion.modules, "BuildLayers has not run"
 
     def apply(self, conversion: Conversion) -> None:
-        _rename_reserved(conversion)
+        for name, other in conversion.names.items():
+            conversion.notes.append(f"{name} is a name of the network's own: the source's stands under {other}.")
         names = [f"stage{stage.key}" for stage in conversion.stages] + ["head"]
         scales = [stage.scale for stage in conversion.stages] + [(1, 1)]
         segments = [Segment(*parts) for parts in zip(names, map(_plain, scales), conversion.graphs(), strict=True)]
@@ -63,19 +59,6 @@ _EMPTY = Report("", (1, 1, 1), (), ())
 
 def _plain(scale: Pair) -> int | Pair:
     return scale[0] if scale[0] == scale[1] else scale
-
-
-def _rename_reserved(conversion: Conversion) -> None:
-    """A source's layer under a name that the network itself uses gets an underscore: `merge.conv` -> `merge_.conv`."""
-    for graph in filter(None, [conversion.prologue_graph, *conversion.graphs()]):
-        for node in graph.nodes:
-            path = str(node.target)
-            first, dot, rest = path.partition(".")
-            if node.op == "call_module" and first in _RESERVED and conversion.layers[path].source == path:
-                node.target = f"{first}_{dot}{rest}"
-                if path in conversion.modules:
-                    conversion.modules[node.target] = conversion.modules.pop(path)
-                conversion.layers[node.target] = conversion.layers[path]
 
 
 def _report(conversion: Conversion, network: TopDownNet) -> Report:

@@ -81,7 +81,7 @@ def _build(conversion: Conversion, node: fx.Node, layer: Layer, initialise: Call
         # nn.Conv2d derives this from its padding when it is made; `F.pad` reads it for any mode but zeros
         module._reversed_padding_repeated_twice = _reversed_padding(module)
     _resize(conversion, node, module, layer, inputs[0], node.meta["width"])
-    if str(node.target) != layer.source:
+    if not layer.own:
         module.requires_grad_(True)  # a new layer, though modelled on one that may be frozen
     _fill(conversion, module, original, initialise)
     return module

@@ -98,7 +98,7 @@ def _copy_units(conversion: Conversion, stage: TopDownStage, units: list[Unit]) 
             if source.op == "call_module":
                 conversion.layers[name].source = str(source.target)
             if source in convolutions:
-                layer, own = conversion.layers[name], conversion.layers.get(str(source.target))
+                layer, own = conversion.layers[name], conversion.layers.get(conversion.own_path(str(source.target)))
                 layer.changes.update(own.changes if own else {})
                 same_size(layer)
                 is_last = source is convolutions[-1]

@@ -163,10 +163,11 @@ def _add_projection(
             own = side if shortcut.side in unit.inputs else copies[unit.input]
             nodes = _copy_projection(conversion, stage, unit, copies, own, *model)
         else:
-            path = f"{unit.path}.projection" if unit.path else f"projection.{stage.key}.{stage.units.index(unit)}"
+            home = conversion.own_path(unit.path)
+            path = f"{home}.projection" if home else f"projection.{stage.key}.{stage.units.index(unit)}"
             nodes = add_layers(conversion, stage, _projection_style(conversion, stage), path, side, 1, wanted)
     for node in nodes:
-        node.meta.update(unit=unit.path, class_name=unit.class_name)
+        node.meta.update(unit=conversion.own_path(unit.path), class_name=unit.class_name)
         if _is_convolution(conversion, node):
             node.meta["wanted"] = wanted
     _replace_argument(join, side, nodes[-1])
@@ -221,15 +222,16 @@ def _copy_projection(
         if kinds[0] == kinds[1]:
             value = copies[unit.nodes[at]]
     nodes: list[fx.Node] = []
+    home = conversion.own_path(unit.path)
     for i, source in enumerate(shortcut.chain):
         if conversion.kind(source) not in {Kind.CONV, Kind.NORM, Kind.ACTIVATION}:
             continue
         name = str(source.target)
         if unit.path and model.path and name.startswith(model.path + "."):
-            path = unit.path + name[len(model.path) :]
+            path = home + name[len(model.path) :]
         else:
             path = f"projection.{stage.key}.{i}"
-        value = add_like(conversion, stage, source, path, {source.all_input_nodes[0]: value}, unit.path)
+        value = add_like(conversion, stage, source, path, {source.all_input_nodes[0]: value}, home)
         nodes.append(value)
     return nodes
 

@@ -100,7 +100,7 @@ def _grow_unit(conversion: Conversion, stage: TopDownStage, unit: Unit, small: d
             with stage.graph.inserting_before(node):
                 for read in [n for n in maps if n not in grown]:
                     copy = _add_upsample(conversion, stage, read, scales[read])
-                    copy.meta["unit"], copy.meta["class_name"] = unit.path, unit.class_name
+                    copy.meta["unit"], copy.meta["class_name"] = conversion.own_path(unit.path), unit.class_name
                     node.replace_input_with(read, copy)
                     span.append(copy)
             grown.add(node)

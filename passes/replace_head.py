@@ -9,10 +9,10 @@ from td_compiler.graph.operators import Kind
 from td_compiler.graph.states import Conversion, Pass, kind_of, layer_of
 from td_compiler.graph.style import new_meta
 from td_compiler.graph.units import Layer
+from td_compiler.network.base import HEAD
 
-__all__ = ["HEAD", "ReplaceHead"]
+__all__ = ["ReplaceHead"]
 
-HEAD = "segmentation_head"
 
 _KEPT = {Kind.NORM, Kind.ACTIVATION, Kind.DROPOUT}
 

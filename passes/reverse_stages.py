@@ -53,7 +53,7 @@ def _copy_prologue(conversion: Conversion) -> fx.Graph | None:
     copies = {conversion.captured.image: graph.placeholder("images")}
     for node in conversion.prologue:
         copies[node] = graph.node_copy(node, copies.__getitem__)
-        _register(conversion, node)
+        _register(conversion, node, copies[node])
     for source, copy in copies.items():
         copy.meta = {"source": source, "unit": "", "class_name": "", "stride": (1, 1)}
         value = source.meta.get("value")
@@ -147,12 +147,12 @@ def copy_unit(conversion: Conversion, stage: TopDownStage, unit: Unit, *values: 
     for node in unit.nodes:
         copy = stage.graph.node_copy(node, lambda n, copies=copies: _copied(conversion, stage.graph, copies, n))  # type: ignore[misc]
         copy.meta = {
-            "source": node, "unit": unit.path, "class_name": unit.class_name, "stride": node.meta["stride"],
+            **new_meta(conversion.own_path(unit.path), unit.class_name), "source": node, "stride": node.meta["stride"],
             "opaque": node.meta.get("opaque", False),
         }  # fmt: skip
         copies[node] = copy
         stage.spans[unit].append(copy)
-        _register(conversion, node)
+        _register(conversion, node, copy)
     return copies[unit.output]
 
 
@@ -164,17 +164,20 @@ def _copied(conversion: Conversion, graph: fx.Graph, copies: dict[fx.Node, fx.No
     if node not in copies and node.meta.get("prologue"):
         return next(iter(copies.values()))
     if node not in copies:
-        _register(conversion, node)
         copy = graph.node_copy(node, lambda n: _copied(conversion, graph, copies, n))
+        _register(conversion, node, copy)
         copy.meta = {**new_meta(""), "source": node, "opaque": node.meta.get("opaque", False)}
         copies[node] = copy
     return copies[node]
 
 
-def _register(conversion: Conversion, node: fx.Node) -> None:
+def _register(conversion: Conversion, node: fx.Node, copy: fx.Node) -> None:
+    """Give what a copy calls or reads its path in the top-down network; a layer is listed there."""
+    if node.op in ("call_module", "get_attr"):
+        copy.target = conversion.own_path(str(node.target))
     module = conversion.captured.module(node)
     if module is not None:
-        conversion.layers.setdefault(str(node.target), Layer(module, source=str(node.target)))
+        conversion.layers.setdefault(str(copy.target), Layer(module, source=str(node.target), own=True))
 
 
 def _copy_head(conversion: Conversion) -> fx.Graph:
@@ -203,7 +206,7 @@ def _copy_head(conversion: Conversion) -> fx.Graph:
             copy = graph.call_function(F.adaptive_avg_pool2d, (copies[node.all_input_nodes[0]], 1))
         else:
             copy = graph.node_copy(node, lambda n, copies=copies: _copied(conversion, graph, copies, n))  # type: ignore[misc]
-            _register(conversion, node)
+            _register(conversion, node, copy)
         copy.meta = {**new_meta(""), "source": node, "opaque": node.meta.get("opaque", False)}
         copies[node] = copy
     graph.output(copies[head[-1] if head else features])

@@ -167,7 +167,7 @@ class _Solver:
             return
         root = self._find(node)
         self._wanted[root] = min((place, wish), self._wanted.get(root, (place, wish)))
-        if layer is not None and layer.source == node.target:  # a new layer takes the groups that fit
+        if layer is not None and layer.own:  # a new layer takes the groups that fit
             groups = int(getattr(layer.prototype, "groups", 1))
             self._need_multiple(node, groups)
             self._need_multiple(operand, groups)

@@ -10,9 +10,10 @@ import torch
 from torch import fx, nn
 
 from td_compiler.capture.capture import Capture
+from td_compiler.graph.names import free_name
 from td_compiler.graph.operators import Kind, Operator, Pair, lookup
 from td_compiler.graph.units import Layer, StageGraph, TopDownStage, Unit
-from td_compiler.network.base import TopDownNet
+from td_compiler.network.base import HEAD, RESERVED, TopDownNet
 from td_compiler.options import Options
 
 __all__ = ["Conversion", "Pass", "kind_of", "layer_of", "operator_of"]
@@ -72,6 +73,26 @@ class Conversion:
         """The type of the model's first floating parameter."""
         floating = (p.dtype for p in self.model.parameters() if p.is_floating_point())
         return next(floating, torch.get_default_dtype())
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """The other names that layers and parameters at the source's top get where the network has theirs itself."""
+        nodes = [node for node in self.captured.graph.nodes if node.op in ("call_module", "get_attr")]
+        paths = [str(node.target) for node in nodes if node.target != "training"]
+        firsts = dict.fromkeys(path.partition(".")[0] for path in paths)
+        reserved = {*RESERVED, HEAD} if self.options.task == "segmentation" else set(RESERVED)
+        if "features" not in paths:
+            reserved.discard("features")  # a module that has room for layers
+        names: dict[str, str] = {}
+        for name in firsts:
+            if name in reserved:
+                names[name] = free_name(f"{name}_", {*reserved, *firsts, *names.values()})
+        return names
+
+    def own_path(self, path: str) -> str:
+        """The path in the top-down network of what has a path in the source."""
+        first, dot, rest = path.partition(".")
+        return f"{self.names.get(first, first)}{dot}{rest}"
 
     @property
     def found(self) -> StageGraph:

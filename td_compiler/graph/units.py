@@ -119,12 +119,15 @@ class Layer:
 
     Attributes:
         prototype: the source's layer that it is modelled on (parameters on the meta device).
-        source: that layer's path, if this layer *is* the source's layer; "" for a new one.
+        source: the path of the source's layer whose values it takes where their shapes fit; "" for none.
+        own: whether it *is* that layer, at the path that it has in the source or, where the network itself has that
+            name, under another; else it is a new one.
         changes: attributes that differ from the prototype's, e.g. `stride`.
     """
 
     prototype: nn.Module
     source: str = ""
+    own: bool = False
     changes: dict[str, Any] = field(default_factory=dict)
 
     def get(self, name: str) -> Any:

@@ -20,7 +20,7 @@ from td_compiler.network.checkpointing import StageKey, chosen_stages, run_check
 if TYPE_CHECKING:
     from td_compiler.report.report import Report
 
-__all__ = ["Segment", "StageMaps", "TopDownNet", "carried", "handed_on", "plant"]
+__all__ = ["HEAD", "RESERVED", "Segment", "StageMaps", "TopDownNet", "carried", "handed_on", "plant"]
 
 
 @dataclass
@@ -174,6 +174,9 @@ class TopDownNet(nn.Module):
         checkpointed: the names of the stages that :meth:`checkpoint_stages` chose.
     """
 
+    segments: list[Segment]
+    report: Report
+    prologue: Segment | None
     pyramid: Pyramid
     features: StageMaps
     checkpointed: frozenset[str] = frozenset()
@@ -262,6 +265,15 @@ class TopDownNet(nn.Module):
         return save_pretrained(self, folder, overwrite=overwrite)
 
 
+HEAD = "segmentation_head"
+"""The path of the classifier of pixels that stands in place of the source's own (SPEC 6.5)."""
+
+RESERVED = frozenset(
+    {"entry", "merge", "projection", "transition", "upsample", *dir(TopDownNet), *TopDownNet.__annotations__}
+)
+"""Names at a top-down network's top that are its own, so that nothing of the source can stand there."""
+
+
 def _check_levels(levels: Sequence[torch.Tensor], scales: Sequence[int | tuple[int, int]]) -> None:
     if len(levels) != len(scales):
         raise ValueError(f"{len(levels)} images for {len(scales)} scales {tuple(scales)}: give one per scale")
@@ -281,7 +293,7 @@ def plant(root: nn.Module, modules: Mapping[str, nn.Module | torch.Tensor]) -> N
     """Register modules, parameters and buffers under their dotted paths, making containers on the way.
 
     A container whose children are numbered 0..n-1 is a `Sequential`, any other a `ModuleDict`, so that both
-    `td.layer4[0]` and `td.merge["16"]` work.
+    `td.layer4[0]` and `td.merge["16"]` work; one with names that no `ModuleDict` takes (`keys`) is a plain `Module`.
     """
     children: dict[str, dict[str, nn.Module | torch.Tensor]] = {}
     for path, module in modules.items():
@@ -301,6 +313,7 @@ def plant(root: nn.Module, modules: Mapping[str, nn.Module | torch.Tensor]) -> N
         if container is None:
             names = list(dict.fromkeys(path.partition(".")[0] for path in inner))
             numbered = names == [str(i) for i in range(len(names))]
-            container = nn.Sequential() if numbered else nn.ModuleDict()
+            fits = not any(hasattr(nn.ModuleDict, name) for name in names)
+            container = nn.Sequential() if numbered else nn.ModuleDict() if fits else nn.Module()
             root.add_module(name, container)
         plant(container, inner)

@@ -65,7 +65,8 @@ class BottomUpAgain(nn.Module):
                 result: torch.Tensor = args[0]
                 return result
             elif node.op == "get_attr":
-                values[node] = self.training if node.target == "training" else _attribute(self.source, node.target)
+                path = str(node.meta["origin"].target)
+                values[node] = self.training if path == "training" else _attribute(self.source, path)
             elif node.op == "call_module":
                 values[node] = self._layers[node](*args, **kwargs)
             elif node.op == "call_method":
@@ -222,7 +223,7 @@ class _Layers:
     def of(self, node: fx.Node) -> nn.Module:
         """The source's layer, or, where a function was read as a layer, that layer with the source's parameters."""
         read = self._captured.module(node.meta["origin"])
-        own = self._source.get(str(node.target))
+        own = self._source.get(str(node.meta["origin"].target))
         assert read is not None
         if own is not None and type(own) is type(read):
             return own

@@ -141,7 +141,7 @@ def left_out(
     Without `head` those after the last one that is kept may be gone: they are the source's classifier.
     """
     ran = _run_order(model, images)
-    there = {_own_name(path): module for path, module in td.named_modules(remove_duplicate=False)}
+    there = {name for path, _ in td.named_modules(remove_duplicate=False) for name in (path, _own_name(path))}
     kept = [path in there for path in ran]
     first = kept.index(True) if True in kept else len(kept)
     last = len(kept) if head else max((i + 1 for i, is_kept in enumerate(kept) if is_kept), default=0)
