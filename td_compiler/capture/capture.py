@@ -100,10 +100,16 @@ def _skeleton(model: nn.Module) -> tuple[nn.Module, dict[int, Value]]:
     for path, parameter in model.named_parameters():
         weightless[id(parameter)] = nn.Parameter(_without_values(parameter), parameter.requires_grad)
         values[id(parameter)] = Parameter(path.replace("_orig_mod.", ""))
+    for module in model.modules():
+        for value in vars(
+            module
+        ).values():  # what an old weight_norm computes before every run cannot be copied as it is
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                weightless[id(value)] = _without_values(value)
     for path, buffer in model.named_buffers():
         weightless[id(buffer)] = _without_values(buffer)
         values[id(buffer)] = Parameter(path.replace("_orig_mod.", ""))
-    values |= {id(tensor): values[key] for key, tensor in weightless.items()}
+    values |= {id(tensor): values[key] for key, tensor in weightless.items() if key in values}
     bones = copy_module(model, weightless).eval()
     for module in bones.modules():
         if module._compiled_call_impl is not None:

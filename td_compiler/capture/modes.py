@@ -127,7 +127,7 @@ class _Steps:
                 f" at {at_line(other.call.place)}: left out, it trains as it evaluates."
             )
             return given
-        module, inputs = self._module(other, cone)
+        module, inputs = self._module(given, other, cone)
         stack = where.stack if where is not None else ()
         home = stack[-1][0] if stack else ""
         path = f"{home}.in_training" if home else "in_training"
@@ -155,8 +155,10 @@ class _Steps:
                 stack.extend(values_in([each.call]))
         return [call for call in self.training.calls if call in found]
 
-    def _module(self, value: Value, cone: list[Call]) -> tuple[TrainingStep, list[Value]]:
+    def _module(self, given: Value, value: Value, cone: list[Call]) -> tuple[TrainingStep, list[Value]]:
+        """A step that computes a value of training in place of one of evaluation; what it reads beside that one."""
         builder = self.builder()
+        evaluated = builder.graph.placeholder("x")
         inside = set(cone)
         inputs: list[Value] = []
 
@@ -164,13 +166,14 @@ class _Steps:
             is_inner = isinstance(each, Result) and each.call in inside
             if is_inner or isinstance(each, Constant) or each in builder.nodes:
                 return
-            node = builder.graph.placeholder(f"x{len(inputs)}")
-            made = tensor_of(each) if isinstance(each, Result) else None
-            node.meta["value"] = made
-            builder.nodes["image" if isinstance(each, Image) else each] = node
             mine = self._mine(each)
-            assert mine is not None
-            inputs.append(mine)
+            assert mine is not None, "what training alone computes is in the cone"
+            is_given = mine == given or (isinstance(mine, Image) and isinstance(given, Image))
+            node = evaluated if is_given else builder.graph.placeholder(f"y{len(inputs)}")
+            node.meta["value"] = tensor_of(each) if isinstance(each, Result) else None
+            builder.nodes["image" if isinstance(each, Image) else each] = node
+            if not is_given:
+                inputs.append(mine)
 
         for each in [*values_in(cone), *([] if cone else [value])]:
             take(each)

@@ -108,6 +108,9 @@ _COMMON = {
 
 # Helpers that foreign code calls and that are no part of what it computes.
 _STAND_INS = {
+    "td_compiler.capture.leaves.leaf": "def leaf(module_class: type) -> type:\n"
+    '    """Does nothing here; td-compiler keeps a list of what not to look into with it."""\n'
+    "    return module_class",
     "timm.layers._fx.register_notrace_module": "def register_notrace_module(module: type) -> type:\n"
     '    """Does nothing here; timm keeps a list of what not to trace with it."""\n'
     "    return module",

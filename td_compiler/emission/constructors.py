@@ -13,6 +13,7 @@ from td_compiler.emission.carry import Carrier
 from td_compiler.emission.layout import Doc, call, flat, literal
 from td_compiler.emission.leaves import is_of_torch
 from td_compiler.errors import ConversionError
+from td_compiler.layers.steps import FunctionStep
 
 __all__ = ["Constructors", "declare_tensor"]
 
@@ -42,6 +43,8 @@ class Constructors:
             ConversionError: if the class cannot be carried over or its arguments cannot be read off the module.
         """
         kind = type(module)
+        if isinstance(module, FunctionStep):
+            return call(self._carrier.carry(kind, path), self._carrier.carry(module.function, path))
         of_torch = is_of_torch(kind)
         name = f"nn.{kind.__name__}" if of_torch else self._carrier.carry(kind, path)
         wanted = _description(module)

@@ -10,12 +10,13 @@ from td_compiler.emission.body import write_body
 from td_compiler.emission.carry import Carrier
 from td_compiler.emission.constructors import Constructors, declare_tensor
 from td_compiler.emission.graph_steps import read_steps
-from td_compiler.emission.layout import WIDTH, Doc, Group, Join, call, flat, literal
+from td_compiler.emission.layout import WIDTH, Doc, Group, Join, Statement, call, flat, literal
 from td_compiler.emission.leaves import is_of_torch, plain_layer, trace_forward
 from td_compiler.emission.sharing import Declaration, Draft, SharedClass, share
 from td_compiler.emission.tree import Tree, is_bare, is_numbered, own_children
 from td_compiler.emission.units import Unit, is_image
 from td_compiler.graph.names import is_attribute
+from td_compiler.layers.steps import TrainingStep
 
 __all__ = ["Declarer"]
 
@@ -55,7 +56,9 @@ class Declarer:
         """The layers that are written as what their forward computes."""
         found = []
         for path, module in self._tree.root.named_modules():
-            if self._tree.is_layer(path) and not is_of_torch(type(plain_layer(module))):
+            if isinstance(module, TrainingStep):
+                found.append(_layer_unit(path, "InTraining", module.graph))
+            elif self._tree.is_layer(path) and not is_of_torch(type(plain_layer(module))):
                 graph = trace_forward(module)
                 if graph is not None:
                     found.append(_layer_unit(path, type(module).__name__.lstrip("_"), graph))
@@ -76,7 +79,10 @@ class Declarer:
         values = {node: name for node, name in unit.arguments.items() if not isinstance(node, str)}
         steps = read_steps(unit.nodes, tree, self._carrier, start=f"{unit.path}.", given=modules)
         fixed = {node for node, name in values.items() if is_image(node) and name == "image"}
-        return Draft(unit, declarations, tuple(write_body(steps, tree, values, (unit.result,), fixed)))
+        body = write_body(steps, tree, values, (unit.result,), fixed)
+        if isinstance(self._tree.root.get_submodule(unit.path), TrainingStep):
+            body = [Statement("if not self.training:"), Statement("return ", next(iter(values.values())), 1), *body]
+        return Draft(unit, declarations, tuple(body))
 
     def declare(self, path: str, skip: frozenset[str] = frozenset()) -> list[Declaration]:
         """The children, parameters and buffers of the module at a path, but for those to skip."""
@@ -115,10 +121,13 @@ def _innermost_first(units: list[Unit]) -> list[list[Unit]]:
 
 
 def _layer_unit(path: str, name: str, graph: fx.Graph) -> Unit:
-    image, *nodes, output = graph.nodes
-    result = output.args[0]
+    arguments: dict[str | fx.Node, str] = {node: str(node.target) for node in graph.find_nodes(op="placeholder")}
+    if len(arguments) == 1:
+        arguments = dict.fromkeys(arguments, "x")
+    result = graph.output_node().args[0]
     assert isinstance(result, fx.Node)
-    return Unit(path, name if is_attribute(name) else "Layer", tuple(nodes), {image: "x"}, result)
+    nodes = tuple(node for node in graph.nodes if node.op not in {"placeholder", "output"})
+    return Unit(path, name if is_attribute(name) else "Layer", nodes, arguments, result)
 
 
 def _fold_runs(items: list[Doc]) -> list[Doc]:

@@ -15,8 +15,8 @@ __all__ = ["FunctionStep", "TrainingStep"]
 class TrainingStep(nn.Module):
     """Hands on its first input in evaluation; in training what its graph computes of the others.
 
-    Made of `if self.training:` in the forward of a network (SPEC 1.1): the graph's placeholders are the values that the
-    branch reads, its output is the value that takes the first input's place.
+    Made of `if self.training:` in the forward of a network (SPEC 1.1): the graph's placeholders are that input and the
+    other values that the branch reads, its output is the value that takes the first input's place.
     """
 
     def __init__(self, graph: fx.Graph) -> None:
@@ -26,7 +26,7 @@ class TrainingStep(nn.Module):
 
     def forward(self, evaluated: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
         """The first input itself, or what takes its place in training: a tensor of the same shape."""
-        return self._function(self, *inputs) if self.training else evaluated
+        return self._function(self, evaluated, *inputs) if self.training else evaluated
 
     def __getstate__(self) -> dict[str, Any]:
         """Functions compiled at run time do not pickle: they are made anew from the graph."""
