@@ -36,6 +36,8 @@ class FindUnits(Pass):
 
     def apply(self, conversion: Conversion) -> None:
         _refuse_attention(conversion)
+        if conversion.captured.refusals:
+            raise ConversionError(conversion.captured.refusals[0])
         pieces = cut_pieces(_main_nodes(conversion), conversion.prepared)
         head_at = _head_start(conversion, pieces)
         _set_scales(conversion, [node for piece in pieces[:head_at] for node in piece])

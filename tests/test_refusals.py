@@ -64,7 +64,7 @@ class NoScore(Net):
 class TwoScores(Net):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
         y = super().forward(x)
-        return y, y
+        return y, 2 * y
 
 
 class TwoInputs(Net):

@@ -55,6 +55,7 @@ class Capture:
         image: the placeholder of the images (N, C, H, W).
         output: the node of what the network returns: class scores (N, K), an encoder's map (N, C, h, w).
         notes: sentences for the report on what could not be kept.
+        refusals: what the network does that no graph can say, as sentences.
     """
 
     def __init__(self, graph: fx.Graph, root: nn.Module) -> None:
@@ -63,6 +64,7 @@ class Capture:
         self.constants: dict[str, torch.Tensor] = {}
         self.image = next(node for node in graph.nodes if node.op == "placeholder")
         self.notes: list[str] = []
+        self.refusals: list[str] = []
 
     @property
     def output(self) -> fx.Node:
@@ -182,6 +184,7 @@ class _Reader:
         captured.modules.update(modules)
         captured.constants = builder.constants
         captured.notes = notes
+        captured.refusals = base.refusals
         _drop_unused(captured.graph)
         _drop_identities(captured)
         _functions_as_layers(captured)
@@ -228,8 +231,10 @@ class _Reader:
         size = "x".join(map(str, self.input_size))
         reason = (str(error).splitlines() or [""])[0]
         return RefusedImages(
-            f"the network refuses images of {size} at {where or type(self.bones).__name__!r},"
-            f" {at_line(run.error_place)}: {type(error).__name__}: {reason}; give another input_size=(C, H, W)."
+            f"the network refuses images of {size} at {where or type(self.bones).__name__!r}"
+            f" (inputs {', '.join(map(str, run.error_inputs)) or 'none'}"
+            + (f"; {at_line(run.error_place)}" if run.error_place else "")
+            + f"): {type(error).__name__}: {reason}; give another input_size=(C, H, W)."
         )
 
     def _check_batch(self, value: Value) -> None:

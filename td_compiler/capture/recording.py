@@ -129,7 +129,9 @@ class Recording:
         outputs: the tensors that the network returned, each with its name in what was returned.
         spans: of the modules without parameters, in the order in which they ended.
         error, error_stack, error_place: what ended the run early, in which module, on which line.
+        error_inputs: the shapes of what that module was given.
         writes: parameters and buffers that the run changed in place: path -> line.
+        refusals: what the run did that no graph can say, as sentences.
     """
 
     def __init__(self) -> None:
@@ -139,7 +141,9 @@ class Recording:
         self.error: BaseException | None = None
         self.error_stack: Stack = ()
         self.error_place: Place | None = None
+        self.error_inputs: list[tuple[int, ...]] = []
         self.writes: dict[str, Place] = {}
+        self.refusals: list[str] = []
 
 
 def needs_data(error: BaseException) -> bool:
@@ -284,6 +288,7 @@ class _Recorder(TorchFunctionMode):
         failed = output is None and sys.exc_info()[0] is not None
         if failed and not self.error_stack:
             self.error_stack = (*self.stack, (path, type(module))) if self.depth == 1 else self.stack
+            self.recording.error_inputs = [tuple(tensor.shape) for tensor in _tensors((args, kwargs))]
         if self.depth > 1:
             self.depth -= 1
         elif self.depth == 1:
@@ -539,7 +544,7 @@ class _Recorder(TorchFunctionMode):
         """Give a tensor, a part of which was changed in place, the value that it has now."""
         part, index, place = self._stale.pop(id(tensor))
         if index is None:
-            raise _refuse_write(place)
+            return self.recording.refusals.append(_refused_write(place))
         self._set_item(tensor, index, part, place)
 
     def _set_item(self, tensor: torch.Tensor, index: Any, value: Any, place: Place | None = None) -> None:
@@ -554,7 +559,7 @@ class _Recorder(TorchFunctionMode):
             items = (*items[:at], *[slice(None)] * (tensor.dim() - len(items) + 1), *items[at + 1 :])
         cut = [axis for axis, item in enumerate(items) if not (isinstance(item, slice) and item == slice(None))]
         if len(cut) > 1 or not all(isinstance(item, slice) and item.step in (None, 1) for item in items):
-            raise _refuse_write(place)
+            return self.recording.refusals.append(_refused_write(place))
         axis = cut[0] if cut else 1
         bounds: Any = items[axis] if cut else slice(None)
         full = slice(None)
@@ -646,8 +651,8 @@ class Of:
     attribute: str
 
 
-def _refuse_write(place: Place) -> ConversionError:
-    return ConversionError(
+def _refused_write(place: Place) -> str:
+    return (
         f"a part of a map is changed in place at {_at(place)}: write it as a new map, with torch.cat, torch.stack or"
         " torch.where."
     )
