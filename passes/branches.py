@@ -7,7 +7,7 @@ from torch import fx, nn
 from td_compiler.graph.operators import Kind, Width
 from td_compiler.graph.states import Conversion
 from td_compiler.graph.units import Unit
-from td_compiler.passes.nodes import is_depthwise
+from td_compiler.passes.nodes import is_depthwise, runs_along_channels
 
 __all__ = ["branches", "takes_any_width"]
 
@@ -51,6 +51,8 @@ def takes_any_width(conversion: Conversion, unit: Unit) -> bool:
 
 
 def _keeps_width(conversion: Conversion, node: fx.Node) -> bool:
-    """Whether a layer has one filter for each channel that it reads."""
+    """Whether a layer has one filter for each channel that it reads, or filters that run along the channels."""
+    if runs_along_channels(conversion, node):
+        return True
     layer = conversion.captured.module(node)
     return isinstance(layer, nn.Conv2d) and is_depthwise(layer) and layer.out_channels == layer.in_channels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import torch
@@ -11,12 +11,13 @@ from torch import fx, nn
 
 from td_compiler.capture.capture import works_in_place
 from td_compiler.capture.copying import copy_module
+from td_compiler.errors import ConversionError
 from td_compiler.graph.initialise import initialise_he
 from td_compiler.graph.operators import layer_row
 from td_compiler.graph.states import Conversion, Pass, layer_of
 from td_compiler.graph.units import Layer
 from td_compiler.layers.upsample import TransposedUpsample
-from td_compiler.passes.nodes import is_depthwise
+from td_compiler.passes.nodes import is_depthwise, runs_along_channels
 
 __all__ = ["BuildLayers"]
 
@@ -88,18 +89,56 @@ def _build(conversion: Conversion, node: fx.Node, layer: Layer, initialise: Call
 
 
 def _build_parameter(conversion: Conversion, node: fx.Node) -> torch.Tensor:
-    """A parameter or buffer that stands outside any layer, such as a layer scale, with the width of its map."""
+    """A parameter or buffer that stands outside any layer, such as a layer scale, with the widths of its maps."""
     path = str(node.meta["source"].target)
     constant = conversion.captured.constants.get(path)
     value = constant.to(conversion.device) if constant is not None else _attribute(conversion.model, path)
-    axis = node.meta.get("axis")
+    widths: dict[int, int] = node.meta.get("widths", {})
+    shape = [widths.get(axis, n) for axis, n in enumerate(value.shape)]
     made = value.detach().clone()
-    if axis is not None and value.shape[axis] != node.meta["width"]:
-        shape = [node.meta["width"] if i == axis else n for i, n in enumerate(value.shape)]
-        made = value.new_empty(shape)
-        if not made.is_meta:
-            made.fill_(value.float().mean().item())
+    if not (value.is_floating_point() or value.is_complex() or value.dtype is torch.bool):
+        made = _indices(path, made, next(iter(widths.values()), 0), node.meta.get("chosen"))
+    elif shape != list(value.shape):
+        made = _of_a_kind(value, shape)
+        if not value.is_meta and len(widths) == 1 and (value != value.flatten()[0]).any():
+            conversion.notes.append(
+                f"{path} has a value of its own for every channel: the {shape[next(iter(widths))]} here are those of"
+                f" the source's {value.shape[next(iter(widths))]}, in order."
+            )
     return nn.Parameter(made, value.requires_grad) if isinstance(value, nn.Parameter) else made
+
+
+def _of_a_kind(value: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Values of a new shape like those given: the same in turn, or, of filters, as widely spread."""
+    if value.is_meta:
+        return value.new_empty(shape)
+    changed = [axis for axis, n in enumerate(shape) if n != value.shape[axis]]
+    if value.dim() > 1 and len(shape) - sum(n == 1 for n in shape) > 1:  # filters: two alike would stay alike
+        made = torch.empty(list(shape), dtype=value.dtype, device=value.device)
+        nn.init.kaiming_normal_(made)
+        return made
+    made = value.detach()
+    for axis in changed:
+        turn = torch.arange(shape[axis], device=value.device) % value.shape[axis]
+        made = made.index_select(axis, turn)
+    return made.clone()
+
+
+def _indices(path: str, value: torch.Tensor, width: int, chosen: int | None) -> torch.Tensor:
+    """The numbers of channels in a buffer, for another width: a permutation stays one, another choice cannot follow."""
+    old = chosen if chosen is not None else value.numel()
+    if not width or width == old:
+        return value
+    is_permutation = chosen is None and not value.is_meta and sorted(value.flatten().tolist()) == list(range(old))
+    if value.is_meta and chosen is None:
+        return value.new_empty(width)
+    if not is_permutation:
+        raise ConversionError(
+            f"the buffer {path!r} picks channels by their numbers among {old}, and here there are {width}: give its"
+            " map a width that stays (filters='mirror'), or pick channels by a slice."
+        )
+    turns = torch.cat([value.flatten() + old * turn for turn in range(-(-width // old))])
+    return turns[turns < width].clone()
 
 
 def _attribute(root: nn.Module, path: str) -> torch.Tensor:
@@ -131,8 +170,8 @@ def _resize(
     conversion: Conversion, node: fx.Node, module: nn.Module, layer: Layer, width_in: int, width_out: int
 ) -> None:
     """Give a module's parameters, buffers and size attributes their new widths, still on the meta device."""
-    row = layer_row(layer.prototype)
-    if row is None or not row.axes:
+    row, source = layer_row(layer.prototype), node.meta.get("source")
+    if row is None or not row.axes or (source is not None and runs_along_channels(conversion, source)):
         return
     if is_depthwise(layer.prototype):
         module.groups = width_in  # type: ignore[assignment]
@@ -209,7 +248,7 @@ def _draw(
     source: dict[str, torch.Tensor],
     initialise: Callable[[nn.Module], None],
 ) -> None:
-    """Give every tensor a new value: by the layer's own reset and `initialise`, else the mean of the source's.
+    """Give every tensor a new value: by the layer's own reset and `initialise`, else values like the source's.
 
     Buffers that are constants, such as the taps of a filter, keep theirs.
     """
@@ -217,8 +256,8 @@ def _draw(
         if not isinstance(value, nn.Parameter) and name in source and source[name].shape == value.shape:
             value.copy_(source[name])
             continue
-        mean = source[name].float().mean() if name in source and source[name].numel() else torch.zeros(())
-        value.fill_(mean.to(value.dtype).item())
+        known = name in source and source[name].numel() and source[name].dim() == value.dim()
+        value.copy_(_of_a_kind(source[name], value.shape)) if known else value.zero_()
     for part in module.modules():
         reset = getattr(part, "reset_parameters", None)
         if callable(reset):

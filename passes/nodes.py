@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from td_compiler.graph.moves import moved
 from td_compiler.graph.operators import Kind
 from td_compiler.graph.states import Conversion
 
 __all__ = [
+    "SPLITS",
+    "Cut",
     "arguments",
-    "channel_slice",
+    "channel_cut",
+    "channel_index",
+    "channel_padding",
     "is_depthwise",
     "is_parameter",
     "is_spatial",
-    "parameter_axis",
+    "item_of",
+    "padding_of",
+    "parameters_behind",
+    "pieces_of",
     "place_of",
-    "root_parameter",
+    "runs_along_channels",
     "tensors",
 ]
+
+SPLITS = {"split", "split_with_sizes", "chunk"}  # what divides a map by numbers that can be written anew
 
 
 def arguments(node: fx.Node) -> list[fx.Node]:
@@ -35,22 +46,29 @@ def is_parameter(node: fx.Node) -> bool:
     return node.op == "get_attr" and isinstance(node.meta["value"], torch.Tensor)
 
 
-def root_parameter(node: fx.Node) -> fx.Node | None:
-    """The parameter that a node is a mere view of, as `self.weight.view(1, -1, 1, 1)` is."""
-    while node.op == "call_method" and "width" not in node.meta.get("source", node).meta:
-        if not isinstance(node.meta.get("source", node).meta.get("value"), torch.Tensor):
-            return None
-        node = node.args[0]  # type: ignore[assignment]
-    return node if node.op == "get_attr" else None
+def parameters_behind(node: fx.Node, axis: int) -> list[tuple[fx.Node, int]]:
+    """The parameters that a top-down node is made of, as `self.weight.view(1, -1, 1, 1)` is, with their own axes.
+
+    Only those that have an axis which becomes the node's `axis`. Nodes in between note it as `axis`.
+    """
+    value = _value(node)
+    if not isinstance(value, torch.Tensor):
+        return []
+    if node.op == "get_attr":
+        return [(node, axis)]
+    node.meta["axis"], source = axis, node.meta.get("source", node)
+    found: list[tuple[fx.Node, int]] = []
+    for before in node.all_input_nodes:
+        shape = getattr(_value(before), "shape", ())
+        for own, n in enumerate(shape):
+            if n == value.shape[axis] and moved(source, own, shape, value.shape) == axis:
+                found += parameters_behind(before, own)
+                break
+    return found
 
 
-def parameter_axis(node: fx.Node, user: fx.Node) -> int | None:
-    """Which axis of a parameter (a top-down `get_attr` node) meets the channels of what its user computes."""
-    value, reader = node.meta["source"].meta["value"], user.meta.get("source")
-    if not isinstance(value, torch.Tensor) or reader is None or reader.meta.get("axis") is None:
-        return None
-    axis = reader.meta["axis"] - reader.meta["value"].dim() + value.dim() if value.dim() > 1 else 0
-    return axis if 0 <= axis < value.dim() and value.shape[axis] == reader.meta["width"] else None
+def _value(node: fx.Node) -> Any:
+    return node.meta.get("source", node).meta.get("value")
 
 
 def is_depthwise(module: nn.Module) -> bool:
@@ -65,13 +83,112 @@ def is_spatial(conversion: Conversion, node: fx.Node) -> bool:
     return conversion.kind(node) is Kind.CONV and max(getattr(module, "kernel_size", (1,))) > 1
 
 
-def channel_slice(node: fx.Node) -> slice | None:
+def runs_along_channels(conversion: Conversion, node: fx.Node) -> bool:
+    """Whether a bottom-up node is a convolution over the channels of a vector, which are as many behind it."""
+    return conversion.kind(node) is Kind.ALONG_CHANNELS and node.all_input_nodes[0].meta["axis"] != 1
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The channels from `start` to before `stop` of the bottom-up network; `is_literal`: whether numbers say so."""
+
+    start: int
+    stop: int
+    is_literal: bool
+
+
+def channel_cut(node: fx.Node) -> Cut | None:
     """The channels that a top-down node takes of the map that it reads, as `x[:, :16]` does; None for other nodes."""
-    axis = node.meta["source"].meta.get("axis") if "source" in node.meta else None
-    index: Any = node.args[1] if node.target is operator.getitem else None
-    if axis is None or not isinstance(index, tuple) or Ellipsis in index or len(index) <= axis:
+    source = node.meta["source"]
+    read = source.all_input_nodes[0]
+    axis, value = read.meta.get("axis"), read.meta.get("value")
+    if axis is None or not isinstance(value, torch.Tensor):
         return None
-    return index[axis] if isinstance(index[axis], slice) else None
+    if getattr(node.target, "__name__", node.target) == "narrow":
+        dim, start, length = (_number(a) for a in source.args[1:4])
+        return Cut(start, start + length, True) if dim % value.dim() == axis else None
+    taken = _item(source, axis, value.dim()) if node.target is operator.getitem else None
+    if not isinstance(taken, slice) or taken.step not in {None, 1}:
+        return None
+    start, stop, _ = slice(_number(taken.start), _number(taken.stop)).indices(value.shape[axis])
+    return Cut(start, stop, not isinstance(taken.start, fx.Node) and not isinstance(taken.stop, fx.Node))
+
+
+def channel_index(node: fx.Node) -> fx.Node | None:
+    """The tensor of channel numbers by which a top-down node picks channels, as `x[:, self.order]` does."""
+    source = node.meta["source"]
+    read = source.all_input_nodes[0] if source.all_input_nodes else None
+    axis, value = (read.meta.get("axis"), read.meta.get("value")) if read is not None else (None, None)
+    if axis is None or not isinstance(value, torch.Tensor):
+        return None
+    if getattr(node.target, "__name__", node.target) == "index_select":
+        dim = source.kwargs.get("dim", source.args[1] if len(source.args) > 1 else 0)
+        given = node.kwargs.get("index", node.args[-1])
+        return given if isinstance(given, fx.Node) and _number(dim) % value.dim() == axis else None
+    if node.target is not operator.getitem or not isinstance(_item(source, axis, value.dim()), fx.Node):
+        return None
+    given = _item(node, axis, value.dim())
+    return given if isinstance(given, fx.Node) and isinstance(_value(given), torch.Tensor) else None
+
+
+def _item(node: fx.Node, axis: int, dims: int) -> Any:
+    """What an index says of one axis."""
+    at = item_of(node, axis, dims)
+    given: Any = node.args[1]
+    return None if at is None else given[at] if isinstance(given, tuple) else given
+
+
+def item_of(node: fx.Node, axis: int, dims: int) -> int | None:
+    """Which item of an index is for an axis; None if none is."""
+    given: Any = node.args[1]
+    items = given if isinstance(given, tuple) else (given,)
+    reads = sum(item is not None and item is not Ellipsis for item in items)
+    place = 0
+    for i, item in enumerate(items):
+        if item is Ellipsis:
+            place += dims - reads
+        elif item is not None:
+            if place == axis:
+                return i
+            place += 1
+    return None
+
+
+def _number(value: Any) -> Any:
+    return value.meta["value"] if isinstance(value, fx.Node) else value
+
+
+def pieces_of(node: fx.Node) -> list[int] | None:
+    """The channels of the maps into which a top-down node divides its input, in the bottom-up network."""
+    source = node.meta["source"]
+    made, read = source.meta["value"], source.all_input_nodes[0]
+    axis, value = read.meta.get("axis"), read.meta.get("value")
+    if not isinstance(made, (tuple, list)) or axis is None or not isinstance(value, torch.Tensor):
+        return None
+    if not all(isinstance(piece, torch.Tensor) and piece.dim() == value.dim() for piece in made):
+        return None
+    sizes = [int(piece.shape[axis]) for piece in made]
+    return sizes if sum(sizes) == value.shape[axis] and len(sizes) > 1 else None
+
+
+def channel_padding(conversion: Conversion, node: fx.Node) -> tuple[int, int] | None:
+    """How many channels a top-down node puts in front of and behind those that it reads; None if none."""
+    source = node.meta["source"]
+    if conversion.kind(source) is not Kind.PAD:
+        return None
+    axis, dims = source.all_input_nodes[0].meta.get("axis"), source.meta["value"].dim()
+    amounts, at = padding_of(conversion, source), 2 * (dims - 1 - axis) if axis is not None else 0
+    if axis is None or len(amounts) < at + 2 or amounts[at] == amounts[at + 1] == 0:
+        return None
+    return amounts[at], amounts[at + 1]
+
+
+def padding_of(conversion: Conversion, source: fx.Node) -> list[int]:
+    """The amounts of a bottom-up padding, the last axis first."""
+    module = conversion.captured.module(source)
+    given: Any = getattr(module, "padding", None) if module is not None else source.kwargs.get("pad", source.args[1:2])
+    given = given[0] if isinstance(given, tuple) and given and isinstance(given[0], (tuple, list)) else given
+    return [_number(n) for n in given] if isinstance(given, (tuple, list)) else []
 
 
 def place_of(node: fx.Node) -> str:

@@ -6,10 +6,11 @@ import math
 import operator
 from typing import Any
 
+import torch
 from torch import fx
 
 from td_compiler.graph.states import Conversion, Pass
-from td_compiler.passes.nodes import channel_slice
+from td_compiler.passes.nodes import channel_cut, item_of
 
 __all__ = ["RewriteSizes"]
 
@@ -47,55 +48,70 @@ def _change(node: fx.Node) -> tuple[int, int] | None:
     return None if old == new else (old, new)
 
 
-def _shares(sizes: list[int], old: int, new: int) -> list[int]:
-    """Scale sizes that sum to `old` so that they sum to `new`, the largest taking up what rounding leaves."""
-    scaled = [round(size * new / old) for size in sizes]
-    scaled[sizes.index(max(sizes))] += new - sum(scaled)
-    return scaled
-
-
 def _split(node: fx.Node) -> None:
-    change = _change(node)
-    at = "split_size" if "split_size" in node.kwargs else "split_size_or_sections"
-    given: Any = node.kwargs.get(at, node.args[1] if len(node.args) > 1 else None)
-    if change is None or given is None or not _all_numbers(given):
+    """Sizes of pieces, where the numbers given do not make those that the pieces are to have."""
+    pieces: list[int] | None = node.meta.get("pieces")
+    if pieces is None or (len(set(pieces)) == 1 and not _given(node, 1)):
         return
-    sizes: Any = max(1, given * change[1] // change[0]) if isinstance(given, int) else _shares(list(given), *change)
-    if len(node.args) > 1:
-        node.update_arg(1, sizes)
-    else:
-        node.update_kwarg(at, sizes)
+    read, axis = node.args[0], node.meta["source"].all_input_nodes[0].meta["axis"]
+    if pieces == _made(node, sum(pieces)):
+        return
+    node.target = "split" if node.op == "call_method" else torch.split
+    node.args, node.kwargs = (read, pieces, axis), {}
 
 
-def _all_numbers(value: Any) -> bool:
-    return isinstance(value, int) or (isinstance(value, (list, tuple)) and all(isinstance(v, int) for v in value))
+def _given(node: fx.Node, at: int) -> Any:
+    return node.args[at] if len(node.args) > at else next(iter(node.kwargs.values()), None)
+
+
+def _made(node: fx.Node, total: int) -> list[int] | None:
+    """The pieces that a split makes of `total` channels as it stands; None where its arguments are no numbers."""
+    given = _given(node, 1)
+    if isinstance(given, (list, tuple)):
+        return list(given) if all(isinstance(n, int) for n in given) else None
+    if not isinstance(given, int):
+        return None
+    size = -(-total // given) if _name(node) == "chunk" else given
+    return [min(size, total - start) for start in range(0, total, size)]
+
+
+def _name(node: fx.Node) -> str:
+    return str(getattr(node.target, "__name__", node.target))
 
 
 def _slice(node: fx.Node) -> None:
-    change, part = _change(node), channel_slice(node)
-    if change is None or part is None or not (_is_bound(part.start) and _is_bound(part.stop)):
+    """Bounds of a slice along the channels."""
+    if "bounds" not in node.meta:
         return
-    (old, new), width, index = change, int(node.meta["width"]), node.args[1]
-    start = new - width if part.stop is None else round((part.start or 0) * new / old)
-    stop = None if part.stop is None else start + width
-    axis = node.meta["source"].meta["axis"]
-    assert isinstance(index, tuple)
-    node.update_arg(1, (*index[:axis], slice(start or None, stop, part.step), *index[axis + 1 :]))
-
-
-def _is_bound(value: Any) -> bool:
-    return value is None or (isinstance(value, int) and value >= 0)
+    start, stop = node.meta["bounds"]
+    cut, source = channel_cut(node), node.meta["source"]
+    read = source.all_input_nodes[0]
+    if cut is None or (cut.is_literal and (start, stop) == (cut.start, cut.stop)):
+        return
+    axis, dims, own = read.meta["axis"], read.meta["value"].dim(), read.meta["width"]
+    if _name(node) == "narrow":
+        node.args = (node.args[0], node.args[1], start, stop - start)
+        return
+    index: Any = node.args[1]
+    items = list(index) if isinstance(index, tuple) else [index]
+    at = item_of(node, axis, dims)
+    assert at is not None
+    items[at] = slice(start or None, None if cut.stop == own else stop, None)
+    node.update_arg(1, tuple(items))
 
 
 def _view(node: fx.Node) -> None:
-    change = _change(node)
+    """Numbers in a shape: that of the channels, or those whose product they are."""
+    change, source = _change(node), node.meta["source"]
     nested = len(node.args) == 2 and isinstance(node.args[1], (list, tuple))
     given: Any = node.args[1] if nested else node.args[1:]
-    dims = list(given)
+    dims, axis = list(given), source.meta["axis"]
     counts = [i for i, d in enumerate(dims) if i > 0 and isinstance(d, int) and d > 1]
-    if change is None or not counts:
+    if axis in counts and dims[axis] == source.meta["width"]:
+        dims[axis] = node.meta["width"]
+    elif change is None or not counts:
         return
-    if math.prod(dims[i] for i in counts) == change[0]:
+    elif math.prod(dims[i] for i in counts) == change[0]:
         largest = max(counts, key=lambda i: dims[i])
         dims[largest] = dims[largest] * change[1] // change[0]
     else:
@@ -118,7 +134,9 @@ def _regroup(dims: list[Any], width: int) -> None:
 _REWRITES = {
     "split": _split,
     "split_with_sizes": _split,
+    "chunk": _split,
     "getitem": _slice,
+    "narrow": _slice,
     "view": _view,
     "reshape": _view,
     "expand": _view,

@@ -1,31 +1,38 @@
 """Find the number of channels everywhere (SPEC 2.6), and take away what turns out not to be needed (SPEC 2.4).
 
-Every tensor's channel axis is a variable. The operator table says how the variables of an operator's inputs and output
-relate: equal, free, sum, flat. Equal variables are one class; a class holds either a given number (the image's
-channels, a sum) or the width wanted by the first layer in it that is free to choose.
+The channels of every tensor are a list of parts, each a variable (`td_compiler.graph.parts`). The operator table and
+the shapes of the bottom-up network say how an operator relates the lists of its inputs and its output. Layers that
+choose their width then say, in running order, what they want: the first to speak of a part decides.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
+from collections import defaultdict
+from collections.abc import Callable
 from fractions import Fraction
 
+import torch
 from torch import fx
 
 from td_compiler.errors import ConversionError
+from td_compiler.graph.moves import inserted
 from td_compiler.graph.operators import Kind, Width
+from td_compiler.graph.parts import Channels, Part, cut, equate, leaves, nominal, want, width_of
 from td_compiler.graph.states import Conversion, Pass, layer_of, operator_of
 from td_compiler.graph.units import Layer
 from td_compiler.network.base import handed_on
 from td_compiler.passes.nodes import (
+    SPLITS,
+    Cut,
     arguments,
-    channel_slice,
-    is_depthwise,
-    is_parameter,
-    parameter_axis,
+    channel_cut,
+    channel_index,
+    channel_padding,
+    parameters_behind,
+    pieces_of,
     place_of,
-    root_parameter,
+    runs_along_channels,
 )
 from td_compiler.passes.prune import prune
 from td_compiler.passes.trace_channels import is_map
@@ -70,192 +77,296 @@ def _note_features(conversion: Conversion) -> None:
 
 
 class _Solver:
-    """Union-find over the nodes of all graphs, in running order."""
+    """Relates the channels of all nodes of all graphs, in running order, then gives every part its width."""
 
     def __init__(self, conversion: Conversion) -> None:
         self.conversion = conversion
-        self._parent: dict[fx.Node, fx.Node] = {}
-        self._given: dict[fx.Node, int] = {}  # class -> a width that follows from others
-        self._wanted: dict[fx.Node, tuple[int, int]] = {}  # class -> (place in the order, wish) of its first free layer
-        self._multiple: dict[fx.Node, int] = {}  # class -> what its width must be a multiple of
-        self._derived: dict[fx.Node, tuple[fx.Node, Fraction]] = {}  # node -> the one that it is a part or multiple of
-        self._parts_of: dict[fx.Node, list[fx.Node]] = {}  # node -> the parts of a concatenation that it takes
-        self._copied: dict[fx.Node, tuple[fx.Node, int]] = {}  # node with filters for each channel -> that, its wish
+        self.channels: dict[fx.Node, Channels] = {}
+        self._pieces: dict[fx.Node, list[Channels]] = {}  # a split -> what it makes
+        self._cuts: dict[fx.Node, tuple[Channels, Channels]] = {}  # a slice -> what lies before it, what it takes
+        self._resized: dict[fx.Node, dict[int, tuple[Channels, int]]] = {}  # parameter -> axis -> its channels, groups
+        self._wishes: list[tuple[int, Channels, Callable[[], int]]] = []  # (place in the order, channels, how many)
+        self._multiples: list[tuple[Channels, int]] = []
+        self._read: list[Channels] = []  # what layers with parameters read
+        self._starts: dict[str, int] = {}  # unit -> the place of its first node
 
     def solve(self) -> None:
-        """Relate, then read off in running order."""
-        nodes = self._nodes()
-        for place, node in enumerate(nodes):
-            self._relate(node, place)
-        for node in nodes:
-            self._evaluate(node)
-        for node in nodes:
-            if node.op != "get_attr" or node in self._resized:
-                node.meta["width"] = self._width(node)
-
-    def _nodes(self) -> list[fx.Node]:
-        """All nodes that carry image data or parameters; a segment's `x` and `older` are outputs of the one before."""
-        nodes: list[fx.Node] = []
-        self._resized: dict[fx.Node, int] = {}  # parameter -> its axis that follows a map's channels
-        carried: tuple[fx.Node, ...] = ()
+        """Relate, then let the wishes be heard in running order, then note every width."""
+        place = 0
+        carried: list[Channels] = []  # a segment's `x` and `older` are outputs of the one before
         for graph in self.conversion.graphs():
             for node in graph.nodes:
+                place += 1
+                self._starts.setdefault(node.meta.get("unit", ""), place)
                 if node.op == "output":
-                    carried = handed_on(graph)
-                    continue
-                source = node.meta.get("source")
-                if source is not None and "width" not in source.meta and node.op != "get_attr":
-                    continue  # a size
-                self._parent[node] = node
-                nodes.append(node)
-                if node.op == "placeholder" and node.target == "image":
-                    self._given[node] = self.conversion.image_size[0]
-                elif node.op == "placeholder" and carried:
-                    self._union(node, carried[node.target == "older"])
-        return nodes
+                    carried = [self.channels[n] for n in handed_on(graph)]
+                elif node.op == "placeholder":
+                    image = [Part(self.conversion.image_size[0], self.conversion.image_size[0])]
+                    is_image = node.target == "image" or not carried
+                    self.channels[node] = image if is_image else carried[node.target == "older"]
+                elif self._carries(node):
+                    self.channels[node] = self._relate(node, place)
+                    if "total" in node.meta:
+                        start, total = self._starts[node.meta["unit"]], int(node.meta["total"])
+                        self._wish(start, self.channels[node], lambda total=total: total)
+        self._settle()
+        self._note()
 
-    def _find(self, node: fx.Node) -> fx.Node:
-        while self._parent[node] is not node:
-            self._parent[node] = self._parent[self._parent[node]]
-            node = self._parent[node]
-        return node
+    def _carries(self, node: fx.Node) -> bool:
+        """Whether a node carries image data: no size, no parameter, nothing made of these."""
+        return node.op != "get_attr" and ("source" not in node.meta or "width" in node.meta["source"].meta)
 
-    def _union(self, one: fx.Node, other: fx.Node) -> None:
-        """Make two variables one: a given width wins, else the wish that comes first."""
-        old, new = self._find(one), self._find(other)
-        if old is new:
-            return
-        self._parent[old] = new
-        if old in self._given:
-            self._given.setdefault(new, self._given.pop(old))
-        if old in self._wanted:
-            wish = self._wanted.pop(old)
-            self._wanted[new] = min(wish, self._wanted.get(new, wish))
-        self._need_multiple(new, self._multiple.pop(old, 1))
+    def _wish(self, place: int, channels: Channels, total: Callable[[], int]) -> None:
+        self._wishes.append((place, channels, total))
 
-    def _need_multiple(self, node: fx.Node, of: int) -> None:
-        root = self._find(node)
-        self._multiple[root] = math.lcm(self._multiple.get(root, 1), of)
-
-    def _relate(self, node: fx.Node, place: int) -> None:
-        row, layer = operator_of(self.conversion, node), layer_of(self.conversion, node)
-        if node.op in {"placeholder", "get_attr"}:
-            return
-        operands = self._operands(node)
-        if row is not None and row.width is Width.SUM and self._joins_channels(node):
-            return
-        if row is not None and row.width is Width.FREE:
-            self._relate_layer(node, layer, operands[0], place)
-            for other in operands[1:]:
-                if other.op != "get_attr":  # what mixes the filters, one number for each expert
-                    self._given[self._find(other)] = int(other.meta["source"].meta["width"])
-            return
-        if "source" not in node.meta:
-            for operand in operands:
-                self._union(node, operand)
-            return
-        self._relate_by_shape(node, operands)
-
-    def _relate_layer(self, node: fx.Node, layer: Layer | None, operand: fx.Node, place: int) -> None:
-        """A layer that chooses its width, unless it has one group per input channel: then it keeps it or a multiple."""
-        wish = int(node.meta["wanted"] if "wanted" in node.meta else node.meta["source"].meta["width"])
-        if layer is not None and is_depthwise(layer.prototype):
-            if layer.prototype.out_channels == layer.prototype.in_channels:
-                self._union(node, operand)
+    def _settle(self) -> None:
+        for channels in self._read:
+            if len(parts := set(leaves(channels))) == 1:
+                (part,) = parts
+                part.least = max(1, part.least)
+        together: dict[Part, list[tuple[Channels, int]]] = defaultdict(list)
+        for channels, multiple in self._multiples:
+            parts = set(leaves(channels))
+            if len(parts) == 1:
+                (part,) = parts
+                part.multiple = math.lcm(part.multiple, multiple // math.gcd(multiple, len(leaves(channels))))
             else:
-                self._copied[node] = (operand, wish)
-            return
-        root = self._find(node)
-        self._wanted[root] = min((place, wish), self._wanted.get(root, (place, wish)))
-        if layer is not None and layer.own:  # a new layer takes the groups that fit
-            groups = int(getattr(layer.prototype, "groups", 1))
-            self._need_multiple(node, groups)
-            self._need_multiple(operand, groups)
+                for part in parts:
+                    together[part].append((channels, multiple))
+        for _, channels, total in sorted(self._wishes, key=lambda wish: wish[0]):
+            want(channels, total(), together.__getitem__)
 
-    def _relate_by_shape(self, node: fx.Node, operands: list[fx.Node]) -> None:
-        """By the bottom-up widths: what was equal stays equal, a part stays the same part."""
-        source = node.meta["source"]
+    def _note(self) -> None:
+        for node, channels in self.channels.items():
+            node.meta["width"] = self._width(channels, node)
+        for node, (before, taken) in self._cuts.items():
+            node.meta["bounds"] = self._width(before, node), self._width([*before, *taken], node)
+        for node, pieces in self._pieces.items():
+            node.meta["pieces"] = [self._width(piece, node) for piece in pieces]
+        for node, axes in self._resized.items():
+            node.meta["widths"] = {axis: self._width(c, node) // groups for axis, (c, groups) in axes.items()}
+
+    def _width(self, channels: Channels, node: fx.Node) -> int:
+        width = width_of(channels)
+        if width is None:
+            raise ConversionError(
+                f"the width of {place_of(node.meta.get('source', node))!r} does not follow from any layer."
+            )
+        return width
+
+    # How one operator relates channels.
+
+    def _relate(self, node: fx.Node, place: int) -> Channels:
+        """The channels of a node's output."""
+        row, source = operator_of(self.conversion, node), node.meta.get("source")
+        maps = self._maps(node)
+        if self._joins_channels(node):
+            return self._join(node)
+        if row is not None and row.width is Width.FREE:
+            return self._relate_layer(node, maps, place)
+        if source is None:
+            for other in maps[1:]:
+                equate(self.channels[maps[0]], self.channels[other])
+            return self.channels[maps[0]]
+        return self._relate_by_shape(node, maps, place)
+
+    def _maps(self, node: fx.Node) -> list[fx.Node]:
+        """The inputs whose channels an operator relates; the image that an upsampling reads its size from is none."""
+        maps = [n for n in arguments(node) if n in self.channels]
         row = operator_of(self.conversion, node)
+        return maps[:1] if row is not None and row.kind is Kind.UPSAMPLE else maps
+
+    def _joins_channels(self, node: fx.Node) -> bool:
+        """Whether a node puts the channels of its inputs one after the other."""
+        source, row = node.meta.get("source"), operator_of(self.conversion, node)
+        is_sum = row is not None and row.width is Width.SUM
+        if source is None:
+            return is_sum
+        axis, dims = source.meta["axis"], source.meta["value"].dim() if is_sum else 0
+        if not is_sum:  # what stands for all channels, on a new axis that is theirs
+            without = all(n.meta.get("axis", 0) is None for n in source.all_input_nodes)
+            return without and axis is not None and inserted(source, 3) == [axis] and source.meta["width"] > 1
+        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+        return isinstance(dim, int) and dim % dims == axis
+
+    def _join(self, node: fx.Node) -> Channels:
+        """The inputs' channels one after the other; a constant among them keeps its own."""
+        source, joined = node.meta.get("source"), []
+        for n in arguments(node):
+            if n in self.channels:
+                joined += self.channels[n]
+            elif isinstance(value := n.meta.get("source", n).meta.get("value"), torch.Tensor) and source is not None:
+                known = int(value.shape[source.meta["axis"]])
+                joined.append(Part(known, known))
+        return joined
+
+    def _relate_layer(self, node: fx.Node, maps: list[fx.Node], place: int) -> Channels:
+        """A layer that chooses its width, unless it has one group per input channel: then it keeps it or a multiple."""
+        layer, source = layer_of(self.conversion, node), node.meta.get("source")
+        read = self.channels[maps[0]]
+        if source is not None and runs_along_channels(self.conversion, source):
+            return read
+        self._read.append(read)
+        for other in maps[1:]:  # what mixes the filters, one number for each expert
+            _fix(self.channels[other], int(other.meta["source"].meta["width"]))
+        wish = int(node.meta["wanted"] if "wanted" in node.meta else source.meta["width"])
+        groups, inputs, outputs = _grouping(node, layer)
+        is_own = layer is None or layer.own  # a new layer takes the groups that fit
+        if groups == inputs == outputs > 1:
+            made = read
+        elif groups == inputs > 1:
+            made = [Part(outputs)]
+            self._wish(place, made, lambda: (width_of(read) or 1) * max(1, round(wish / (width_of(read) or 1))))
+        else:
+            made = [Part(int(source.meta["width"]) if source is not None else 0)]
+            self._wish(place, made, lambda: wish)
+            if is_own and groups > 1:
+                self._multiples += [(made, groups), (read, groups)]
+        self._resize_arguments(node, read, made, groups)
+        return made
+
+    def _resize_arguments(self, node: fx.Node, read: Channels, made: Channels, groups: int = 1) -> None:
+        """Parameters that a function takes, by the operator table's axes."""
+        row = operator_of(self.conversion, node)
+        for name, (at, axes) in (row.arguments if row is not None else {}).items():
+            given = node.kwargs.get(name, node.args[at] if len(node.args) > at else None)
+            if not isinstance(given, fx.Node) or given in self.channels:
+                continue
+            for axis, which in enumerate(axes):
+                if which == "in/groups" and made is read:  # one filter for each channel
+                    continue
+                for parameter, own in parameters_behind(given, axis):
+                    channels = made if which == "out" else read
+                    self._resize(parameter, own, channels, groups if which == "in/groups" else 1)
+
+    def _resize(self, parameter: fx.Node, axis: int, channels: Channels, groups: int = 1) -> None:
+        known = self._resized.setdefault(parameter, {}).setdefault(axis, (channels, groups))
+        if groups == known[1]:
+            equate(known[0], channels)
+
+    def _relate_by_shape(self, node: fx.Node, maps: list[fx.Node], place: int) -> Channels:
+        """By the bottom-up widths: what was equal stays equal, a part stays the same part."""
+        source, row = node.meta["source"], operator_of(self.conversion, node)
+        own = self._own_widths(source, maps)
+        channels = self.channels[maps[0]]
+        if (indices := channel_index(node)) is not None:
+            return self._pick(node, indices, channels, own[0])
         if row is None or row.width is Width.UNKNOWN:
             self._check_plain(node)
         if source.meta["axis"] == 1 and source.meta["size"] is None and self._folds_map(source):
-            return
-        if parts := self._parts(node, operands[0]):
-            self._parts_of[node] = parts
-            return
-        widths = self._own_widths(node, operands)
-        first = max(operands, key=lambda n: widths[n] or 0)
-        if source.meta["width"] == 1 < widths[first]:  # a mean over the channels
-            self._given[self._find(node)] = 1
-        elif widths[first]:
-            self._follow(node, first, Fraction(source.meta["width"], widths[first]))
-        for other in operands:
-            if other is not first and widths[other] == widths[first]:
-                self._union(other, first)
+            made = [Part(int(source.meta["width"]))]
+            self._wish(place, made, lambda: (width_of(channels) or 0) * _pixels(source))
+            return made
+        if maps[0] in self._pieces and isinstance(at := node.args[1], int):
+            return self._pieces[maps[0]][at]
+        if (pieces := pieces_of(node)) is not None:
+            return self._split(node, pieces, channels)
+        if (taken := channel_cut(node)) is not None:
+            return self._slice(node, taken, channels, own[0])
+        if padding := channel_padding(self.conversion, node):
+            sides = [[Part(n, default=n, least=0)] if n else [] for n in padding]
+            return [*sides[0], *channels, *sides[1]]
+        made = self._follow(node, maps, own, place)
+        if row is not None and row.axes:
+            self._read.append(made)
+        self._resize_arguments(node, channels, made)
+        self._resize_parameters(node, made)
+        return made
 
-    def _parts(self, node: fx.Node, operand: fx.Node) -> list[fx.Node]:
-        """What a slice takes of a concatenation, if it takes whole parts of it."""
-        row, taken = operator_of(self.conversion, operand), channel_slice(node)
-        if taken is None or row is None or row.width is not Width.SUM or not self._joins_channels(operand):
-            return []
-        parts = self._operands(operand)
-        ends = list(
-            itertools.accumulate((n.meta["source"].meta["width"] for n in parts if "source" in n.meta), initial=0)
-        )
-        start, stop = taken.start or 0, ends[-1] if taken.stop is None else taken.stop
-        if len(ends) <= len(parts) or start not in ends or stop not in ends or taken.step not in (None, 1):
-            return []
-        return parts[ends.index(start) : ends.index(stop)]
+    def _follow(self, node: fx.Node, maps: list[fx.Node], own: list[int], place: int) -> Channels:
+        source = node.meta["source"]
+        width, most = int(source.meta["width"]), max(own)
+        first = own.index(most)
+        channels = self.channels[maps[first]]
+        if width == 1 < most:  # a mean over the channels
+            made = [Part(1, 1)]
+        elif most == 1 < width:  # one channel that stands for many: as many as it meets
+            made = [Part(width, default=width)]
+        elif width == most:
+            refolded = source.meta["axis"] is not None and self._is_folded(source) and len(set(leaves(channels))) > 1
+            made = [Part(width)] if refolded else channels  # the order is another one
+            if refolded:
+                self._wish(place, made, lambda: width_of(channels) or 0)
+        else:
+            share = Fraction(width, most)
+            made = _equal_parts(channels, share.denominator)[0] * share.numerator
+        for other, known in zip(maps, own, strict=True):
+            if known == 1 < most:  # one channel that stands for all
+                _fix(self.channels[other], 1)
+            elif known == most:
+                equate(channels, self.channels[other])
+            elif known == width:
+                equate(made, self.channels[other])
+        return made
+
+    def _is_folded(self, source: fx.Node) -> bool:
+        return all(n.meta["axis"] is None for n in source.all_input_nodes if "width" in n.meta)
+
+    def _own_widths(self, source: fx.Node, maps: list[fx.Node]) -> list[int]:
+        """The widths of a node's inputs in the bottom-up network, where they stand in the same places."""
+        before = [int(n.meta["width"]) for n in arguments(source) if "width" in n.meta]
+        return before if len(before) == len(maps) else before[:1] * len(maps)
+
+    def _split(self, node: fx.Node, sizes: list[int], channels: Channels) -> Channels:
+        if len(set(sizes)) == 1 and not _has_numbers(node):
+            pieces = _equal_parts(channels, len(sizes))
+        else:
+            pieces, rest = [], channels
+            for i, size in enumerate(sizes):
+                piece, rest = cut(rest, size, sum(sizes[i:]))
+                pieces.append(piece)
+        self._pieces[node] = pieces
+        return channels
+
+    def _slice(self, node: fx.Node, taken: Cut, channels: Channels, own: int) -> Channels:
+        size = taken.stop - taken.start
+        if size == own:
+            return channels
+        if not taken.is_literal and own % size == taken.start % size == 0:
+            _equal_parts(channels, own // size)
+        before, rest = cut(channels, taken.start, own)
+        made, _ = cut(rest, size, own - taken.start)
+        if taken.is_literal or own % size or taken.start % size:
+            self._cuts[node] = before, made
+        return made
+
+    def _pick(self, node: fx.Node, indices: fx.Node, channels: Channels, own: int) -> Channels:
+        """Channels by a buffer of their numbers: a permutation goes with the width, any other choice keeps it."""
+        values = indices.meta["source"].meta["value"]
+        if values.numel() == own:
+            self._resized[indices] = {0: (channels, 1)}
+            return channels
+        if indices.op == "get_attr":
+            self._resized[indices] = {0: (channels, 1)}
+            indices.meta["chosen"] = own
+        return [Part(values.numel(), values.numel())]
+
+    def _resize_parameters(self, node: fx.Node, channels: Channels) -> None:
+        """Parameters that meet a map channel by channel."""
+        source = node.meta["source"]
+        if source.meta["axis"] is None:
+            return
+        for given in arguments(node):
+            value = given.meta.get("source", given).meta.get("value")
+            if given in self.channels or not isinstance(value, torch.Tensor) or not value.dim():
+                continue
+            axis = source.meta["axis"] - source.meta["value"].dim() + value.dim()
+            if axis >= 0 and value.shape[axis] == source.meta["width"] > 1:
+                for parameter, own in parameters_behind(given, axis):
+                    self._resize(parameter, own, channels)
 
     def _check_plain(self, node: fx.Node) -> None:
         """Without a rule in the table an operator may not have parameters: they would say how channels flow."""
         layer = layer_of(self.conversion, node)
         of_layer = list(layer.prototype.parameters()) if layer else []
-        if of_layer or any(n.op == "get_attr" and n.target != "training" for n in arguments(node)):
+        of_function = [str(n.target) for n in arguments(node) if n.op == "get_attr" and n.target != "training"]
+        if of_layer or of_function:
             what = type(layer.prototype).__name__ if layer else getattr(node.target, "__name__", node.target)
+            reads = f", which reads {of_function[0]}," if of_function else ""
             raise ConversionError(
-                f"no rule says how channels flow through {what} at {place_of(node.meta['source'])!r}:"
+                f"no rule says how channels flow through {what}{reads} at {place_of(node.meta['source'])!r}:"
                 " add a row to the operator table (td_compiler.graph.operators)."
             )
-
-    def _own_widths(self, node: fx.Node, operands: list[fx.Node]) -> dict[fx.Node, int]:
-        """The widths of a node's inputs in the bottom-up network, where they stand in the same places."""
-        source = node.meta["source"]
-        before = [
-            n for n in (root_parameter(n) or n for n in arguments(source)) if "width" in n.meta or is_parameter(n)
-        ]
-        if len(before) != len(operands):
-            before = before[:1] * len(operands)
-        widths: dict[fx.Node, int] = {}
-        for operand, own in zip(operands, before, strict=True):
-            axis = parameter_axis(operand, node) if operand.op == "get_attr" else None
-            if axis is not None:
-                operand.meta["axis"] = self._resized[operand] = axis
-            value = own.meta["value"]
-            known = own.meta.get("width", value.shape[axis] if axis is not None else 0)
-            widths[operand] = max(int(known), widths.get(operand, 0))
-        return widths
-
-    def _follow(self, node: fx.Node, operand: fx.Node, share: Fraction) -> None:
-        if share == 1:
-            self._union(node, operand)
-        else:
-            self._need_multiple(operand, share.denominator)
-            self._derived[node] = (operand, share)
-
-    def _operands(self, node: fx.Node) -> list[fx.Node]:
-        """The inputs whose channels an operator relates; the image that an upsampling reads its size from is none."""
-        read = [root_parameter(n) or n for n in arguments(node)]
-        operands = [n for n in read if n in self._parent and n.target != "training"]
-        row = operator_of(self.conversion, node)
-        return operands[:1] if row is not None and row.kind is Kind.UPSAMPLE else operands
-
-    def _joins_channels(self, node: fx.Node) -> bool:
-        source = node.meta.get("source")
-        if source is None:
-            return True
-        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
-        return isinstance(dim, int) and dim % source.meta["value"].dim() == source.meta["axis"]
 
     def _folds_map(self, source: fx.Node) -> bool:
         """Whether a node folds a map's pixels into features."""
@@ -266,38 +377,38 @@ class _Solver:
             return False
         return bool(source.meta["width"] != before.meta["width"])
 
-    def _evaluate(self, node: fx.Node) -> None:
-        row, source = operator_of(self.conversion, node), node.meta.get("source")
-        inputs = [n for n in node.all_input_nodes if n in self._parent]
-        if node in self._parts_of:
-            self._given[self._find(node)] = sum(self._width(part) for part in self._parts_of[node])
-        elif node in self._derived:
-            operand, share = self._derived[node]
-            self._given[self._find(node)] = int(self._width(operand) * share)
-        elif node in self._copied:
-            operand, wish = self._copied[node]
-            self._given[self._find(node)] = self._width(operand) * max(1, round(wish / self._width(operand)))
-        elif row is not None and row.width is Width.SUM and node.op.startswith("call") and self._joins_channels(node):
-            self._given[self._find(node)] = sum(self._width(n) for n in inputs)
-        elif source is not None and node.op.startswith("call") and self._is_flatten(node):
-            self._given[self._find(node)] = self._width(inputs[0]) * self._pixels(node)
 
-    def _is_flatten(self, node: fx.Node) -> bool:
-        row, source = operator_of(self.conversion, node), node.meta["source"]
-        free = row is not None and row.width in {Width.FREE, Width.SUM}
-        return not free and source.meta["axis"] == 1 and source.meta["size"] is None and self._folds_map(source)
+def _pixels(source: fx.Node) -> int:
+    """Height times width that a flatten folds into the features: the size that its map has in the source too."""
+    before = next(n for n in source.all_input_nodes if "width" in n.meta)
+    return math.prod(before.meta["size"])
 
-    def _pixels(self, node: fx.Node) -> int:
-        """Height times width that a flatten folds into the features: the size that its map has in the source too."""
-        before = next(n for n in node.meta["source"].all_input_nodes if "width" in n.meta)
-        return math.prod(before.meta["size"])
 
-    def _width(self, node: fx.Node) -> int:
-        root = self._find(node)
-        if root in self._given:
-            return self._given[root]
-        if root not in self._wanted:
-            source = node.meta.get("source", node)
-            raise ConversionError(f"the width of {place_of(source)!r} does not follow from any layer.")
-        multiple = self._multiple.get(root, 1)
-        return max(1, round(self._wanted[root][1] / multiple)) * multiple
+def _fix(channels: Channels, width: int) -> None:
+    """Channels whose number does not follow the widths."""
+    parts = leaves(channels)
+    if len(parts) == 1 and parts[0].width is None:
+        parts[0].width = width
+
+
+def _equal_parts(channels: Channels, number: int) -> list[Channels]:
+    """Divide channels into parts of one width."""
+    part = [Part(nominal(channels) // number)]
+    equate(channels, part * number)
+    return [part] * number
+
+
+def _grouping(node: fx.Node, layer: Layer | None) -> tuple[int, int, int]:
+    """The groups, inputs and outputs of a convolution in the bottom-up network, (1, 0, 0) for other layers."""
+    if layer is not None:
+        of = layer.prototype
+        return tuple(int(getattr(of, name, n)) for name, n in (("groups", 1), ("in_channels", 0), ("out_channels", 0)))  # type: ignore[return-value]
+    source = node.meta["source"]
+    given = source.kwargs.get("groups", source.args[6] if len(source.args) > 6 else 1)
+    groups = given.meta["value"] if isinstance(given, fx.Node) else given
+    return groups, source.all_input_nodes[0].meta["width"], source.meta["width"]
+
+
+def _has_numbers(node: fx.Node) -> bool:
+    """Whether all arguments of a split beside its input are numbers, which can be written anew."""
+    return len(arguments(node)) == 1 and str(getattr(node.target, "__name__", node.target)) in SPLITS

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from td_compiler.graph.moves import inserted, is_reduction, moved, permutation, reduces
 from td_compiler.graph.operators import Kind
 from td_compiler.graph.states import Conversion, Pass
 from td_compiler.passes.nodes import tensors
@@ -67,6 +68,8 @@ def _follow(conversion: Conversion, node: fx.Node, source: fx.Node) -> dict[str,
         width = int(value.shape[axis])
     elif row is not None and row.kind is Kind.LINEAR:
         width = int(value.shape[-1])
+    elif _takes_one(node, source, before, value):
+        width = 1
     else:
         width = int(source.meta["width"])
     size = tuple(n for i, n in enumerate(value.shape) if i not in (0, axis)) if value.dim() == 4 else None
@@ -75,6 +78,13 @@ def _follow(conversion: Conversion, node: fx.Node, source: fx.Node) -> dict[str,
     if factor != (1, 1) and (row is None or row.kind not in {Kind.CONV, Kind.POOL, Kind.GLOBAL_POOL, Kind.PAD}):
         notes["factor"] = factor
     return notes
+
+
+def _takes_one(node: fx.Node, source: fx.Node, before: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether a node leaves one number of all channels, and no axis for it."""
+    axis = source.meta["axis"]
+    picks = isinstance(source.meta["value"], torch.Tensor) or is_reduction(node)
+    return axis is not None and picks and reduces(node, axis, before.shape, value.shape)
 
 
 def _axis(
@@ -86,9 +96,17 @@ def _axis(
         return value.dim() - 1
     if row is not None and row.kind is Kind.CONV:
         return 1
-    order = _order(node, before.dim())
+    if axis is None and source.meta["width"] == 1:  # one number stood for all channels: the new axis is theirs
+        return next(iter(inserted(node, before.dim())), None) if value.dim() == 4 else None
+    order = permutation(node, before.dim())
     if order is not None:
         return order.index(axis) if axis is not None else None
+    if isinstance(source.meta["value"], torch.Tensor) and axis is not None and value.dim() <= 4:
+        if reduces(node, axis, before.shape, value.shape) and value.dim() < before.dim():
+            return None
+        place = moved(node, axis, before.shape, value.shape)
+        if place is not None:
+            return place
     if value.dim() == 4 and before.dim() == 4:
         return axis
     if value.dim() == 2:
@@ -97,21 +115,6 @@ def _axis(
         return 1
     if value.dim() == 4 and getattr(node.target, "__name__", node.target) in _UNFOLDING:
         return 1
-    return None
-
-
-def _order(node: fx.Node, dims: int) -> list[int] | None:
-    """The order of axes that a permutation or transposition makes; None for any other operation."""
-    name = getattr(node.target, "__name__", str(node.target))
-    args: Any = node.args[1:]
-    if name == "permute":
-        given: Any = args[0] if args and isinstance(args[0], (tuple, list)) else args or node.kwargs.get("dims", ())
-        return [int(d) % dims for d in given]
-    if name in {"transpose", "swapaxes", "swapdims"} and len(args) == 2:
-        order = list(range(dims))
-        one, other = int(args[0]) % dims, int(args[1]) % dims
-        order[one], order[other] = order[other], order[one]
-        return order
     return None
 
 

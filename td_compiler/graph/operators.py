@@ -129,6 +129,7 @@ class Operator:
         stride: (node, module) -> (height, width) factor by which the map shrinks.
         axes: parameter or buffer name -> the widths along its leading axes: "out", "in", "in/groups" or "filters" (all
             filters in one row); under any other name an axis keeps its length.
+        arguments: name of a function's parameter -> (its position, the widths along its leading axes, as in `axes`).
         sizes: attribute name of the module -> "out", "in" or "filters" (their shape): numbers that follow the widths.
         padding: attributes that must have these values for the layer to pad by its `padding` and nothing else.
         products: layer with a weight -> how many products make one number of its output, on average.
@@ -138,9 +139,15 @@ class Operator:
     width: Width = Width.EQUAL
     stride: Callable[[fx.Node, nn.Module | None], Pair] = _unit_stride
     axes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    arguments: Mapping[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
     sizes: Mapping[str, str] = field(default_factory=dict)
     padding: Mapping[str, Any] = field(default_factory=dict)
     products: Callable[[nn.Module], float] = _filter_size
+
+
+def _at(**positions: int) -> dict[str, tuple[int, tuple[str, ...]]]:
+    """Arguments of a function that have one number per channel."""
+    return {name: (at, ("in",)) for name, at in positions.items()}
 
 
 _PER_CHANNEL = {"weight": ("in",), "bias": ("in",)}
@@ -204,7 +211,7 @@ LAYERS: dict[type[nn.Module], Operator] = {
     **dict.fromkeys((nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ConstantPad2d), Operator(Kind.PAD)),
     nn.Flatten: _FLATTEN,
     nn.Identity: Operator(Kind.IDENTITY),
-    nn.Conv1d: Operator(Kind.ALONG_CHANNELS),  # as efficient channel attention has it: over the channels of a vector
+    nn.Conv1d: replace(_CONV, kind=Kind.ALONG_CHANNELS),  # where it runs along the channels they stay as many
     TransposedUpsample: _UPSAMPLE,
     nn.MultiheadAttention: _ATTENTION,
 }
@@ -236,7 +243,18 @@ FUNCTIONS: dict[Callable[..., Any], Operator] = {
     **dict.fromkeys((F.adaptive_avg_pool2d, F.adaptive_max_pool2d), _GLOBAL_POOL),
     **dict.fromkeys((torch.mean, torch.amax), _GLOBAL_POOL),
     F.pad: Operator(Kind.PAD),
-    F.conv2d: Operator(Kind.CONV, Width.FREE, _conv_function_stride),
+    F.conv2d: Operator(
+        Kind.CONV,
+        Width.FREE,
+        _conv_function_stride,
+        arguments={"weight": (1, ("out", "in/groups")), "bias": (2, ("out",))},
+    ),
+    F.linear: Operator(Kind.LINEAR, Width.FREE, arguments={"weight": (1, ("out", "in")), "bias": (2, ("out",))}),
+    F.batch_norm: Operator(Kind.NORM, arguments=_at(running_mean=1, running_var=2, weight=3, bias=4)),
+    F.instance_norm: Operator(Kind.NORM, arguments=_at(running_mean=1, running_var=2, weight=3, bias=4)),
+    F.layer_norm: Operator(Kind.NORM, arguments=_at(weight=2, bias=3)),
+    F.group_norm: Operator(Kind.NORM, arguments=_at(weight=2, bias=3)),
+    F.prelu: Operator(Kind.ACTIVATION, arguments=_at(weight=1)),
     **dict.fromkeys(
         (
             *(operator.add, operator.iadd, operator.sub, operator.mul, operator.imul, operator.truediv),
@@ -244,7 +262,8 @@ FUNCTIONS: dict[Callable[..., Any], Operator] = {
         ),
         _JOIN,
     ),
-    **dict.fromkeys((torch.cat, torch.concat), _CONCAT),
+    **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), _CONCAT),
+    torch.index_select: _JOIN,
     torch.flatten: _FLATTEN,
     **dict.fromkeys((F.scaled_dot_product_attention, F.multi_head_attention_forward), _ATTENTION),
     **dict.fromkeys((operator.matmul, torch.matmul, torch.bmm, torch.baddbmm, torch.einsum), _PRODUCT),
@@ -258,7 +277,7 @@ METHODS: dict[str, Operator] = {
     **dict.fromkeys(("relu", "relu_", "sigmoid", "tanh"), _ACTIVATION),
     **dict.fromkeys(("softmax", "log_softmax"), _SOFTMAX),
     **dict.fromkeys(("mean", "amax"), _GLOBAL_POOL),
-    **dict.fromkeys(("add", "add_", "sub", "mul", "mul_", "div"), _JOIN),
+    **dict.fromkeys(("add", "add_", "sub", "mul", "mul_", "div", "index_select"), _JOIN),
     **dict.fromkeys(("flatten", "view", "reshape", "squeeze"), _FLATTEN),
     **dict.fromkeys(("contiguous", "clone", "float", "to"), Operator(Kind.IDENTITY)),
     **dict.fromkeys(("matmul", "bmm", "baddbmm"), _PRODUCT),
