@@ -82,7 +82,7 @@ def _make_entry(conversion: Conversion, stage: TopDownStage, first: Unit) -> fx.
 
 
 def _copy_units(conversion: Conversion, stage: TopDownStage, units: list[Unit]) -> fx.Node:
-    """Copy units at stride 1, reading the image; the last convolution gets the stage's width."""
+    """Copy units at stride 1, reading the image; what they end in gets the stage's width."""
     assert stage.image is not None
     convolutions = [n for unit in units for n in unit.nodes if conversion.kind(n) is Kind.CONV]
     path = f"entry.{stage.key}"
@@ -101,8 +101,8 @@ def _copy_units(conversion: Conversion, stage: TopDownStage, units: list[Unit]) 
                 layer, own = conversion.layers[name], conversion.layers.get(conversion.own_path(str(source.target)))
                 layer.changes.update(own.changes if own else {})
                 same_size(layer)
-                is_last = source is convolutions[-1]
-                copies[source].meta["wanted"] = stage.width if is_last else source.meta["width"]
+                copies[source].meta["wanted"] = source.meta["width"]
+    copies[units[-1].output].meta["total"] = stage.width
     return in_order(stage.graph, copies[units[-1].output], 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from torch import fx
@@ -230,7 +231,8 @@ def _copy_projection(
         if unit.path and model.path and name.startswith(model.path + "."):
             path = home + name[len(model.path) :]
         else:
-            path = f"projection.{stage.key}.{i}"
+            paths = (f"projection.{stage.key}.{n}" for n in itertools.count(i))
+            path = next(path for path in paths if path not in conversion.layers)
         value = add_like(conversion, stage, source, path, {source.all_input_nodes[0]: value}, home)
         nodes.append(value)
     return nodes

@@ -88,7 +88,7 @@ def _slice(node: fx.Node) -> None:
     read = source.all_input_nodes[0]
     if cut is None or (cut.is_literal and (start, stop) == (cut.start, cut.stop)):
         return
-    axis, dims, own = read.meta["axis"], read.meta["value"].dim(), read.meta["width"]
+    axis, dims = read.meta["axis"], read.meta["value"].dim()
     if _name(node) == "narrow":
         node.args = (node.args[0], node.args[1], start, stop - start)
         return
@@ -96,7 +96,7 @@ def _slice(node: fx.Node) -> None:
     items = list(index) if isinstance(index, tuple) else [index]
     at = item_of(node, axis, dims)
     assert at is not None
-    items[at] = slice(start or None, None if cut.stop == own else stop, None)
+    items[at] = slice(start or None, None if items[at].stop is None else stop, None)
     node.update_arg(1, tuple(items))
 
 

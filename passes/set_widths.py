@@ -108,7 +108,7 @@ class _Solver:
                     self.channels[node] = self._relate(node, place)
                     if "total" in node.meta:
                         start, total = self._starts[node.meta["unit"]], int(node.meta["total"])
-                        self._wish(start, self.channels[node], lambda total=total: total)
+                        self._wish(start - 1, self.channels[node], lambda total=total: total)
         self._settle()
         self._note()
 
@@ -321,6 +321,7 @@ class _Solver:
     def _slice(self, node: fx.Node, taken: Cut, channels: Channels, own: int) -> Channels:
         size = taken.stop - taken.start
         if size == own:
+            self._cuts[node] = [], channels
             return channels
         if not taken.is_literal and own % size == taken.start % size == 0:
             _equal_parts(channels, own // size)
