@@ -90,11 +90,10 @@ def runs_along_channels(conversion: Conversion, node: fx.Node) -> bool:
 
 @dataclass(frozen=True)
 class Cut:
-    """The channels from `start` to before `stop` of the bottom-up network; `is_literal`: whether numbers say so."""
+    """The channels from `start` to before `stop` of the bottom-up network."""
 
     start: int
     stop: int
-    is_literal: bool
 
 
 def channel_cut(node: fx.Node) -> Cut | None:
@@ -106,12 +105,12 @@ def channel_cut(node: fx.Node) -> Cut | None:
         return None
     if getattr(node.target, "__name__", node.target) == "narrow":
         dim, start, length = (_number(a) for a in source.args[1:4])
-        return Cut(start, start + length, True) if dim % value.dim() == axis else None
+        return Cut(start, start + length) if dim % value.dim() == axis else None
     taken = _item(source, axis, value.dim()) if node.target is operator.getitem else None
     if not isinstance(taken, slice) or taken.step not in {None, 1}:
         return None
     start, stop, _ = slice(_number(taken.start), _number(taken.stop)).indices(value.shape[axis])
-    return Cut(start, stop, not isinstance(taken.start, fx.Node) and not isinstance(taken.stop, fx.Node))
+    return Cut(start, stop)
 
 
 def channel_index(node: fx.Node) -> fx.Node | None:

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from td_compiler.graph.states import Conversion, Pass
-from td_compiler.passes.nodes import channel_cut, item_of
+from td_compiler.passes.nodes import channel_cut, item_of, pieces_of
 
 __all__ = ["RewriteSizes"]
 
@@ -51,10 +51,10 @@ def _change(node: fx.Node) -> tuple[int, int] | None:
 def _split(node: fx.Node) -> None:
     """Sizes of pieces, where the numbers given do not make those that the pieces are to have."""
     pieces: list[int] | None = node.meta.get("pieces")
-    if pieces is None or (len(set(pieces)) == 1 and not _given(node, 1)):
+    if pieces is None:
         return
     read, axis = node.args[0], node.meta["source"].all_input_nodes[0].meta["axis"]
-    if pieces == _made(node, sum(pieces)):
+    if pieces == (_made(node, sum(pieces)) or pieces_of(node)):
         return
     node.target = "split" if node.op == "call_method" else torch.split
     node.args, node.kwargs = (read, pieces, axis), {}
@@ -86,7 +86,7 @@ def _slice(node: fx.Node) -> None:
     start, stop = node.meta["bounds"]
     cut, source = channel_cut(node), node.meta["source"]
     read = source.all_input_nodes[0]
-    if cut is None or (cut.is_literal and (start, stop) == (cut.start, cut.stop)):
+    if cut is None or (start, stop) == (cut.start, cut.stop):
         return
     axis, dims = read.meta["axis"], read.meta["value"].dim()
     if _name(node) == "narrow":

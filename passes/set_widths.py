@@ -18,7 +18,7 @@ from torch import fx
 from td_compiler.errors import ConversionError
 from td_compiler.graph.moves import inserted
 from td_compiler.graph.operators import Kind, Width
-from td_compiler.graph.parts import Channels, Part, cut, equate, leaves, nominal, want, width_of
+from td_compiler.graph.parts import Channels, Part, cut, equal_parts, equate, fix, fresh, parts_of, want, width_of
 from td_compiler.graph.states import Conversion, Pass, layer_of, operator_of
 from td_compiler.graph.units import Layer
 from td_compiler.network.base import handed_on
@@ -101,7 +101,7 @@ class _Solver:
                 if node.op == "output":
                     carried = [self.channels[n] for n in handed_on(graph)]
                 elif node.op == "placeholder":
-                    image = [Part(self.conversion.image_size[0], self.conversion.image_size[0])]
+                    image = fresh(channels := self.conversion.image_size[0], channels)
                     is_image = node.target == "image" or not carried
                     self.channels[node] = image if is_image else carried[node.target == "older"]
                 elif self._carries(node):
@@ -121,15 +121,15 @@ class _Solver:
 
     def _settle(self) -> None:
         for channels in self._read:
-            if len(parts := set(leaves(channels))) == 1:
+            if len(parts := parts_of(channels)) == 1:
                 (part,) = parts
                 part.least = max(1, part.least)
         together: dict[Part, list[tuple[Channels, int]]] = defaultdict(list)
         for channels, multiple in self._multiples:
-            parts = set(leaves(channels))
+            parts = parts_of(channels)
             if len(parts) == 1:
                 (part,) = parts
-                part.multiple = math.lcm(part.multiple, multiple // math.gcd(multiple, len(leaves(channels))))
+                part.multiple = math.lcm(part.multiple, multiple // math.gcd(multiple, parts[part]))
             else:
                 for part in parts:
                     together[part].append((channels, multiple))
@@ -197,7 +197,7 @@ class _Solver:
                 joined += self.channels[n]
             elif isinstance(value := n.meta.get("source", n).meta.get("value"), torch.Tensor) and source is not None:
                 known = int(value.shape[source.meta["axis"]])
-                joined.append(Part(known, known))
+                joined += fresh(known, known)
         return joined
 
     def _relate_layer(self, node: fx.Node, maps: list[fx.Node], place: int) -> Channels:
@@ -208,17 +208,17 @@ class _Solver:
             return read
         self._read.append(read)
         for other in maps[1:]:  # what mixes the filters, one number for each expert
-            _fix(self.channels[other], int(other.meta["source"].meta["width"]))
+            fix(self.channels[other], int(other.meta["source"].meta["width"]))
         wish = int(node.meta["wanted"] if "wanted" in node.meta else source.meta["width"])
         groups, inputs, outputs = _grouping(node, layer)
         is_own = layer is None or layer.own  # a new layer takes the groups that fit
         if groups == inputs == outputs > 1:
             made = read
         elif groups == inputs > 1:
-            made = [Part(outputs)]
+            made = fresh(outputs)
             self._wish(place, made, lambda: (width_of(read) or 1) * max(1, round(wish / (width_of(read) or 1))))
         else:
-            made = [Part(int(source.meta["width"]) if source is not None else 0)]
+            made = fresh(int(source.meta["width"]) if source is not None else wish)
             self._wish(place, made, lambda: wish)
             if is_own and groups > 1:
                 self._multiples += [(made, groups), (read, groups)]
@@ -254,7 +254,7 @@ class _Solver:
         if row is None or row.width is Width.UNKNOWN:
             self._check_plain(node)
         if source.meta["axis"] == 1 and source.meta["size"] is None and self._folds_map(source):
-            made = [Part(int(source.meta["width"]))]
+            made = fresh(int(source.meta["width"]))
             self._wish(place, made, lambda: (width_of(channels) or 0) * _pixels(source))
             return made
         if maps[0] in self._pieces and isinstance(at := node.args[1], int):
@@ -264,7 +264,7 @@ class _Solver:
         if (taken := channel_cut(node)) is not None:
             return self._slice(node, taken, channels, own[0])
         if padding := channel_padding(self.conversion, node):
-            sides = [[Part(n, default=n, least=0)] if n else [] for n in padding]
+            sides = [fresh(n, default=n, least=0) for n in padding]
             return [*sides[0], *channels, *sides[1]]
         made = self._follow(node, maps, own, place)
         if row is not None and row.axes:
@@ -279,20 +279,20 @@ class _Solver:
         first = own.index(most)
         channels = self.channels[maps[first]]
         if width == 1 < most:  # a mean over the channels
-            made = [Part(1, 1)]
+            made = fresh(1, 1)
         elif most == 1 < width:  # one channel that stands for many: as many as it meets
-            made = [Part(width, default=width)]
+            made = fresh(width, default=width)
         elif width == most:
-            refolded = source.meta["axis"] is not None and self._is_folded(source) and len(set(leaves(channels))) > 1
-            made = [Part(width)] if refolded else channels  # the order is another one
+            refolded = source.meta["axis"] is not None and self._is_folded(source) and len(parts_of(channels)) > 1
+            made = fresh(width) if refolded else channels  # the order is another one
             if refolded:
                 self._wish(place, made, lambda: width_of(channels) or 0)
         else:
             share = Fraction(width, most)
-            made = _equal_parts(channels, share.denominator)[0] * share.numerator
+            made = equal_parts(channels, share.denominator)[0] * share.numerator
         for other, known in zip(maps, own, strict=True):
             if known == 1 < most:  # one channel that stands for all
-                _fix(self.channels[other], 1)
+                fix(self.channels[other], 1)
             elif known == most:
                 equate(channels, self.channels[other])
             elif known == width:
@@ -308,8 +308,8 @@ class _Solver:
         return before if len(before) == len(maps) else before[:1] * len(maps)
 
     def _split(self, node: fx.Node, sizes: list[int], channels: Channels) -> Channels:
-        if len(set(sizes)) == 1 and not _has_numbers(node):
-            pieces = _equal_parts(channels, len(sizes))
+        if str(getattr(node.target, "__name__", node.target)) not in SPLITS:
+            pieces = equal_parts(channels, len(sizes))
         else:
             pieces, rest = [], channels
             for i, size in enumerate(sizes):
@@ -323,12 +323,9 @@ class _Solver:
         if size == own:
             self._cuts[node] = [], channels
             return channels
-        if not taken.is_literal and own % size == taken.start % size == 0:
-            _equal_parts(channels, own // size)
         before, rest = cut(channels, taken.start, own)
         made, _ = cut(rest, size, own - taken.start)
-        if taken.is_literal or own % size or taken.start % size:
-            self._cuts[node] = before, made
+        self._cuts[node] = before, made
         return made
 
     def _pick(self, node: fx.Node, indices: fx.Node, channels: Channels, own: int) -> Channels:
@@ -340,7 +337,7 @@ class _Solver:
         if indices.op == "get_attr":
             self._resized[indices] = {0: (channels, 1)}
             indices.meta["chosen"] = own
-        return [Part(values.numel(), values.numel())]
+        return fresh(values.numel(), values.numel())
 
     def _resize_parameters(self, node: fx.Node, channels: Channels) -> None:
         """Parameters that meet a map channel by channel."""
@@ -385,20 +382,6 @@ def _pixels(source: fx.Node) -> int:
     return math.prod(before.meta["size"])
 
 
-def _fix(channels: Channels, width: int) -> None:
-    """Channels whose number does not follow the widths."""
-    parts = leaves(channels)
-    if len(parts) == 1 and parts[0].width is None:
-        parts[0].width = width
-
-
-def _equal_parts(channels: Channels, number: int) -> list[Channels]:
-    """Divide channels into parts of one width."""
-    part = [Part(nominal(channels) // number)]
-    equate(channels, part * number)
-    return [part] * number
-
-
 def _grouping(node: fx.Node, layer: Layer | None) -> tuple[int, int, int]:
     """The groups, inputs and outputs of a convolution in the bottom-up network, (1, 0, 0) for other layers."""
     if layer is not None:
@@ -408,8 +391,3 @@ def _grouping(node: fx.Node, layer: Layer | None) -> tuple[int, int, int]:
     given = source.kwargs.get("groups", source.args[6] if len(source.args) > 6 else 1)
     groups = given.meta["value"] if isinstance(given, fx.Node) else given
     return groups, source.all_input_nodes[0].meta["width"], source.meta["width"]
-
-
-def _has_numbers(node: fx.Node) -> bool:
-    """Whether all arguments of a split beside its input are numbers, which can be written anew."""
-    return len(arguments(node)) == 1 and str(getattr(node.target, "__name__", node.target)) in SPLITS

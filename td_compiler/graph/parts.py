@@ -3,6 +3,9 @@
 A concatenation joins lists, a slice or a split cuts one, an addition makes two of them equal part by part: where they
 are cut at different channels, both are cut at all of them. So a block that adds to a part of its channels, or norms
 the halves of a map, needs no rule of its own, and parts always add up to the whole.
+
+Beside every part stands how many channels it is in the bottom-up network, as far as this list goes. Only proportions
+count: a map that comes from another stage may have had another width there.
 """
 
 from __future__ import annotations
@@ -10,50 +13,56 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 
-__all__ = ["Channels", "Part", "cut", "equate", "leaves", "nominal", "want", "width_of"]
+__all__ = ["Channels", "Part", "cut", "equal_parts", "equate", "fix", "fresh", "parts_of", "want", "width_of"]
 
 
 class Part:
     """Some neighbouring channels that no operator tells apart.
 
     Attributes:
-        nominal: how many they are in the bottom-up network; 0 where it has none such.
-        width: how many they are here; None until it is known.
+        width: how many they are in the top-down network; None until it is known.
         default: the width if nothing else says; None: something must.
         least: the fewest that they may be.
         multiple: what their number is a multiple of.
+        consists: the parts that it turned out to be, with their shares of it; None while it is one.
     """
 
-    def __init__(self, nominal: int, width: int | None = None, default: int | None = None, least: int = 1) -> None:
-        self.nominal, self.width, self.default, self.least, self.multiple = nominal, width, default, least, 1
-        self._is: list[Part] | None = None  # the parts that it turned out to be
+    def __init__(self, width: int | None = None, default: int | None = None, least: int = 1) -> None:
+        self.width, self.default, self.least, self.multiple = width, default, least, 1
+        self.consists: Channels | None = None
 
 
-Channels = list[Part]
+Channels = list[tuple[Part, Fraction]]
 
 
-def leaves(channels: Sequence[Part]) -> Channels:
+def fresh(number: int, width: int | None = None, default: int | None = None, least: int = 1) -> Channels:
+    """Channels that are one part, `number` of them in the bottom-up network; none if there are none."""
+    return [(Part(width, default, least), Fraction(number))] if number else []
+
+
+def leaves(channels: Channels) -> Channels:
     """The parts that a list has come to consist of."""
     found: Channels = []
-    for part in channels:
-        if part._is is None:
-            found.append(part)
+    for part, number in channels:
+        if part.consists is None:
+            found.append((part, number))
         else:
-            part._is = leaves(part._is)
-            found.extend(part._is)
+            part.consists = leaves(part.consists)
+            found.extend((p, share if number == 1 else share * number) for p, share in part.consists)
     return found
 
 
-def nominal(channels: Sequence[Part]) -> int:
-    """How many channels these are in the bottom-up network."""
-    return sum(part.nominal for part in leaves(channels))
+def parts_of(channels: Channels) -> Counter[Part]:
+    """The parts that a list has come to consist of, and how often each is in it."""
+    return Counter(part for part, _ in leaves(channels))
 
 
-def width_of(channels: Sequence[Part]) -> int | None:
-    """How many channels these are; None while that is not known."""
+def width_of(channels: Channels) -> int | None:
+    """How many channels these are in the top-down network; None while that is not known."""
     total = 0
-    for part in leaves(channels):
+    for part, _ in leaves(channels):
         width = part.width if part.width is not None else part.default
         if width is None:
             return None
@@ -61,73 +70,74 @@ def width_of(channels: Sequence[Part]) -> int | None:
     return total
 
 
-def cut(channels: Sequence[Part], at: int, of: int) -> tuple[Channels, Channels]:
-    """Divide a list behind its channel `at`, counted in `of` channels, as many as the bottom-up network has there."""
+def cut(channels: Channels, at: int, of: int) -> tuple[Channels, Channels]:
+    """Divide a list behind its channel `at`, where it has `of` of them in the bottom-up network."""
     parts = leaves(channels)
-    missing = [part for part in parts if not part.nominal and part.width is None]
-    if len(missing) == 1:  # a layer of the top-down network alone
-        missing[0].nominal = max(0, of - nominal(parts))
-    total = nominal(parts)
-    rest = at if total == of else round(at * total / of)
-    for i, part in enumerate(parts):
+    rest = Fraction(at, of) * _total(parts)
+    for i, (part, number) in enumerate(parts):
         if rest <= 0:
             return parts[:i], parts[i:]
-        if rest < part.nominal:
-            before, after = _split(part, rest)
+        if rest < number:
+            before, after = _split(part, number, rest)
             return [*parts[:i], before], [after, *parts[i + 1 :]]
-        rest -= part.nominal
+        rest -= number
     return parts, []
 
 
-def _split(part: Part, at: int) -> tuple[Part, Part]:
-    sides = (at, part.nominal - at)
-    if part.width is not None:
-        first = at if part.width == part.nominal else round(part.width * at / part.nominal)
-        widths: tuple[int | None, int | None] = first, part.width - first
-    else:
-        widths = None, None
-    defaults = sides if part.default is not None else (None, None)
-    one, other = (Part(side, width, default, 0) for side, width, default in zip(sides, widths, defaults, strict=True))
-    part._is = [one, other]
-    return one, other
+def _total(channels: Channels) -> Fraction:
+    return sum((number for _, number in channels), Fraction())
 
 
-def equate(one: Sequence[Part], other: Sequence[Part]) -> None:
+def _split(part: Part, number: Fraction, at: Fraction) -> tuple[tuple[Part, Fraction], tuple[Part, Fraction]]:
+    share = at / number
+    one, other = Part(least=0), Part(least=0)
+    for name in ("width", "default"):
+        known = getattr(part, name)
+        if known is not None:
+            setattr(one, name, round(known * share))
+            setattr(other, name, known - round(known * share))
+    part.consists = [(one, share), (other, 1 - share)]
+    return (one, at), (other, number - at)
+
+
+def equal_parts(channels: Channels, number: int) -> list[Channels]:
+    """Divide channels into a number of parts of one width."""
+    part = Part()
+    share = _total(channels) / number
+    equate(channels, [(part, share)] * number)
+    return [[(part, share)]] * number
+
+
+def equate(one: Channels, other: Channels) -> None:
     """Make two lists one, part by part; lists that cannot be laid side by side are left to the check of shapes."""
     one, other = leaves(one), leaves(other)
     if not one or not other:
         return
-    if len(one) == len(other) == 1:
-        _unite(one[0], other[0])
-    elif nominal(one) == nominal(other) and all(part.nominal for part in (*one, *other)):
-        _lay_together(one, other)
-    elif len(one) == 1 or len(other) == 1:
-        single, several = (one[0], other) if len(one) == 1 else (other[0], one)
-        if single not in several and single.width is None:
-            single._is = several
-    elif len(one) == len(other):
-        for mine, its in zip(one, other, strict=True):
-            equate([mine], [its])
+    if len(one) == len(other) and _total(one) != _total(other):
+        for (mine, _), (its, _) in zip(one, other, strict=True):
+            equate([(mine, Fraction(1))], [(its, Fraction(1))])
+        return
+    scale = _total(one) / _total(other)
+    _lay_together(one[::-1], [(part, number * scale) for part, number in reversed(other)])
 
 
 def _lay_together(one: Channels, other: Channels) -> None:
-    """Cut two lists of as many channels at each other's ends, and make what then lies side by side one."""
-    one, other = one[::-1], other[::-1]
+    """Cut two lists, last part first, at each other's ends, and make what then lies side by side one."""
     while one and other:
-        mine, its = _take(one), _take(other)
+        (mine, number), (its, its_number) = _take(one), _take(other)
         if mine is its:
             continue
-        size = min(mine.nominal, its.nominal)
-        if mine.nominal > size:
-            mine, rest = _split(mine, size)
+        size = min(number, its_number)
+        if number > size:
+            (mine, _), rest = _split(mine, number, size)
             one.append(rest)
-        elif its.nominal > size:
-            its, rest = _split(its, size)
+        elif its_number > size:
+            (its, _), rest = _split(its, its_number, size)
             other.append(rest)
         _unite(mine, its)
 
 
-def _take(stack: Channels) -> Part:
+def _take(stack: Channels) -> tuple[Part, Fraction]:
     parts = leaves([stack.pop()])
     stack.extend(parts[:0:-1])
     return parts[0]
@@ -135,33 +145,38 @@ def _take(stack: Channels) -> Part:
 
 def _unite(one: Part, other: Part) -> None:
     """Make two parts one; a known width wins."""
-    if one is other:
-        return
-    if one.width is None:
+    if one.width is None and other.width is not None:
         one, other = other, one
-    one.nominal = one.nominal or other.nominal
     one.least = max(one.least, other.least)
     one.multiple = math.lcm(one.multiple, other.multiple)
     if one.default is None or other.default is None:
         one.default = None
-    other._is = [one]
+    other.consists = [(one, Fraction(1))]
 
 
-def want(channels: Sequence[Part], total: int, multiples: Callable[[Part], Sequence[tuple[Channels, int]]]) -> None:
+def fix(channels: Channels, width: int) -> None:
+    """Give channels that do not follow the widths their number."""
+    parts = parts_of(channels)
+    if len(parts) == 1:
+        (part,) = parts
+        part.width = width if part.width is None else part.width
+
+
+def want(channels: Channels, total: int, multiples: Callable[[Part], Sequence[tuple[Channels, int]]]) -> None:
     """Give the parts of a list that are not known yet widths that add up to `total`, in proportion.
 
     The widest takes what rounding leaves. `multiples` says of a part in which lists it is that must be multiples.
     """
-    counts = Counter(leaves(channels))
-    unknown = [part for part in counts if part.width is None]
+    parts = leaves(channels)
+    counts = Counter(part for part, _ in parts)
+    unknown = {part: number for part, number in reversed(parts) if part.width is None}
     if not unknown:
         return
     rest = total - sum((part.width or 0) * n for part, n in counts.items())
-    whole = sum(part.nominal * counts[part] for part in unknown)
-    for part in unknown:
-        share = rest * part.nominal / whole if whole else rest / sum(counts[p] for p in unknown)
-        part.width = _at_least(part, round(share / part.multiple) * part.multiple)
-    widest = max(unknown, key=lambda part: part.nominal)
+    whole = sum(number * counts[part] for part, number in unknown.items())
+    for part, number in unknown.items():
+        part.width = _at_least(part, round(rest * number / whole / part.multiple) * part.multiple)
+    widest = max(reversed(unknown), key=unknown.__getitem__)
     assert widest.width is not None
     over, count = rest - sum((part.width or 0) * counts[part] for part in unknown), counts[widest]
     if len(unknown) > 1 and over % (count * widest.multiple) == 0:
@@ -176,7 +191,7 @@ def _at_least(part: Part, width: int) -> int:
 
 def _round(part: Part, channels: Channels, multiple: int) -> None:
     """Change one part so that a list of several is a multiple, as little as possible."""
-    total, count = width_of(channels), Counter(leaves(channels))[part]
+    total, count = width_of(channels), parts_of(channels)[part]
     if total is None or part.width is None:
         return
     steps = [step * part.multiple for k in range(multiple) for step in (k, -k)]
