@@ -40,9 +40,10 @@ def _chain(conversion: Conversion, piece: list[fx.Node], entry: fx.Node) -> dict
     """The cuts of the longest chain of cells that a piece is, by place; none if it is no such chain.
 
     A cell joins paths with convolutions and reads all of the state before it, that is one tensor or two; what it hands
-    on is its output, and one tensor of that state at most: a tensor made within the cell is its own business. Cells
-    that stay at one scale are left in one piece, which is one stage's in any case, as is a piece of two cells of which
-    one alone makes the map smaller: that is what a block with a long and a short way looks like.
+    on is its output, and one tensor of that state at most: a tensor made within the cell is its own business. A stem
+    may precede the first cell, which then reads the stem's output and its input. Cells that stay at one scale are left
+    in one piece, which is one stage's in any case, as is a piece of two cells of which one alone makes the map smaller:
+    that is what a block with a long and a short way looks like.
     """
     scales = entry.meta["scale"], piece[-1].meta["scale"]
     if scales[0] == scales[1]:
@@ -52,15 +53,25 @@ def _chain(conversion: Conversion, piece: list[fx.Node], entry: fx.Node) -> dict
     before: dict[int, int] = {}
     for start, state in cuts.items():
         for end in (end for end in cuts if end > start) if start in cells else ():
-            if cells.get(end, 0) <= cells[start] and _is_cell(conversion, piece[start + 1 : end + 1], state, cuts[end]):
-                cells[end], before[end] = cells[start] + 1, start
+            part = piece[start + 1 : end + 1]
+            if not _follows(part, state, cuts[end]):
+                continue
+            if joins_paths(conversion, part):
+                count = cells[start] + 1
+            elif start == -1 and any(conversion.kind(node) is Kind.CONV for node in part):
+                count = 0
+            else:
+                continue
+            if count > cells.get(end, -1):
+                cells[end], before[end] = count, start
     chain: list[int] = []
     at = before.get(len(piece) - 1, -1)
     while at >= 0:
         chain.insert(0, at)
         at = before[at]
-    splits_strides = any(piece[at].meta["scale"] not in scales for at in chain)
-    return {at: cuts[at] for at in chain} if len(chain) > 1 or splits_strides else {}
+    between = [at for at in chain if cells[at] > 0]  # cells, not a stem and a cell
+    splits_strides = any(piece[at].meta["scale"] not in scales for at in between)
+    return {at: cuts[at] for at in chain} if len(between) > 1 or splits_strides else {}
 
 
 def _cuts(piece: list[fx.Node], entry: fx.Node) -> dict[int, State]:
@@ -76,12 +87,12 @@ def _cuts(piece: list[fx.Node], entry: fx.Node) -> dict[int, State]:
     return cuts
 
 
-def _is_cell(conversion: Conversion, nodes: list[fx.Node], before: State, after: State) -> bool:
+def _follows(nodes: list[fx.Node], before: State, after: State) -> bool:
+    """Whether some nodes read all of the state before them and hand on their output and at most one tensor of that."""
     if not set(after[1:]) <= set(before):
         return False
     inside = set(nodes)
-    read = {n for node in nodes for n in node.all_input_nodes if n not in inside}
-    return set(before) <= read and joins_paths(conversion, nodes)
+    return set(before) <= {n for node in nodes for n in node.all_input_nodes if n not in inside}
 
 
 def joins_paths(conversion: Conversion, piece: list[fx.Node]) -> bool:

@@ -230,6 +230,8 @@ class _Parser:
         if is_block:
             self._flush()
             self._add(nodes, UnitKind.BLOCK)
+        elif nodes[-1] in self._states:  # the stem of a chain of cells, which hands on its input too
+            self._add([*self._take_pending(), *nodes], UnitKind.CONV)
         elif len(nodes) == 1 and kind is Kind.CONV:
             waits = current is not None and current.kind is UnitKind.CONV and self._is_depthwise(current.nodes)
             if current is not None and waits and not self._is_depthwise(nodes):

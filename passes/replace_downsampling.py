@@ -116,8 +116,7 @@ def _grow_unit(conversion: Conversion, stage: TopDownStage, unit: Unit, small: d
         users = list(last.users)
         with stage.graph.inserting_before(last.next):
             copy = _add_upsample(conversion, stage, last, scales[last])
-        for user in users:
-            user.replace_input_with(last, copy)
+        stage.redirect(last, copy, keep=set(last.users) - set(users))
         span.append(copy)
         stage.arrival = copy if stage.arrival is last else stage.arrival
     stage.spans[unit] = span
@@ -169,7 +168,7 @@ def _flatten(conversion: Conversion, stage: TopDownStage, node: fx.Node) -> bool
     crops = "source" in node.meta and _crops(kind, node.meta["source"])
     if kind is Kind.PAD or shrinks or crops:
         before = next(n for n in node.all_input_nodes if n.op != "get_attr")
-        node.replace_all_uses_with(before)
+        stage.redirect(node, before)
         stage.arrival = before if stage.arrival is node else stage.arrival
         stage.graph.erase_node(node)
         return True
