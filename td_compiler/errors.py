@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-__all__ = ["ConversionError", "no_other_error", "one_line"]
+__all__ = ["Breakdown", "ConversionError", "no_other_error", "one_line"]
 
 
 class ConversionError(ValueError):
@@ -19,6 +19,10 @@ class ConversionError(ValueError):
     The message is one sentence (or two) for the person at the keyboard: it names the layer's path and the shapes
     involved where there are any, and the way out.
     """
+
+
+class Breakdown(ConversionError):
+    """A defect of the compiler, not of the network that it was given; `__cause__` is what was raised."""
 
 
 @contextlib.contextmanager
@@ -40,28 +44,28 @@ def no_other_error(doing: str, *, but: tuple[type[BaseException], ...] = ()) -> 
     except (ConversionError, *but):
         raise
     except (Exception, SystemExit) as error:
-        raise ConversionError(_unforeseen(error, doing)) from error
+        raise _unforeseen(error, doing) from error
 
 
 def one_line(error: BaseException) -> str:
-    """An error's class and the first line of its message, which may go on with a stack of C++ functions."""
-    message = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    """An error's class and its message in one line, without the stack of C++ functions that torch adds to some."""
+    message = " ".join(str(error).partition("\nException raised from")[0].split())
     message = message if len(message) <= 300 else f"{message[:300]}..."
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
-def _unforeseen(error: BaseException, doing: str) -> str:
+def _unforeseen(error: BaseException, doing: str) -> ConversionError:
     frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__) if not _is_background(frame)]
     users = [_place(frame, line) for frame, line in frames if not _is_ours(frame)]
     node = next((found for frame, _ in reversed(frames) if (found := _node_path(frame))), "")
     at = f" at {node!r}" if node else ""
     if frames and not _is_ours(frames[-1][0]):
-        return (
+        return ConversionError(
             f"the network's own code raised {one_line(error)} at {users[-1]}, while {doing}{at}: it must take a batch"
             " of images (N, C, H, W) and return class scores."
         )
     where = ", ".join([*(_place(frame, line) for frame, line in frames[-1:]), *users[-1:]])
-    return (
+    return Breakdown(
         f"td-compiler broke down while {doing}{at}{f' ({where})' if where else ''}: {one_line(error)}; this is a defect"
         " of td-compiler: please report it with the traceback that tdc --debug shows (here it is this error's cause)."
     )

@@ -61,6 +61,15 @@ def _python_generators() -> Iterator[None]:
                 numpy.random.set_state(before[1])
 
 
+class _Thread(threading.local):
+    """Whether this thread runs on a generator that stands in for the caller's."""
+
+    swapped = False
+
+
+_thread = _Thread()
+
+
 class _OwnDraws(TorchFunctionMode):
     """Torch functions draw from a copy of the caller's generator, one for every device, made when it is first needed.
 
@@ -68,7 +77,7 @@ class _OwnDraws(TorchFunctionMode):
     copy does, and it is put back at once.
     """
 
-    _swapping = threading.Lock()
+    _swapping = threading.RLock()  # one thread may have several of these, one inside the other
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +96,7 @@ class _OwnDraws(TorchFunctionMode):
             return function(*args, **kwargs)
         device = _device_of(args, kwargs)
         given = kwargs.get("generator") is not None or any(isinstance(each, torch.Generator) for each in args)
-        if given or device.type not in ("cpu", "cuda"):  # on the meta device nothing is drawn
+        if given or _thread.swapped or device.type not in ("cpu", "cuda"):  # on the meta device nothing is drawn
             return function(*args, **kwargs)
         own = self._generator(device)
         if name in _DRAW_BY_GENERATOR:
@@ -95,9 +104,11 @@ class _OwnDraws(TorchFunctionMode):
         with self._swapping:
             before = _state(device)
             _set_state(device, own.get_state())
+            _thread.swapped = True
             try:
                 return function(*args, **kwargs)
             finally:
+                _thread.swapped = False
                 own.set_state(_state(device))
                 _set_state(device, before)
 

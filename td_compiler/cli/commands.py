@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 import td_compiler
 from td_compiler import reverse
 from td_compiler.cli.options import Given
+from td_compiler.cli.progress import progress
 from td_compiler.emission import emit_source
 from td_compiler.errors import ConversionError
 from td_compiler.files import write_together
@@ -170,8 +171,8 @@ def verify(request: Request, *, meta: bool) -> bool:
         ConversionError: if the source or its conversion is refused.
     """
     loaded, options = _load(request, device="meta" if meta else None)
-    with contextlib.redirect_stdout(sys.stderr):
-        verification = td_compiler.verify(loaded.model, **options)
+    with contextlib.redirect_stdout(sys.stderr), progress() as begin:
+        verification = td_compiler.verify(loaded.model, progress=begin, **options)
     print_verification(verification, Console())
     return verification.passed
 

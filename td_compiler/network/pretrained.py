@@ -38,7 +38,7 @@ from td_compiler.surroundings import neutral_surroundings
 if TYPE_CHECKING:
     from td_compiler.network.base import TopDownNet
 
-__all__ = ["from_pretrained", "save_pretrained", "storable_state"]
+__all__ = ["adopt_dtypes", "from_pretrained", "save_pretrained", "storable_state"]
 
 CONFIG, CODE, WEIGHTS = "config.json", "modeling_td.py", "model.safetensors"
 FORMAT = 1
@@ -208,14 +208,14 @@ def _load(model: nn.Module, path: Path) -> None:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ConversionError(f"{path} cannot be read: {error}.") from error
-    _adopt_dtypes(model, state)
+    adopt_dtypes(model, state)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ConversionError(f"{path} does not fit {CODE}: {' '.join(str(error).split())}") from error
 
 
-def _adopt_dtypes(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+def adopt_dtypes(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     """Give every parameter and buffer its saved dtype; the others that of the parameters, where they agree on one."""
     dtypes = {state[name].dtype for name, _ in model.named_parameters() if name in state}
     floating = {dtype for dtype in dtypes if dtype.is_floating_point}

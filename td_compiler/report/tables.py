@@ -104,14 +104,18 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def print_verification(verification: Verification, console: Console) -> None:
-    """Print checks as a table: a tick, a cross or, for what was left out, a dash; the check; what was seen."""
+    """Print checks as a table: a tick, a cross or, for what was not looked at, a dash; the check; what was seen."""
+    from td_compiler.verification.verify import marks  # imports the compiler, which other tables have no use for
+
+    signs = marks(console.encoding)
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(ratio=2)
     table.add_column(ratio=3)
     for check in verification.checks:
         style = "dim" if check.skipped else "green" if check.passed else "red"
-        table.add_row(Text(check.mark, style), Text(check.name), Text(check.detail, "" if check.passed else style))
+        detail = f"not looked at: {check.detail}" if check.skipped else check.detail
+        table.add_row(Text(signs[check.outcome], style), Text(check.name), Text(detail, "" if check.passed else style))
     console.print(verification.heading, highlight=False, markup=False)
     console.print(table, highlight=False)
 

@@ -1,6 +1,7 @@
 """The checks behind `verify`: each looks at one property and returns what it saw, or raises.
 
-Every check reads the finished network alone, none asks the passes that made it.
+Every check reads the finished network alone, none asks the passes that made it. A check returns what it looked at,
+raises `Violation` where the property does not hold, and `Skipped` where it cannot tell.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import copy
 import itertools
 import traceback
-import types
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from td_compiler.capture.capture import skeleton
 from td_compiler.capture.meta import ShapesOnly
-from td_compiler.emission import emit_source
+from td_compiler.errors import one_line
 from td_compiler.graph.operators import Width, lookup
 from td_compiler.network.base import TopDownNet
-from td_compiler.verification.settings import compare_settings, filters_of, left_out
-from td_compiler.verification.subject import Size, Subject, tensors_in
+from td_compiler.surroundings import neutral_surroundings
+from td_compiler.verification.presence import changed_filters, presence
+from td_compiler.verification.settings import compare_settings
+from td_compiler.verification.subject import Size, Skipped, Subject, Violation, needs_values, tensors_in
 
 __all__ = [
     "Skipped",
     "Violation",
     "describe",
-    "emission",
+    "emitted_bits",
+    "emitted_state",
     "fingerprint",
     "gradients",
     "names",
@@ -41,12 +45,7 @@ __all__ = [
 ]
 
 
-class Violation(Exception):
-    """A property does not hold; the message says where."""
-
-
-class Skipped(Exception):
-    """A property cannot be looked at; the message says why."""
+_RUNS = 3
 
 
 def _times(size: Iterable[int]) -> str:
@@ -58,12 +57,13 @@ def _few(items: Iterable[str]) -> str:
     return ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")
 
 
-def describe(error: Exception) -> str:
+def describe(error: BaseException) -> str:
     """An unexpected error in one line, with the innermost line of this package that it came through."""
     here = str(Path(__file__).parents[2])
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(here)]
     where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return " ".join(f"{type(error).__name__}{where}: {error}".split())
+    kind, _, message = one_line(error).partition(":")
+    return f"{kind}{where}:{message}"
 
 
 def output_shape(subject: Subject) -> str:
@@ -78,29 +78,44 @@ def output_shape(subject: Subject) -> str:
 
 
 def gradients(subject: Subject) -> str:
-    """Every trainable parameter gets a gradient, but for those that get none in the source either."""
-    td = copy.deepcopy(subject.td)
-    missing, count = _without_gradient(td, subject.images(subject.small))
+    """Every trainable parameter gets a gradient, but for those that get none in the source either.
+
+    Layers that skip themselves at random may miss a run: what one run reaches is reached.
+    """
+    names = [name for name, p in subject.td.named_parameters() if p.requires_grad]
+    if not names:
+        raise Skipped("no parameter is trainable")
+    missing = set(names)
+    for _ in range(_RUNS):
+        missing &= _without_gradient(subject, of_source=False)
+        if not missing:
+            break
     if missing:
-        idle, _ = _without_gradient(copy.deepcopy(subject.model), subject.images(subject.small))
-        missing = [name for name in missing if name not in idle]
+        missing -= _without_gradient(subject, of_source=True)
     if missing:
-        raise Violation(f"no gradient for {_few(missing)}")
-    return f"{count} parameters"
+        raise Violation(f"no gradient for {_few(name for name in names if name in missing)}")
+    return f"{len(names)} parameters"
 
 
-def _without_gradient(network: nn.Module, images: torch.Tensor) -> tuple[list[str], int]:
+def _without_gradient(subject: Subject, *, of_source: bool) -> set[str]:
+    """The parameters that the loss of two images does not reach: seen on the meta device, if that will do."""
+    network = subject.model if of_source else subject.td
+    try:
+        return _unreached(skeleton(network), subject.images(subject.small, "meta"))
+    except Exception as error:
+        if subject.on_meta or not needs_values(error):
+            raise
+    return _unreached(copy.deepcopy(network), subject.images(subject.small))
+
+
+def _unreached(network: nn.Module, images: torch.Tensor) -> set[str]:
     network.train()
     network.zero_grad(set_to_none=True)
-    trainable = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-    if not trainable:
-        return [], 0
     with torch.enable_grad(), ShapesOnly():
         scores = next(iter(tensors_in(network(images))))
-        if not scores.requires_grad:
-            return [name for name, _ in trainable], len(trainable)
-        scores.sum().backward()
-    return [name for name, p in trainable if p.grad is None], len(trainable)
+        if scores.requires_grad:
+            scores.sum().backward()
+    return {name for name, p in network.named_parameters() if p.requires_grad and p.grad is None}
 
 
 def pyramid(subject: Subject) -> str:
@@ -155,7 +170,8 @@ def widths(subject: Subject) -> str:
     """
     rows = subject.td.report.stages[:-1]
     before = [row.bottom_up.width for row in rows if row.bottom_up is not None and row.bottom_up.units]
-    after = [row.top_down.width for row in rows if row.top_down.units]
+    measured = [value.shape[1] for value in reversed(subject.maps(subject.sizes[0])[1])]  # finest first, as rows are
+    after = [width for row, width in zip(rows, measured, strict=True) if row.top_down.units]
     how, wanted = subject.options.filters, subject.options.head_width
     if len(before) != len(after):
         raise Violation(f"{len(before)} stages with a body in the source, {len(after)} in the top-down network")
@@ -171,11 +187,14 @@ def widths(subject: Subject) -> str:
     if any(2 * found < should if is_sum else found != should for found, should, is_sum in compared):
         raise Violation(f"widths {after[::-1]}, coarse to fine, under {how!r}; expected {expected[::-1]}")
     if how != "uniform" and wanted is None:
-        filters = filters_of(subject.model, subject.td, subject.images(subject.sizes[0], "meta"))
-        changed = [f"{path} ({old} to {new})" for path, old, new in filters if old != new]
+        count, changed = changed_filters(subject)
         if changed:
             raise Violation(f"under {how!r} convolutions keep their filters, but not {_few(changed)}")
-    return f"{', '.join(map(str, after[::-1]))}, coarse to fine; in the source {', '.join(map(str, before[::-1]))}"
+        inner = f"; so have {count} convolutions inside"
+    else:
+        inner = ""
+    widths = f"{', '.join(map(str, after[::-1]))}, coarse to fine"
+    return f"{widths}; in the source {', '.join(map(str, before[::-1]))}{inner}"
 
 
 def _concatenates(td: TopDownNet, stage: str) -> bool:
@@ -191,6 +210,8 @@ def settings(subject: Subject) -> str:
     count, differences = compare_settings(subject.model, subject.td, subject.options.filters)
     if differences:
         raise Violation(_few(differences))
+    if not count:
+        raise Skipped("no layer of the source is a module that the top-down network has too")
     return f"{count} layers"
 
 
@@ -199,27 +220,36 @@ def names(subject: Subject) -> str:
 
     So may its classifier for the sake of one for pixels (SPEC 6.5).
     """
-    images, own_head = subject.images(subject.sizes[0], "meta"), subject.options.task == "classification"
-    lost, stem, kept = left_out(subject.model, subject.td, images, head=own_head)
-    if lost:
-        raise Violation(f"gone from the top-down network: {_few(lost)}")
-    return f"{kept} layers" + (f"; the stem's {_few(stem)} live on in the entries" if stem else "")
+    found = presence(subject)
+    if found.lost:
+        raise Violation(f"gone from the top-down network: {_few(found.lost)}")
+    if not found.kept:
+        raise Skipped("the source has no layer that is a module")
+    stem = f"; the stem's {_few(found.stem)} live on in the entries" if found.stem else ""
+    shortcuts = f"; shortcuts lost {_few(found.projections)}" if found.projections else ""
+    return f"{found.kept} layers{stem}{shortcuts}"
 
 
 def weights(subject: Subject) -> str:
     """Parameters and buffers whose shape did not change keep their values (`init="keep"`); none is left undefined."""
     if subject.on_meta:
-        raise Skipped("not looked at: there are no values on the meta device")
+        raise Skipped("there are no values on the meta device")
     source, state = subject.model.state_dict(), subject.td.state_dict()
-    alike = [n for n, v in state.items() if n in source and _same_kind(v, source[n])]
-    other = [n for n in alike if not _equal(state[n], source[n])]
+    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    alike = [n for n, v in tensors.items() if n in source and _same_kind(v, source[n])]
+    other = [n for n in alike if not _equal(tensors[n], source[n])]
     if subject.options.init == "keep" and other:
         raise Violation(f"other values in {_few(other)}")
-    sound = all(value.isfinite().all() for value in source.values())
-    wild = [name for name, value in state.items() if not value.isfinite().all()]
-    if sound and wild:
+    wild = [name for name, value in tensors.items() if not value.isfinite().all()]
+    given = [name for name, value in source.items() if isinstance(value, torch.Tensor) and not value.isfinite().all()]
+    if wild and not given:
         raise Violation(f"not finite: {_few(wild)}")
-    return f"{len(alike)} of {len(state)} tensors have the source's name and shape"
+    if subject.options.init != "keep":
+        return f"{len(tensors)} tensors are finite; drawn anew, they are not the source's"
+    if not alike:
+        raise Skipped("no tensor has the name and shape of one of the source")
+    sound = "" if not given else f"; {_few(given)} of the source is not finite, so that was not asked of the others"
+    return f"{len(alike)} of {len(tensors)} tensors have the source's name and shape{sound}"
 
 
 def _same_kind(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -266,25 +296,26 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def emission(subject: Subject) -> str:
-    """The emitted class takes the state strictly; in evaluation mode it puts out the same bits."""
-    td = subject.td.eval()
-    module = types.ModuleType("emitted")
-    text = emit_source(td, class_name="Emitted", origin=td.report.source)
-    exec(compile(text, "<emitted source>", "exec"), module.__dict__)
-    images = subject.images(subject.small)
-    with torch.device(images.device):
-        network: nn.Module = module.__dict__["Emitted"]()
-    dtypes = {p.dtype for p in td.parameters() if p.is_floating_point()}
-    network = network.to(dtypes.pop()) if len(dtypes) == 1 else network
-    network.load_state_dict(td.state_dict(), strict=True)
-    lines = f"{len(text.splitlines())} lines"
-    with torch.no_grad(), ShapesOnly():
-        found, expected = network.eval()(images), td(images)
-    if found.shape != expected.shape:
-        raise Violation(f"{lines}; scores of shape {tuple(found.shape)}, expected {tuple(expected.shape)}")
+def emitted_state(subject: Subject) -> str:
+    """The class that the emitted source defines takes the state strictly."""
+    network, lines = subject.emitted
+    return f"{lines} lines, {len(network.state_dict())} tensors"
+
+
+def emitted_bits(subject: Subject) -> str:
+    """In evaluation mode it puts out the same bits, the same random numbers given."""
     if subject.on_meta:
-        return f"{lines}; loads strictly; bits not compared on the meta device"
+        raise Skipped("there are no values on the meta device")
+    network, images = subject.emitted[0], subject.images(subject.small)
+    scores = []
+    for each in (network, subject.td.eval()):
+        with neutral_surroundings(), torch.no_grad():
+            scores.append(each(images))
+    found, expected = scores
+    if found.shape != expected.shape:
+        raise Violation(f"scores of shape {tuple(found.shape)}, expected {tuple(expected.shape)}")
     if not _equal(found, expected):
-        raise Violation(f"{lines}; scores differ by up to {(found - expected).abs().max().item():.3g}")
-    return f"{lines}, images of {_times(subject.small)}"
+        raise Violation(f"scores differ by up to {(found - expected).abs().max().item():.3g}")
+    if not found.isfinite().all():
+        raise Skipped(f"scores of random images of {_times(subject.small)} are not finite")
+    return f"images of {_times(subject.small)}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,14 +15,25 @@ from torch import nn
 
 from td_compiler.capture.capture import skeleton
 from td_compiler.capture.meta import ShapesOnly
+from td_compiler.emission import emit_source
+from td_compiler.errors import ConversionError
 from td_compiler.graph.operators import Width, lookup
 from td_compiler.network.base import TopDownNet
+from td_compiler.network.pretrained import adopt_dtypes
 from td_compiler.options import Options
 
-__all__ = ["Size", "Subject", "tensors_in"]
+__all__ = ["Size", "Skipped", "Subject", "Violation", "needs_values", "tensors_in"]
 
 Size = tuple[int, int, int]
 _BATCH = 2  # batch norm needs more than one value per channel where a map has one pixel
+
+
+class Violation(Exception):
+    """A property does not hold; the message says where."""
+
+
+class Skipped(Exception):
+    """A property cannot be looked at; the message says why."""
 
 
 @dataclass
@@ -74,12 +86,14 @@ class Subject:
         return {}
 
     def takes(self, size: Size) -> bool:
-        """Whether the source runs on images of a size."""
+        """Whether the source runs on images of a size, and makes one row of scores, or one map, of each image.
+
+        One that folds the positions of a larger map into the batch does not.
+        """
         try:
-            self.source_shape(size)
+            return self.source_shape(size)[0] == _BATCH
         except Exception:
             return False
-        return True
 
     def source_shape(self, size: Size) -> torch.Size:
         """The shape of what the source returns for a batch of images."""
@@ -125,19 +139,44 @@ class Subject:
     def maps(self, size: Size) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
         """Pyramid levels, finest first, stage maps, coarse to fine, and class scores."""
         if size not in self.computed:
-            self.computed[size] = self._run(_Everything(self.bones[1]), lambda: _Everything(self.td), size)
+            self.computed[size] = self._run(_Everything(self.bones[1]), lambda: _Everything(copy.deepcopy(self.td)), size)
         return self.computed[size]
 
-    def _run(self, bones: nn.Module, original: Any, size: Size) -> Any:
+    def run_source(self, watch: Callable[[nn.Module], nn.Module], size: Size) -> None:
+        """Run a copy of the source, in evaluation mode, that `watch` has put hooks on."""
+        self._run(watch(skeleton(self.model)), lambda: watch(copy.deepcopy(self.model)), size)
+
+    def _run(self, bones: nn.Module, original: Callable[[], nn.Module], size: Size) -> Any:
         """Run on the meta device or, where layers need values, for real."""
         with torch.no_grad():
             try:
                 with ShapesOnly():
                     return bones(self.images(size, "meta"))
             except Exception as error:
-                if self.on_meta or not ("meta tensor" in str(error) or "data-dependent" in str(error)):
+                if self.on_meta or not needs_values(error):
                     raise
             return original().eval()(self.images(size))
+
+    @cached_property
+    def emitted(self) -> tuple[nn.Module, int]:
+        """The network that the emitted source makes, with the values of the top-down network; and the lines it takes.
+
+        Raises:
+            Skipped: if the network cannot be written as source.
+        """
+        try:
+            text = emit_source(self.td, class_name="Emitted", origin=self.td.report.source)
+        except ConversionError as error:
+            raise Skipped(str(error)) from error
+        module = types.ModuleType("emitted")
+        exec(compile(text, "<emitted source>", "exec"), module.__dict__)
+        like = next(itertools.chain(self.td.parameters(), self.td.buffers()), torch.empty(()))
+        with torch.device(like.device):
+            network: nn.Module = module.__dict__["Emitted"]()
+        state = self.td.state_dict()
+        adopt_dtypes(network, state)
+        network.load_state_dict(state, strict=True)
+        return network.eval(), len(text.splitlines())
 
     def images(self, size: Size, device: str | torch.device | None = None) -> torch.Tensor:
         """Images (N, C, H, W) of the network's dtype, on its device."""
@@ -158,6 +197,11 @@ class _Everything(nn.Module):
         levels = self.td.pyramid(images)
         maps = self.td.stage_maps(levels)
         return levels, maps, self.td.segments[-1].run(self.td, x=maps[-1])
+
+
+def needs_values(error: Exception) -> bool:
+    """Whether a run on the meta device broke down because something looks at values."""
+    return "meta tensor" in str(error) or "data-dependent" in str(error)
 
 
 def _odd_sizes(size: Size) -> Iterator[Size]:

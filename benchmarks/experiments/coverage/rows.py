@@ -21,6 +21,7 @@ from torch import nn
 
 from benchmarks.experiments.coverage.models import family
 from td_compiler import ConversionError, TopDownNet, reverse, verify
+from td_compiler.errors import Breakdown
 from td_compiler.files import write_whole
 from td_compiler.options import Filters, Options
 from td_compiler.sources.names import load_source
@@ -169,6 +170,8 @@ def _convert(task: Task) -> Row:
         verification = verify(model, td, **options)
         if task.device != "meta" and verification.passed:
             _one_step(td, Subject(model, td, Options(**options)).small)  # type: ignore[arg-type]
+    except Breakdown as error:
+        return replace(row, result="failed", why=(_one_line(error),))
     except ConversionError as error:
         return replace(row, result="refused", why=(_one_line(error),))
     except Violation as error:

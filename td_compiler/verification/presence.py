@@ -1,0 +1,190 @@
+"""Which layers of a source are there in its top-down network, which are gone, and which follow what comes in."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from td_compiler.capture.capture import capture
+from td_compiler.network.base import TopDownNet
+from td_compiler.verification.settings import common_layers, is_depthwise, layers_of
+from td_compiler.verification.subject import Subject
+
+__all__ = ["Presence", "changed_filters", "presence"]
+
+
+@dataclass(frozen=True)
+class Presence:
+    """Where the layers of a source are that ran and compute something of their own.
+
+    Attributes:
+        lost: gone, and should not be.
+        stem: gone from the front: the stem's, which live on in the entries (SPEC 2.2).
+        projections: gone with a shortcut that has none any more (SPEC 2.4).
+        kept: how many are there.
+    """
+
+    lost: tuple[str, ...]
+    stem: tuple[str, ...]
+    projections: tuple[str, ...]
+    kept: int
+
+
+def presence(subject: Subject) -> Presence:
+    """Find the layers of a source, those with parameters and random ones, in its top-down network.
+
+    Where the source's classifier gave way to one of pixels, those after the last one that is kept may be gone.
+    """
+    model, td, head = subject.model, subject.td, subject.options.task == "classification"
+    ran = _run_order(subject)
+    there = {_own_name(path) for path, _ in td.named_modules(remove_duplicate=False)}
+    names = _names(model)
+    kept = [any(alias in there for alias in names[id(model.get_submodule(path))]) for path in ran]
+    first = kept.index(True) if True in kept else len(kept)
+    last = len(kept) if head else max((i + 1 for i, is_kept in enumerate(kept) if is_kept), default=0)
+    order = list(ran)
+    gone = [path for path, is_kept in zip(order[first:last], kept[first:last], strict=True) if not is_kept]
+    projections = _dropped_shortcuts(subject, set(gone), set(order)) if gone else set()
+    lost = [path for path in gone if path not in projections]
+    # layers that drop by a function are there as that function
+    drops = sum("drop" in str(n.target) or "stochastic" in str(n.target) for n in _operations(td))
+    for path in [path for path in lost if not any(True for _ in ran[path].parameters())][:drops]:
+        lost.remove(path)
+    return Presence(tuple(lost), tuple(order[:first]), tuple(p for p in gone if p in projections), sum(kept))
+
+
+def _names(model: nn.Module) -> dict[int, list[str]]:
+    """All paths of every module, by its `id`: a layer that is used in two places may have two."""
+    names: dict[int, list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(path)
+    return names
+
+
+def _operations(td: TopDownNet) -> Iterator[fx.Node]:
+    """The functions and methods that a top-down network calls."""
+    nodes = (node for part in td.parts for node in part.graph.nodes)
+    return (node for node in nodes if node.op in ("call_function", "call_method"))
+
+
+def _drop_rate(module: nn.Module) -> float:
+    """The share of values that a layer drops at random in training, 0 if it drops none."""
+    rates = (getattr(module, name, None) for name in ("p", "drop_prob"))
+    return next((float(rate) for rate in rates if isinstance(rate, (int, float))), 0.0)
+
+
+def _own_name(path: str) -> str:
+    """A source's layer whose name the network itself uses got an underscore: `merge_.conv` was `merge.conv`."""
+    first, dot, rest = path.partition(".")
+    return f"{first.removesuffix('_')}{dot}{rest}"
+
+
+def _run_order(subject: Subject) -> dict[str, nn.Module]:
+    """The layers that count, in the order in which they run, each under its first name."""
+    ran: dict[str, nn.Module] = {}
+
+    def watch(network: nn.Module) -> nn.Module:
+        ran.clear()
+        seen: set[nn.Module] = set()
+        for path, module in layers_of(network).items():
+            if module not in seen and (_drop_rate(module) > 0 or any(True for _ in module.parameters())):
+                seen.add(module)
+                module.register_forward_hook(partial(_note, ran, path))
+        return network
+
+    subject.run_source(watch, subject.sizes[0])
+    return ran
+
+
+def _note(ran: dict[str, nn.Module], path: str, module: nn.Module, *_: Any) -> None:
+    ran.setdefault(path, module)
+
+
+def _dropped_shortcuts(subject: Subject, gone: set[str], ran: set[str]) -> set[str]:
+    """The layers of shortcuts that are gone as a whole: one of several ways into a sum, and not the longest."""
+    graph = capture(subject.model, subject.sizes[0]).graph
+    found: set[str] = set()
+    for join in graph.nodes:
+        ways = [_way(node, join) & ran for node in join.all_input_nodes if isinstance(_value(node), torch.Tensor)]
+        longest = max(map(len, ways), default=0)
+        for layers in ways:
+            if layers and layers <= gone and len(layers) < longest:
+                found |= layers
+    return found
+
+
+def _way(source: fx.Node, join: fx.Node) -> set[str]:
+    """The layers that matter for one input of a node alone: from where its way parts with the others' on."""
+    if set(source.users) != {join}:
+        return set()
+    inside, waiting = {source}, list(source.all_input_nodes)
+    while waiting:
+        node = waiting.pop()
+        if node not in inside and node.op != "placeholder" and set(node.users) <= inside:
+            inside.add(node)
+            waiting += node.all_input_nodes
+    return {str(node.target) for node in inside if node.op == "call_module"}
+
+
+def _value(node: fx.Node) -> Any:
+    return node.meta.get("value")
+
+
+def changed_filters(subject: Subject) -> tuple[int, list[str]]:
+    """How many convolutions choose their filters, and in words those that have others than in the source.
+
+    A depthwise convolution follows its input, one that gates a map, or reads a single pixel, what it gates.
+    """
+    sizes: dict[str, torch.Size] = {}
+
+    def watch(network: nn.Module) -> nn.Module:
+        for path, module in layers_of(network).items():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(partial(_note_size, sizes, path))
+        return network
+
+    subject.run_source(watch, subject.sizes[0])
+    td = subject.td
+    gates = {path for part in td.parts for path in _gates(td, part.graph)}
+    compared = [
+        (path, before.out_channels, after.out_channels)
+        for path, before, after in common_layers(subject.model, td)
+        if isinstance(before, nn.Conv2d) and isinstance(after, nn.Conv2d)
+        if not is_depthwise(before) and sizes.get(path) != (1, 1) and path not in gates
+    ]
+    return len(compared), [f"{path} ({old} to {new})" for path, old, new in compared if old != new]
+
+
+def _note_size(sizes: dict[str, torch.Size], path: str, _: nn.Module, inputs: Any, __: Any) -> None:
+    if inputs and isinstance(inputs[0], torch.Tensor):
+        sizes[path] = inputs[0].shape[2:]
+
+
+def _gates(td: TopDownNet, graph: fx.Graph) -> Iterator[str]:
+    """The layers whose output is multiplied with another map and used by nothing else, functions of it on the way."""
+    for node in graph.find_nodes(op="call_module"):
+        own, waiting, gates = {node}, list(node.users), bool(node.users)
+        while waiting and gates:
+            user = waiting.pop()
+            if len(user.all_input_nodes) == 1 and not _sets_width(td, user):
+                own.add(user)
+                waiting += user.users
+            else:
+                gates = _is_product(user) and not own.issuperset(user.all_input_nodes)
+        if gates:
+            yield str(node.target)
+
+
+def _sets_width(td: TopDownNet, node: fx.Node) -> bool:
+    layer = td.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return node.op == "output" or isinstance(layer, (nn.Conv2d, nn.Linear, nn.ConvTranspose2d))
+
+
+def _is_product(node: fx.Node) -> bool:
+    return node.target in {operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply"}
