@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from td_compiler.capture.capture import capture
 from td_compiler.network.base import TopDownNet
-from td_compiler.verification.settings import common_layers, is_depthwise, layers_of
+from td_compiler.verification.settings import common_layers, is_depthwise, layers_of, source_names
 from td_compiler.verification.subject import Subject
 
 __all__ = ["Presence", "changed_filters", "presence"]
@@ -43,7 +43,8 @@ def presence(subject: Subject) -> Presence:
     """
     model, td, head = subject.model, subject.td, subject.options.task == "classification"
     ran = _run_order(subject)
-    there = {_own_name(path) for path, _ in td.named_modules(remove_duplicate=False)}
+    name = source_names(model)
+    there = {name(path) for path, _ in td.named_modules(remove_duplicate=False)}
     names = _names(model)
     kept = [any(alias in there for alias in names[id(model.get_submodule(path))]) for path in ran]
     first = kept.index(True) if True in kept else len(kept)
@@ -77,12 +78,6 @@ def _drop_rate(module: nn.Module) -> float:
     """The share of values that a layer drops at random in training, 0 if it drops none."""
     rates = (getattr(module, name, None) for name in ("p", "drop_prob"))
     return next((float(rate) for rate in rates if isinstance(rate, (int, float))), 0.0)
-
-
-def _own_name(path: str) -> str:
-    """A source's layer whose name the network itself uses got an underscore: `merge_.conv` was `merge.conv`."""
-    first, dot, rest = path.partition(".")
-    return f"{first.removesuffix('_')}{dot}{rest}"
 
 
 def _run_order(subject: Subject) -> dict[str, nn.Module]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
@@ -14,7 +14,7 @@ from td_compiler.graph.operators import Kind, layer_row
 from td_compiler.layers.dropout import FastDropout
 from td_compiler.layers.folding import FoldedConv2d
 
-__all__ = ["common_layers", "compare_settings", "is_depthwise", "layers_of"]
+__all__ = ["common_layers", "compare_settings", "is_depthwise", "layers_of", "source_names"]
 
 # What the method changes beside the sizes that follow the widths: a stage's operations keep the size of its map (SPEC
 # 2.4, 2.6).
@@ -35,9 +35,26 @@ def _is_layer(module: nn.Module) -> bool:
     return layer_row(module) is not None and not isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
 
 
+def source_names(model: nn.Module) -> Callable[[str], str]:
+    """A layer's path in the source, by its path in the top-down network.
+
+    One whose name the network itself uses got an underscore: `merge_.conv` was `merge.conv`.
+    """
+    own = {name for name, _ in model.named_children()}
+
+    def name(path: str) -> str:
+        first, dot, rest = path.partition(".")
+        before = first.removesuffix("_")
+        return f"{before}{dot}{rest}" if first not in own and before in own else path
+
+    return name
+
+
 def common_layers(model: nn.Module, td: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module]]:
     """The layers that both networks have: path, the module of the source, that of the top-down network."""
+    name = source_names(model)
     found = layers_of(td)
+    found.update({name(path): module for path, module in layers_of(td).items() if name(path) != path})
     for path, module in model.named_modules(remove_duplicate=False):
         if path in found:
             yield path, module, found[path]

@@ -139,7 +139,9 @@ class Subject:
     def maps(self, size: Size) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
         """Pyramid levels, finest first, stage maps, coarse to fine, and class scores."""
         if size not in self.computed:
-            self.computed[size] = self._run(_Everything(self.bones[1]), lambda: _Everything(copy.deepcopy(self.td)), size)
+            self.computed[size] = self._run(
+                _Everything(self.bones[1]), lambda: _Everything(copy.deepcopy(self.td)), size
+            )
         return self.computed[size]
 
     def run_source(self, watch: Callable[[nn.Module], nn.Module], size: Size) -> None:

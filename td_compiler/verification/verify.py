@@ -152,7 +152,9 @@ def verify(
     if td is not None:
         if not isinstance(td, TopDownNet):
             kind = type(td).__name__
-            raise ConversionError(f"td is a {kind}, not a top-down network that reverse made: leave it out, or reverse.")
+            raise ConversionError(
+                f"td is a {kind}, not a top-down network that reverse made: leave it out, or reverse."
+            )
         known = Options(**{**_options_of(td), **options})
         untouched = Check(_UNTOUCHED, "not looked at", "it was converted before")
     else:
