@@ -53,8 +53,9 @@ def source_names(model: nn.Module) -> Callable[[str], str]:
 def common_layers(model: nn.Module, td: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module]]:
     """The layers that both networks have: path, the module of the source, that of the top-down network."""
     name = source_names(model)
-    found = layers_of(td)
-    found.update({name(path): module for path, module in layers_of(td).items() if name(path) != path})
+    layers = layers_of(td)
+    moved = {name(path).partition(".")[0] for path in layers if name(path) != path}  # names of the network's own
+    found = {name(path): layer for path, layer in layers.items() if path.partition(".")[0] not in moved}
     for path, module in model.named_modules(remove_duplicate=False):
         if path in found:
             yield path, module, found[path]
