@@ -18,7 +18,8 @@
 | 2.5 merges | `insert_merges` |
 | 2.6 widths through every operator | `set_widths`, `prune` |
 | 2.6 sizes written as numbers | `rewrite_sizes` |
-| initial weights | `build_layers` |
+| 2.14 layers and weights used twice | `split_layers`, `tie_weights` |
+| initial weights, 2.14 parametrised ones | `build_layers` |
 | 2.10 the cost: the same numbers in less time | `fold_upsampling`, `choose_layout`, `replace_dropout` |
 | 2.10 the network and its report | `assemble` |
 """
@@ -42,6 +43,8 @@ from td_compiler.passes.replace_head import ReplaceHead
 from td_compiler.passes.reverse_stages import ReverseStages
 from td_compiler.passes.rewrite_sizes import RewriteSizes
 from td_compiler.passes.set_widths import SetWidths
+from td_compiler.passes.split_layers import SplitLayers
+from td_compiler.passes.tie_weights import TieWeights
 from td_compiler.passes.trace_channels import TraceChannels
 
 __all__ = ["PIPELINE"]
@@ -61,7 +64,9 @@ PIPELINE: tuple[Pass, ...] = (
     InsertMerges(),
     SetWidths(),
     RewriteSizes(),
+    SplitLayers(),
     BuildLayers(),
+    TieWeights(),
     FoldUpsampling(),
     ReplaceDropout(),
     ChooseLayout(),

@@ -14,6 +14,14 @@ from td_compiler.capture.copying import copy_module
 from td_compiler.errors import ConversionError
 from td_compiler.graph.initialise import initialise_he
 from td_compiler.graph.operators import layer_row
+from td_compiler.graph.parametrised import (
+    apply_again,
+    clear_hooks,
+    computed_tensors,
+    faithful_copy,
+    name_of,
+    plain_copy,
+)
 from td_compiler.graph.states import Conversion, Pass, layer_of
 from td_compiler.graph.units import Layer
 from td_compiler.layers.upsample import TransposedUpsample
@@ -59,11 +67,17 @@ def _spare_input(node: fx.Node, layer: Layer | None) -> None:
     if not works_in_place(node, layer.prototype if layer else None):
         return
     read = node.args[0]
-    if isinstance(read, fx.Node) and (len(read.users) > 1 or read.op == "placeholder"):
+    if isinstance(read, fx.Node) and (len(read.users) > 1 or read.op == "placeholder" or not _is_spare(node, read)):
         if layer is not None:
             layer.changes["inplace"] = False
         elif "inplace" in node.kwargs:
             node.update_kwarg("inplace", False)
+
+
+def _is_spare(node: fx.Node, read: fx.Node) -> bool:
+    """Whether the backward of what computed a value can do without it: as in the source, which reads the same there."""
+    source, own = node.meta.get("source"), read.meta.get("source")
+    return source is not None and own is not None and own in source.all_input_nodes
 
 
 def _build(conversion: Conversion, node: fx.Node, layer: Layer, initialise: Callable[[nn.Module], None]) -> nn.Module:
@@ -74,7 +88,8 @@ def _build(conversion: Conversion, node: fx.Node, layer: Layer, initialise: Call
         initialise(module.conv)  # type: ignore[arg-type]
         return module.train(conversion.model.training)
     original = conversion.model.get_submodule(layer.source) if _in_model(conversion, layer.source) else None
-    module = _clone(layer.prototype)
+    computed = computed_tensors(layer.prototype)
+    module = plain_copy(layer.prototype) if computed else _clone(layer.prototype)
     module.training = original.training if original is not None else conversion.model.training
     for name, value in layer.changes.items():
         setattr(module, name, value)
@@ -82,10 +97,53 @@ def _build(conversion: Conversion, node: fx.Node, layer: Layer, initialise: Call
         # nn.Conv2d derives this from its padding when it is made; `F.pad` reads it for any mode but zeros
         module._reversed_padding_repeated_twice = _reversed_padding(module)
     _resize(conversion, node, module, layer, inputs[0], node.meta["width"])
+    if computed:
+        return _build_parametrised(conversion, node, layer, module, original or layer.prototype, initialise)
     if not layer.own:
         module.requires_grad_(True)  # a new layer, though modelled on one that may be frozen
     _fill(conversion, module, original, initialise)
     return module
+
+
+def _build_parametrised(
+    conversion: Conversion,
+    node: fx.Node,
+    layer: Layer,
+    module: nn.Module,
+    original: nn.Module,
+    initialise: Callable[[nn.Module], None],
+) -> nn.Module:
+    """A layer whose weights are computed of others: a copy where its shapes stay, else made anew in the same way.
+
+    Args:
+        module: the plain layer in its new shape.
+        original: the source's layer.
+
+    Raises:
+        ConversionError: if the source's layer changes its width and its parametrisation cannot.
+    """
+    values = plain_copy(original)
+    source, made = _tensors(values), _tensors(module)
+    same = all(name in source and source[name].shape == value.shape for name, value in made.items())
+    if same and conversion.options.init == "keep":
+        copied = faithful_copy(original)
+        for name in {*layer.changes, "_reversed_padding_repeated_twice"} & vars(module).keys():
+            setattr(copied, name, getattr(module, name))
+        return copied if layer.own else copied.requires_grad_(True)
+    _fill(conversion, module, values, initialise)
+    computed = computed_tensors(original)
+    for name in apply_again(module, computed, original):
+        what = f"the {name} of {layer.source or node.target} is computed ({name_of(computed[name])})"
+        shapes = f"from {tuple(source[name].shape)} to {tuple(made[name].shape)}"
+        if layer.own:
+            raise ConversionError(
+                f"{what}, which cannot follow its change of shape {shapes}: make it a plain parameter, or choose"
+                " filters under which its widths stay."
+            )
+        conversion.notes.append(f"{what}; that of {node.target}, of another shape, is a plain parameter.")
+    if not layer.own:
+        module.requires_grad_(True)
+    return module.train(original.training)
 
 
 def _build_parameter(conversion: Conversion, node: fx.Node) -> torch.Tensor:
@@ -161,8 +219,7 @@ def _in_model(conversion: Conversion, path: str) -> bool:
 def _clone(module: nn.Module) -> nn.Module:
     """A copy with registries of its own, hooks left behind."""
     clone = copy_module(module)
-    for name in [n for n in vars(clone) if n.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))]:
-        getattr(clone, name).clear() if hasattr(getattr(clone, name), "clear") else None
+    clear_hooks(clone)
     return clone
 
 

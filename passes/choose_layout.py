@@ -49,7 +49,7 @@ def _pays(conversion: Conversion) -> bool:
     for conv, pixels in _convolutions(conversion):
         if conv.groups > 1:
             return False
-        products = conv.weight.numel() * pixels
+        products = conv.out_channels * conv.in_channels * math.prod(conv.kernel_size) * pixels
         total += products
         wide += products if min(conv.in_channels, conv.out_channels) >= _FEWEST_CHANNELS else 0
     return wide >= _SHARE * total > 0

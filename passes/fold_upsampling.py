@@ -66,8 +66,10 @@ class FoldUpsampling(Pass):
 
 
 def _is_plain(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Whether a layer is a convolution of torch's own that pads alike on both sides, with zeros."""
-    if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+    """Whether a layer is a convolution of torch's own with zeros on both sides alike, its weight a parameter."""
+    if type(conv) is not nn.Conv2d or "weight" not in conv._parameters:
+        return False
+    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         return False
     fits = all(0 <= p < k for p, k in zip(conv.padding, conv.kernel_size, strict=True))
     return fits and conv.stride == conv.dilation == (1, 1)

@@ -92,6 +92,10 @@ def _argument(node: fx.Node, at: int, name: str) -> Any:
     return None if isinstance(known, (tuple, list)) and None in known else known
 
 
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value == 0
+
+
 def _pool_function_stride(node: fx.Node, module: nn.Module | None) -> Pair:
     stride: Any = _argument(node, 2, "stride") or _argument(node, 1, "kernel_size")
     return pair(stride) if isinstance(stride, (int, tuple, list, fx.Node)) else (1, 1)
@@ -103,11 +107,16 @@ def _conv_function_stride(node: fx.Node, module: nn.Module | None) -> Pair:
 
 
 def _filter_size(layer: nn.Module) -> float:
+    """From the settings where they say it: to read a weight that is computed may change what it is computed of."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.in_channels // layer.groups * math.prod(layer.kernel_size)
+    if isinstance(layer, nn.Linear):
+        return layer.in_features
     return layer.weight[0].numel()  # type: ignore[index]
 
 
 def _experts_filter_size(layer: nn.Module) -> float:
-    return _filter_size(layer) / int(layer.out_channels)  # type: ignore[arg-type]
+    return layer.weight[0].numel() / int(layer.out_channels)  # type: ignore[index, arg-type]
 
 
 def _folded_products(layer: nn.Module) -> float:
@@ -133,6 +142,7 @@ class Operator:
         sizes: attribute name of the module -> "out", "in" or "filters" (their shape): numbers that follow the widths.
         padding: attributes that must have these values for the layer to pad by its `padding` and nothing else.
         products: layer with a weight -> how many products make one number of its output, on average.
+        only: node -> whether the row holds for this call.
     """
 
     kind: Kind
@@ -143,6 +153,7 @@ class Operator:
     sizes: Mapping[str, str] = field(default_factory=dict)
     padding: Mapping[str, Any] = field(default_factory=dict)
     products: Callable[[nn.Module], float] = _filter_size
+    only: Callable[[fx.Node], bool] | None = None
 
 
 def _at(**positions: int) -> dict[str, tuple[int, tuple[str, ...]]]:
@@ -165,6 +176,7 @@ _BATCH_NORM = Operator(
     sizes={"num_features": "in"},
 )
 _ACTIVATION = Operator(Kind.ACTIVATION)
+_RECTIFIER = replace(_ACTIVATION, only=lambda node: _is_zero(_argument(node, 1, "min")))  # ReLU, or ReLU6
 _SOFTMAX = Operator(Kind.SOFTMAX)
 _DROPOUT = Operator(Kind.DROPOUT)
 _POOL = Operator(Kind.POOL, stride=_module_stride)
@@ -237,6 +249,7 @@ FUNCTIONS: dict[Callable[..., Any], Operator] = {
         ),
         _ACTIVATION,
     ),
+    **dict.fromkeys((torch.clamp, torch.clip, torch.clamp_min), _RECTIFIER),
     **dict.fromkeys((F.log_softmax, F.softmax, torch.softmax, torch.log_softmax), _SOFTMAX),
     **dict.fromkeys((F.dropout, F.dropout2d, F.alpha_dropout), _DROPOUT),
     **dict.fromkeys((F.max_pool2d, F.avg_pool2d, torch.max_pool2d), Operator(Kind.POOL, stride=_pool_function_stride)),
@@ -275,6 +288,7 @@ FUNCTIONS: dict[Callable[..., Any], Operator] = {
 
 METHODS: dict[str, Operator] = {
     **dict.fromkeys(("relu", "relu_", "sigmoid", "tanh"), _ACTIVATION),
+    **dict.fromkeys(("clamp", "clip", "clamp_min"), _RECTIFIER),
     **dict.fromkeys(("softmax", "log_softmax"), _SOFTMAX),
     **dict.fromkeys(("mean", "amax"), _GLOBAL_POOL),
     **dict.fromkeys(("add", "add_", "sub", "mul", "mul_", "div", "index_select"), _JOIN),
@@ -300,8 +314,9 @@ def lookup(node: fx.Node, module: nn.Module | None) -> Operator | None:
     """The row of a graph node, or None where the table has none; `module` is the layer that a `call_module` calls."""
     if node.op == "call_module":
         return layer_row(module)
+    row = None
     if node.op == "call_function":
-        return FUNCTIONS.get(node.target)  # type: ignore[arg-type]
-    if node.op == "call_method":
-        return METHODS.get(str(node.target))
-    return None
+        row = FUNCTIONS.get(node.target)  # type: ignore[arg-type]
+    elif node.op == "call_method":
+        row = METHODS.get(str(node.target))
+    return row if row is None or row.only is None or row.only(node) else None

@@ -1,0 +1,84 @@
+"""A layer that is used at several widths becomes several (SPEC 2.14)."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from td_compiler.graph.operators import layer_row
+from td_compiler.graph.states import Conversion, Pass, layer_of
+from td_compiler.graph.units import Layer
+
+__all__ = ["SplitLayers"]
+
+Widths = tuple[int, int]
+"""Channels read, channels put out."""
+
+
+class SplitLayers(Pass):
+    """Layers called more than once stay one where all of their uses have the same widths, else come apart.
+
+    The use that has the source's widths keeps the name and the weights; the report says so.
+    """
+
+    def requires(self, conversion: Conversion) -> None:
+        assert not conversion.modules, "SplitLayers has to come before BuildLayers"
+
+    def apply(self, conversion: Conversion) -> None:
+        for path, uses in _uses(conversion).items():
+            layer = conversion.layers[path]
+            widths = {node: _widths(node) for node, _ in uses}
+            kinds = list(dict.fromkeys(widths.values()))
+            if len(kinds) == 1 or not _has_widths(layer.prototype):
+                continue
+            kept = next((widths[node] for node, _ in uses if widths[node] == _source_widths(node)), kinds[0])
+            names = {kept: path}
+            for node, key in uses:
+                if widths[node] not in names:
+                    names[widths[node]] = _free_path(conversion, f"{path.replace('.', '_')}_{key}")
+                    split = Layer(layer.prototype, source=layer.source, changes=dict(layer.changes))
+                    conversion.layers[names[widths[node]]] = split
+                node.target = names[widths[node]]
+            others = ", ".join(f"{name} ({read} to {made})" for (read, made), name in names.items() if name != path)
+            conversion.notes.append(
+                f"{path} is one layer in the source; its uses differ in width here, so it has come apart: {path}"
+                f" ({kept[0]} to {kept[1]}), {others}."
+            )
+
+    def ensures(self, conversion: Conversion) -> None:
+        for path, uses in _uses(conversion).items():
+            if _has_widths(conversion.layers[path].prototype):
+                assert len({_widths(node) for node, _ in uses}) == 1, f"{path} is used at several widths"
+
+
+def _uses(conversion: Conversion) -> dict[str, list[tuple[fx.Node, str]]]:
+    """The calls of every layer of the source that is called more than once, each with the name of its stage."""
+    found: dict[str, list[tuple[fx.Node, str]]] = {}
+    keys = [*(stage.key for stage in conversion.stages), "head"]
+    for graph, key in zip(conversion.graphs(), keys, strict=True):
+        for node in graph.find_nodes(op="call_module"):
+            layer = layer_of(conversion, node)
+            if layer is not None and layer.own:
+                found.setdefault(str(node.target), []).append((node, key))
+    return {path: uses for path, uses in found.items() if len(uses) > 1}
+
+
+def _has_widths(module: nn.Module) -> bool:
+    """Whether a layer has parameters whose shape follows the channels."""
+    row = layer_row(module)
+    shared = isinstance(module, nn.PReLU) and module.num_parameters == 1
+    return row is not None and bool(row.axes) and not shared
+
+
+def _widths(node: fx.Node) -> Widths:
+    read = next(n.meta["width"] for n in node.all_input_nodes if "width" in n.meta)
+    return int(read), int(node.meta["width"])
+
+
+def _source_widths(node: fx.Node) -> Widths:
+    return _widths(node.meta["source"])
+
+
+def _free_path(conversion: Conversion, path: str) -> str:
+    while path in conversion.layers or path in conversion.names.values():
+        path += "_"
+    return path
