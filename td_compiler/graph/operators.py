@@ -142,7 +142,7 @@ class Operator:
         sizes: attribute name of the module -> "out", "in" or "filters" (their shape): numbers that follow the widths.
         padding: attributes that must have these values for the layer to pad by its `padding` and nothing else.
         products: layer with a weight -> how many products make one number of its output, on average.
-        only: node -> whether the row holds for this call.
+        instead: node -> the row that holds for this call, None for this one.
     """
 
     kind: Kind
@@ -153,7 +153,7 @@ class Operator:
     sizes: Mapping[str, str] = field(default_factory=dict)
     padding: Mapping[str, Any] = field(default_factory=dict)
     products: Callable[[nn.Module], float] = _filter_size
-    only: Callable[[fx.Node], bool] | None = None
+    instead: Callable[[fx.Node], Operator | None] | None = None
 
 
 def _at(**positions: int) -> dict[str, tuple[int, tuple[str, ...]]]:
@@ -176,7 +176,6 @@ _BATCH_NORM = Operator(
     sizes={"num_features": "in"},
 )
 _ACTIVATION = Operator(Kind.ACTIVATION)
-_RECTIFIER = replace(_ACTIVATION, only=lambda node: _is_zero(_argument(node, 1, "min")))  # ReLU, or ReLU6
 _SOFTMAX = Operator(Kind.SOFTMAX)
 _DROPOUT = Operator(Kind.DROPOUT)
 _POOL = Operator(Kind.POOL, stride=_module_stride)
@@ -190,6 +189,7 @@ _ATTENTION = Operator(Kind.ATTENTION)
 _PRODUCT = Operator(Kind.PRODUCT, Width.UNKNOWN)
 _POWER = Operator(Kind.POWER)
 _RANGE = Operator(Kind.RANGE)
+_CLAMP = replace(_RANGE, instead=lambda node: _ACTIVATION if _is_zero(_argument(node, 1, "min")) else None)  # ReLU
 
 LAYERS: dict[type[nn.Module], Operator] = {
     nn.Conv2d: _CONV,
@@ -249,7 +249,6 @@ FUNCTIONS: dict[Callable[..., Any], Operator] = {
         ),
         _ACTIVATION,
     ),
-    **dict.fromkeys((torch.clamp, torch.clip, torch.clamp_min), _RECTIFIER),
     **dict.fromkeys((F.log_softmax, F.softmax, torch.softmax, torch.log_softmax), _SOFTMAX),
     **dict.fromkeys((F.dropout, F.dropout2d, F.alpha_dropout), _DROPOUT),
     **dict.fromkeys((F.max_pool2d, F.avg_pool2d, torch.max_pool2d), Operator(Kind.POOL, stride=_pool_function_stride)),
@@ -282,13 +281,13 @@ FUNCTIONS: dict[Callable[..., Any], Operator] = {
     **dict.fromkeys((operator.matmul, torch.matmul, torch.bmm, torch.baddbmm, torch.einsum), _PRODUCT),
     **dict.fromkeys((upsample_nearest, upsample_bilinear), _UPSAMPLE),
     **dict.fromkeys((operator.pow, torch.pow, torch.square, torch.sqrt, torch.exp, torch.log), _POWER),
-    **dict.fromkeys((torch.clamp, torch.clip, torch.clamp_min, torch.abs, operator.abs), _RANGE),
+    **dict.fromkeys((torch.abs, operator.abs), _RANGE),
+    **dict.fromkeys((torch.clamp, torch.clip, torch.clamp_min), _CLAMP),
     **dict.fromkeys((getattr, operator.getitem, operator.floordiv, operator.eq), _SIZE),
 }
 
 METHODS: dict[str, Operator] = {
     **dict.fromkeys(("relu", "relu_", "sigmoid", "tanh"), _ACTIVATION),
-    **dict.fromkeys(("clamp", "clip", "clamp_min"), _RECTIFIER),
     **dict.fromkeys(("softmax", "log_softmax"), _SOFTMAX),
     **dict.fromkeys(("mean", "amax"), _GLOBAL_POOL),
     **dict.fromkeys(("add", "add_", "sub", "mul", "mul_", "div", "index_select"), _JOIN),
@@ -296,7 +295,8 @@ METHODS: dict[str, Operator] = {
     **dict.fromkeys(("contiguous", "clone", "float", "to"), Operator(Kind.IDENTITY)),
     **dict.fromkeys(("matmul", "bmm", "baddbmm"), _PRODUCT),
     **dict.fromkeys(("pow", "square", "sqrt", "exp", "log", "pow_", "square_", "sqrt_", "exp_", "log_"), _POWER),
-    **dict.fromkeys(("clamp", "clip", "clamp_min", "abs", "clamp_", "clip_", "clamp_min_", "abs_"), _RANGE),
+    **dict.fromkeys(("abs", "abs_"), _RANGE),
+    **dict.fromkeys(("clamp", "clip", "clamp_min", "clamp_", "clip_", "clamp_min_"), _CLAMP),
     **dict.fromkeys(("size", "dim"), _SIZE),
 }
 
@@ -319,4 +319,5 @@ def lookup(node: fx.Node, module: nn.Module | None) -> Operator | None:
         row = FUNCTIONS.get(node.target)  # type: ignore[arg-type]
     elif node.op == "call_method":
         row = METHODS.get(str(node.target))
-    return row if row is None or row.only is None or row.only(node) else None
+    other = row.instead(node) if row is not None and row.instead is not None else None
+    return other or row
