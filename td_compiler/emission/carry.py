@@ -5,12 +5,15 @@ import __future__
 
 import ast
 import builtins
+import functools
 import inspect
 import sys
 import textwrap
 import types
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from td_compiler.capture.leaves import leaf
 from td_compiler.emission.layout import flat, literal
 from td_compiler.errors import ConversionError
 
@@ -143,7 +146,22 @@ def _read(definition: Any, where: str) -> tuple[str, ast.Module, dict[str, Any]]
         raise _refusal(where, definition, "its source is not at hand") from error
     if not isinstance(tree.body[0], (ast.FunctionDef, ast.ClassDef)):
         raise _refusal(where, definition, "it is not defined by def or class")
-    return source, tree, sys.modules[definition.__module__].__dict__
+    home = sys.modules[definition.__module__].__dict__
+    source = _without_leaf(source, tree.body[0].decorator_list, home)
+    return source, ast.parse(source), home
+
+
+def _without_leaf(source: str, decorators: Sequence[ast.expr], home: Mapping[str, Any]) -> str:
+    """A definition without `@leaf`, which speaks to this compiler alone."""
+    lines = source.splitlines()
+    for decorator in reversed(decorators):
+        value: Any = None
+        if isinstance(decorator, (ast.Name, ast.Attribute)):
+            first, *rest = ast.unparse(decorator).split(".")
+            value = functools.reduce(lambda owner, name: getattr(owner, name, None), rest, home.get(first))
+        if value is leaf:
+            del lines[decorator.lineno - 1 : decorator.end_lineno]
+    return "\n".join(lines)
 
 
 def _assignment(name: str, value: Any) -> ast.Module | None:
