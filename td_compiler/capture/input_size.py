@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from typing import Any
 
+import torch
 from torch import nn
 
-from td_compiler.capture.capture import Capture, RefusedImages, capture
+from td_compiler.capture.capture import Capture, RefusedImages, capture, skeleton
 from td_compiler.errors import ConversionError
 
-__all__ = ["check_is_cnn", "declared_input_size", "find_input_size"]
+__all__ = ["check_is_cnn", "declared_input_size", "find_input_size", "with_own_channels"]
+
+Size = tuple[int, int, int]
 
 # The usual sizes first; then what flatten heads of small networks were made for.
 _USUAL = (224, 32, 28, 64, 299, 256, 128, 96, 112, 384, 512, 227, 160, 192, 48, 56, 84, 100, 150, 200, 300, 320, 331)
@@ -36,24 +41,76 @@ def find_input_size(model: nn.Module) -> tuple[Capture, tuple[int, int, int], st
     check_is_cnn(model)
     declared = declared_input_size(model)
     if declared is not None:
-        return capture(model, declared), declared, ""
+        size = with_own_channels(model, declared)
+        says = f"The network says that it reads {_times(declared)}, and reads {_times(size)}."
+        return capture(model, size), size, says if size != declared else ""
     first_error: ConversionError | None = None
     for size in _candidates(model):
         try:
-            note = f"The input size {'x'.join(map(str, size))} was found by trying: give input_size= for another."
+            note = f"The input size {_times(size)} was found by trying: give input_size= for another."
             return capture(model, size), size, note
         except RefusedImages as error:
             first_error = first_error or error
     raise ConversionError(f"no square image size from 8 to 512 fits: {first_error}")
 
 
-def _candidates(model: nn.Module) -> Iterator[tuple[int, int, int]]:
-    channels = list(
-        dict.fromkeys(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d) and m.in_channels <= 12)
-    )
+def _times(size: Size) -> str:
+    return "x".join(map(str, size))
+
+
+def _candidates(model: nn.Module) -> Iterator[Size]:
+    counts = _channels(model, (3, _SIDES[0], _SIDES[0]))
+    if not counts:
+        few = (m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d) and m.in_channels <= 12)
+        counts = list(dict.fromkeys(few)) or [3]
     for side in _SIDES:
-        for count in channels or [3]:
+        for count in counts:
             yield count, side, side
+
+
+def with_own_channels(model: nn.Module, size: Size) -> Size:
+    """A size (C, H, W) with as many channels as the network's first convolution reads, where that can be seen."""
+    counts = _channels(model, size)
+    return (counts[0], *size[1:]) if counts else size
+
+
+def _channels(model: nn.Module, size: Size) -> list[int]:
+    """The channel count of `size` if the first convolution takes what becomes of it, else one that it takes; or none.
+
+    What comes in may be another count than the image's: a grey one that is repeated.
+    """
+    bones = skeleton(model)
+    seen: list[tuple[int, int]] = []
+    for module in bones.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(lambda conv, inputs: _look(seen, conv, inputs))
+    dtype = next((p.dtype for p in bones.parameters() if p.is_floating_point()), torch.float32)
+    waiting = [size[0]]
+    for tried in range(4):
+        if tried == len(waiting):
+            break
+        count = waiting[tried]
+        seen.clear()
+        with contextlib.suppress(Exception), torch.no_grad():
+            bones(torch.empty(2, count, *size[1:], device="meta", dtype=dtype))
+        if not seen:
+            continue
+        comes, reads = seen[0]
+        if comes == reads:
+            return [count]
+        waiting += [other for other in (reads, count * reads // comes) if other > 0 and other not in waiting]
+    return []
+
+
+def _look(seen: list[tuple[int, int]], conv: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Note the channels that come into the first convolution that runs, and those that it reads, and go no further."""
+    if inputs and isinstance(inputs[0], torch.Tensor) and inputs[0].dim() == 4:
+        seen.append((inputs[0].shape[1], int(conv.in_channels)))  # type: ignore[arg-type]
+        raise _Seen
+
+
+class _Seen(Exception):
+    """Enough of the network has run."""
 
 
 def check_is_cnn(model: nn.Module) -> None:

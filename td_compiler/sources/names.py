@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from td_compiler.capture.input_size import declared_input_size, with_own_channels
 from td_compiler.sources.construct import Maker, SourceError, construct, nearest
 from td_compiler.sources.files import load_from_file
 
@@ -178,7 +179,7 @@ def load_source(source: str, arguments: Mapping[str, Any], *, device: str | None
             model, size = load_from_file(Path(where), name, arguments, device), None
         else:
             raise SourceError(_not_a_source(source), usage=True)
-    return LoadedSource(source_name(source), model, size or _own_input_size(model, arguments))
+        return LoadedSource(source_name(source), model, size or _own_input_size(model))
 
 
 def _split(source: str) -> tuple[str, str]:
@@ -217,11 +218,7 @@ def _not_a_source(source: str) -> str:
     return f"{source!r} is not a file" + (f"; did you mean {' or '.join(found)}?" if found else f": SOURCE is {kinds}")
 
 
-def _own_input_size(model: nn.Module, arguments: Mapping[str, Any]) -> Size | None:
-    """The size that a model carries itself: its `input_size`, or timm's configuration."""
-    config = getattr(model, "pretrained_cfg", None)
-    size = getattr(model, "input_size", None) or (config.get("input_size") if isinstance(config, Mapping) else None)
-    if not isinstance(size, tuple | list) or len(size) != 3 or not all(isinstance(each, int) for each in size):
-        return None
-    channels, height, width = size
-    return (arguments.get("in_chans", channels), height, width)
+def _own_input_size(model: nn.Module) -> Size | None:
+    """The size that a model carries itself, with the channels that it reads."""
+    declared = declared_input_size(model)
+    return with_own_channels(model, declared) if declared is not None else None
