@@ -9,7 +9,7 @@ from torch import fx, nn
 from td_compiler.graph.operators import Kind, Width
 from td_compiler.graph.states import Conversion, Pass
 from td_compiler.graph.units import Stage, TopDownStage, Unit
-from td_compiler.passes.branches import branches
+from td_compiler.passes.branches import branches, residual_width
 from td_compiler.passes.nodes import is_depthwise, is_spatial
 
 __all__ = ["ArrangeFilters"]
@@ -19,7 +19,8 @@ class ArrangeFilters(Pass):
     """Sets `wanted` on the nodes that choose their width, and `stage.width`, the width of merge and entry.
 
     `mirror` and `reversed` keep every unit's bottom-up widths. `uniform` gives all units the low median of the stages'
-    widths; what is inside a block scales along. `head_width` does the same for the last unit alone.
+    widths; what is inside a block scales along. The width of a dual path block is that of the part that it adds to.
+    `head_width` does the same for the last unit alone.
     """
 
     def requires(self, conversion: Conversion) -> None:
@@ -29,14 +30,14 @@ class ArrangeFilters(Pass):
         common = _low_median(conversion) if conversion.options.filters == "uniform" else None
         for stage in conversion.stages:
             for unit in stage.units:
-                _want(conversion, stage, unit, common or unit.width)
+                _want(conversion, stage, unit, _unit_width(conversion, unit, common))
         for i, stage in enumerate(conversion.stages):
             stage.width = _stage_width(conversion, i, common)
         if common is not None:
             for stage in conversion.stages:
                 for unit in stage.units:
                     entering = stage.width if unit is stage.units[0] else common
-                    _settle(conversion, stage, unit, entering, common)
+                    _settle(conversion, stage, unit, entering, _unit_width(conversion, unit, common))
         _widen_last(conversion)
         if conversion.options.filters == "reversed":
             for stage in conversion.stages:
@@ -49,7 +50,7 @@ class ArrangeFilters(Pass):
 def _low_median(conversion: Conversion) -> int:
     """The low median of the stages' widths, rounded to what all groups that read or make a unit's map divide."""
     stages = [stage for stage in conversion.found.stages if stage.units]
-    widths = sorted(stage.width for stage in stages)
+    widths = sorted(residual_width(conversion, stage.units[0]) for stage in stages)
     multiple = math.lcm(*(_groups(conversion, unit) for stage in stages for unit in stage.units))
     return max(1, round(widths[(len(widths) - 1) // 2] / multiple)) * multiple
 
@@ -68,6 +69,11 @@ def _groups(conversion: Conversion, unit: Unit) -> int:
         if any(end == made or end in [[read] for read in unit.inputs] for end in ends):
             multiple = math.lcm(multiple, groups)
     return multiple
+
+
+def _unit_width(conversion: Conversion, unit: Unit, common: int | None) -> int:
+    """How wide a unit's map is to be."""
+    return unit.width if common is None else round(common * unit.width / residual_width(conversion, unit))
 
 
 def _want(conversion: Conversion, stage: TopDownStage, unit: Unit, width: int) -> None:
@@ -120,7 +126,7 @@ def _entering_width(conversion: Conversion, stage: TopDownStage, common: int | N
     A transition block is read by the merge, not the other way round, so there it is the block's own width.
     """
     unit = stage.units[0]
-    width = common or unit.width
+    width = _unit_width(conversion, unit, common)
     if stage.transition == "block" or not _grows(conversion, unit):
         return width
     parts = branches(conversion, unit, unit.output)

@@ -7,9 +7,9 @@ from torch import fx, nn
 from td_compiler.graph.operators import Kind, Width
 from td_compiler.graph.states import Conversion
 from td_compiler.graph.units import Unit
-from td_compiler.passes.nodes import is_depthwise, runs_along_channels
+from td_compiler.passes.nodes import channel_cut, is_depthwise, runs_along_channels
 
-__all__ = ["branches", "takes_any_width"]
+__all__ = ["branches", "residual_width", "takes_any_width"]
 
 
 def branches(conversion: Conversion, unit: Unit, node: fx.Node) -> list[fx.Node] | None:
@@ -33,6 +33,39 @@ def branches(conversion: Conversion, unit: Unit, node: fx.Node) -> list[fx.Node]
     if len(inputs) == 1 and inputs[0].meta["width"] == node.meta["width"]:
         return branches(conversion, unit, inputs[0])
     return None
+
+
+def residual_width(conversion: Conversion, unit: Unit) -> int:
+    """The width of a unit in the bottom-up network; of a dual path block, which adds to a part of the channels that its
+    short way brings and hands on the others as they are, that of this part.
+    """
+    stack, reached = [unit.output], set()
+    while stack:
+        node = stack.pop()
+        row, inputs = conversion.row(node), [n for n in node.all_input_nodes if "width" in n.meta]
+        if node in reached or node in unit.inputs or row is None:
+            continue
+        reached.add(node)
+        if row.width is Width.SUM and node.meta["width"] == unit.width:
+            stack.extend(inputs)
+        elif row.kind is Kind.JOIN and len(inputs) == 2 and node.meta["width"] < unit.width:
+            short = min(inputs, key=lambda n: _convolutions(conversion, unit, n))
+            if channel_cut(short) is not None:
+                return int(node.meta["width"])
+        elif len(inputs) == 1 and inputs[0].meta["width"] == node.meta["width"] == unit.width:
+            stack.extend(inputs)
+    return unit.width
+
+
+def _convolutions(conversion: Conversion, unit: Unit, node: fx.Node) -> int:
+    """How many convolutions of a unit lead to a node."""
+    stack, reached = [node], set()
+    while stack:
+        current = stack.pop()
+        if current not in reached and current not in unit.inputs:
+            reached.add(current)
+            stack.extend(n for n in current.all_input_nodes if "width" in n.meta)
+    return sum(conversion.kind(n) is Kind.CONV for n in reached)
 
 
 def takes_any_width(conversion: Conversion, unit: Unit) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
+import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
 from td_compiler.errors import ConversionError
@@ -127,12 +129,36 @@ def averages_all(conversion: Conversion, node: fx.Node) -> bool:
     """Whether a fixed-size pooling averages the whole map: a global pooling in all but name."""
     if conversion.kind(node) is not Kind.POOL or node.meta["size"] != (1, 1):
         return False
+    return "avg" in _pool_name(conversion, node) and _covers_map(conversion, node)
+
+
+def _pool_name(conversion: Conversion, node: fx.Node) -> str:
     module = conversion.captured.module(node)
-    name = type(module).__name__ if module is not None else str(getattr(node.target, "__name__", ""))
+    return (type(module).__name__ if module is not None else str(getattr(node.target, "__name__", ""))).lower()
+
+
+def _covers_map(conversion: Conversion, node: fx.Node) -> bool:
+    """Whether a pooling sees all of a map of more than one pixel at once."""
     before = next(n for n in node.all_input_nodes if "width" in n.meta)
-    kernel = pool_kernel(node, module)
+    kernel = pool_kernel(node, conversion.captured.module(node))
     covers = kernel is None or all(k >= n for k, n in zip(kernel, before.meta["size"], strict=True))
-    return "avg" in name.lower() and before.meta["size"] != (1, 1) and covers
+    return before.meta["size"] not in {None, (1, 1)} and covers
+
+
+def _pools_for_gate(conversion: Conversion, node: fx.Node) -> Callable[..., torch.Tensor] | None:
+    """The global pooling that a fixed-size one is, if what it makes meets a map again: a gate, no downsampling."""
+    if conversion.kind(node) is not Kind.POOL or node.meta["size"] != (1, 1) or not _covers_map(conversion, node):
+        return None
+    name = _pool_name(conversion, node)
+    stack, reached = [node], set()
+    while stack:
+        for user in stack.pop().users:
+            if user.meta.get("size") not in {None, (1, 1)}:
+                return F.adaptive_avg_pool2d if "avg" in name else F.adaptive_max_pool2d if "max" in name else None
+            if user not in reached and "width" in user.meta:
+                reached.add(user)
+                stack.append(user)
+    return None
 
 
 def _set_scales(conversion: Conversion, nodes: list[fx.Node]) -> None:
@@ -142,8 +168,9 @@ def _set_scales(conversion: Conversion, nodes: list[fx.Node]) -> None:
         inputs = [n for n in node.all_input_nodes if "scale" in n.meta]
         like = [n for n in inputs if n.meta["size"] == node.meta["size"]] or inputs
         height, width = like[0].meta["scale"]
-        down, across = conversion.stride(node)
-        node.meta["stride"] = (down, across)
+        gate = _pools_for_gate(conversion, node)
+        down, across = conversion.stride(node) if gate is None else (1, 1)
+        node.meta.update(stride=(down, across), gate=gate)
         up, along = conversion.growth(node)
         node.meta["scale"] = (max(1, height * down // up), max(1, width * across // along))
 

@@ -11,7 +11,7 @@ from td_compiler.graph.operators import Kind, Width
 from td_compiler.graph.states import Conversion, Pass, operator_of
 from td_compiler.graph.style import Style, add_layers, add_like, style_of
 from td_compiler.graph.units import Projection, TopDownStage, Unit, UnitKind
-from td_compiler.passes.nodes import is_depthwise
+from td_compiler.passes.nodes import channel_padding, is_depthwise
 
 __all__ = ["MatchShortcuts"]
 
@@ -58,7 +58,7 @@ class MatchShortcuts(Pass):
                     continue
                 copies = stage.copies[unit]
                 join = copies[shortcut.join]
-                if not shortcut.projects and unit in candidates:
+                if not shortcut.projects and unit in candidates and not _pads_up(conversion, stage, unit, shortcut):
                     nodes = _add_projection(conversion, stage, unit, shortcut, copies)
                     of_input = unit.inputs.index(shortcut.side) if shortcut.side in unit.inputs else None
                     stage.projections.append(Projection(unit, nodes, join, of_input))
@@ -68,6 +68,33 @@ class MatchShortcuts(Pass):
     def ensures(self, conversion: Conversion) -> None:
         for stage in conversion.stages:
             stage.graph.lint()
+
+
+def _pads_up(conversion: Conversion, stage: TopDownStage, unit: Unit, shortcut: _Shortcut) -> bool:
+    """Whether a shortcut that is padded with zero channels can stay so: if not, the padding is taken away."""
+    pads = [node for node in shortcut.chain if channel_padding(conversion, stage.copies[unit][node])]
+    if not pads:
+        return False
+    before = conversion.stages[max(0, conversion.stages.index(stage) - 1)]
+    if unit is not stage.units[0] or stage.transition != "block" or not before.units:
+        arriving = stage.width
+    else:
+        arriving = _wanted(before, before.units[-1], before.units[-1].output)
+    if unit is not stage.units[0] or arriving <= _wanted(stage, unit, shortcut.join):
+        return True
+    for node in pads:
+        copy = stage.copies[unit][node]
+        read = stage.copies[unit][node] = copy.all_input_nodes[0]
+        copy.replace_all_uses_with(read)
+        stage.spans[unit].remove(copy)
+        stage.graph.erase_node(copy)
+    return False
+
+
+def _wanted(stage: TopDownStage, unit: Unit, node: fx.Node) -> int:
+    """The width that a map in a block is to have, by the last layer of the block that chooses its own."""
+    last = next(n for n in reversed(stage.spans[unit]) if "wanted" in n.meta)
+    return round(last.meta["wanted"] * node.meta["width"] / last.meta["source"].meta["width"])
 
 
 def _changes_shape(unit: Unit) -> bool:
@@ -154,7 +181,7 @@ def _add_projection(
     copies: dict[fx.Node, fx.Node],
 ) -> list[fx.Node]:
     join, side = copies[shortcut.join], copies[shortcut.side]
-    wanted = next(n.meta["wanted"] for n in reversed(stage.spans[unit]) if "wanted" in n.meta)  # the long way's last
+    wanted = _wanted(stage, unit, shortcut.join)
     model = _model_projection(conversion, unit)
     place = join
     if model is not None:

@@ -96,17 +96,18 @@ class Cut:
     stop: int
 
 
-def channel_cut(node: fx.Node) -> Cut | None:
-    """The channels that a top-down node takes of the map that it reads, as `x[:, :16]` does; None for other nodes."""
-    source = node.meta["source"]
+def channel_cut(source: fx.Node) -> Cut | None:
+    """The channels that a bottom-up node takes of the map that it reads, as `x[:, :16]` does; None for other nodes."""
+    if not source.all_input_nodes:
+        return None
     read = source.all_input_nodes[0]
     axis, value = read.meta.get("axis"), read.meta.get("value")
     if axis is None or not isinstance(value, torch.Tensor):
         return None
-    if getattr(node.target, "__name__", node.target) == "narrow":
+    if getattr(source.target, "__name__", source.target) == "narrow":
         dim, start, length = (_number(a) for a in source.args[1:4])
         return Cut(start, start + length) if dim % value.dim() == axis else None
-    taken = _item(source, axis, value.dim()) if node.target is operator.getitem else None
+    taken = _item(source, axis, value.dim()) if source.target is operator.getitem else None
     if not isinstance(taken, slice) or taken.step not in {None, 1}:
         return None
     start, stop, _ = slice(_number(taken.start), _number(taken.stop)).indices(value.shape[axis])

@@ -6,11 +6,11 @@ import itertools
 
 from torch import fx
 
-from td_compiler.graph.operators import Kind
+from td_compiler.graph.operators import Kind, Width
 from td_compiler.graph.states import Conversion, operator_of
 from td_compiler.graph.units import Projection
 
-__all__ = ["prune"]
+__all__ = ["drop_empty", "prune"]
 
 
 def prune(conversion: Conversion) -> bool:
@@ -32,6 +32,31 @@ def prune(conversion: Conversion) -> bool:
         if pruned:
             _erase_unused(stage.graph)
     return pruned
+
+
+def drop_empty(conversion: Conversion) -> None:
+    """Take away what turned out to have no channels: in concatenations, slices and paddings."""
+    for graph in conversion.graphs():
+        changed = False
+        for node in list(graph.nodes):
+            if "pads" in node.meta and not any(node.meta["pads"]):
+                node.replace_all_uses_with(node.all_input_nodes[0])
+            elif _joins(conversion, node) and any(n.meta.get("width") == 0 for n in node.all_input_nodes):
+                left = [n for n in node.args[0] if n.meta.get("width") != 0]  # type: ignore[union-attr]
+                if len(left) == 1:
+                    node.replace_all_uses_with(left[0])
+                else:
+                    node.args = (left, *node.args[1:])
+            else:
+                continue
+            changed = True
+        if changed:
+            _erase_unused(graph)
+
+
+def _joins(conversion: Conversion, node: fx.Node) -> bool:
+    row = operator_of(conversion, node)
+    return row is not None and row.width is Width.SUM and bool(node.args) and isinstance(node.args[0], (list, tuple))
 
 
 def _bypass(conversion: Conversion, projection: Projection, way: list[fx.Node], shortcut: fx.Node) -> None:

@@ -12,6 +12,7 @@ from td_compiler.graph.operators import Kind, Pair, layer_row
 from td_compiler.graph.states import Conversion, Pass, kind_of, layer_of, operator_of
 from td_compiler.graph.units import Layer, TopDownStage, Unit
 from td_compiler.layers.upsample import TransposedUpsample, upsample_bilinear, upsample_nearest
+from td_compiler.passes.nodes import channel_padding
 from td_compiler.passes.trace_channels import is_map
 
 __all__ = ["ReplaceDownsampling", "same_size"]
@@ -162,6 +163,13 @@ def _has_extent(conversion: Conversion, node: fx.Node) -> bool:
 def _flatten(conversion: Conversion, stage: TopDownStage, node: fx.Node) -> bool:
     """Make one operator keep the size of its map; True if that removed it."""
     kind, layer = kind_of(conversion, node), layer_of(conversion, node)
+    if gate := node.meta.get("source", node).meta.get("gate"):
+        node.op, node.target = "call_function", gate
+        node.args, node.kwargs = (node.args[0], 1), {}
+        return False
+    if "source" in node.meta and (padding := channel_padding(conversion, node)):
+        _pad_channels(conversion, node, padding)
+        return False
     if kind is Kind.POOL and _is_balanced(conversion, node):
         return False
     shrinks = kind is Kind.POOL and (node.meta["stride"] != (1, 1) or not _keeps_size(node.meta["source"]))
@@ -175,6 +183,21 @@ def _flatten(conversion: Conversion, stage: TopDownStage, node: fx.Node) -> bool
     if kind is Kind.CONV and layer is not None and not _is_balanced(conversion, node):
         same_size(layer)
     return False
+
+
+def _pad_channels(conversion: Conversion, node: fx.Node, padding: tuple[int, int]) -> None:
+    """Let a padding put in channels and nothing else."""
+    source = node.meta["source"]
+    skipped = 2 * (source.meta["value"].dim() - 1 - source.meta["axis"])
+    given = [*[0] * skipped, *padding]
+    layer = layer_of(conversion, node)
+    if layer is not None:
+        layer.changes["padding"] = tuple(given + [0] * (len(layer.get("padding")) - len(given)))
+    else:
+        node.args, node.kwargs = (
+            (node.args[0], given, *node.args[2:]),
+            {k: v for k, v in node.kwargs.items() if k != "pad"},
+        )
 
 
 def _crops(kind: Kind | None, source: fx.Node) -> bool:

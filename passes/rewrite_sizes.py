@@ -84,7 +84,7 @@ def _slice(node: fx.Node) -> None:
     if "bounds" not in node.meta:
         return
     start, stop = node.meta["bounds"]
-    cut, source = channel_cut(node), node.meta["source"]
+    cut, source = channel_cut(node.meta["source"]), node.meta["source"]
     read = source.all_input_nodes[0]
     if cut is None or (start, stop) == (cut.start, cut.stop):
         return
@@ -98,6 +98,13 @@ def _slice(node: fx.Node) -> None:
     assert at is not None
     items[at] = slice(start or None, None if items[at].stop is None else stop, None)
     node.update_arg(1, tuple(items))
+
+
+def _pad(node: fx.Node) -> None:
+    """Channels that a padding puts in front and behind."""
+    if "pads" in node.meta and node.op == "call_function":
+        front, behind = node.meta["pads"]
+        node.update_arg(1, [*node.args[1][:-2], front, behind])  # type: ignore[index]
 
 
 def _view(node: fx.Node) -> None:
@@ -137,6 +144,7 @@ _REWRITES = {
     "chunk": _split,
     "getitem": _slice,
     "narrow": _slice,
+    "pad": _pad,
     "view": _view,
     "reshape": _view,
     "expand": _view,

@@ -34,7 +34,7 @@ from td_compiler.passes.nodes import (
     place_of,
     runs_along_channels,
 )
-from td_compiler.passes.prune import prune
+from td_compiler.passes.prune import drop_empty, prune
 from td_compiler.passes.trace_channels import is_map
 
 __all__ = ["SetWidths"]
@@ -50,6 +50,7 @@ class SetWidths(Pass):
         _Solver(conversion).solve()
         if prune(conversion):
             _Solver(conversion).solve()
+        drop_empty(conversion)
         _note_features(conversion)
 
     def ensures(self, conversion: Conversion) -> None:
@@ -83,6 +84,7 @@ class _Solver:
         self.conversion = conversion
         self.channels: dict[fx.Node, Channels] = {}
         self._pieces: dict[fx.Node, list[Channels]] = {}  # a split -> what it makes
+        self._padded: dict[fx.Node, list[Channels]] = {}  # a padding -> what it puts in front and behind
         self._cuts: dict[fx.Node, tuple[Channels, Channels]] = {}  # a slice -> what lies before it, what it takes
         self._resized: dict[fx.Node, dict[int, tuple[Channels, int]]] = {}  # parameter -> axis -> its channels, groups
         self._wishes: list[tuple[int, Channels, Callable[[], int]]] = []  # (place in the order, channels, how many)
@@ -143,6 +145,8 @@ class _Solver:
             node.meta["bounds"] = self._width(before, node), self._width([*before, *taken], node)
         for node, pieces in self._pieces.items():
             node.meta["pieces"] = [self._width(piece, node) for piece in pieces]
+        for node, sides in self._padded.items():
+            node.meta["pads"] = [self._width(side, node) for side in sides]
         for node, axes in self._resized.items():
             node.meta["widths"] = {axis: self._width(c, node) // groups for axis, (c, groups) in axes.items()}
 
@@ -261,10 +265,10 @@ class _Solver:
             return self._pieces[maps[0]][at]
         if (pieces := pieces_of(node)) is not None:
             return self._split(node, pieces, channels)
-        if (taken := channel_cut(node)) is not None:
+        if (taken := channel_cut(source)) is not None:
             return self._slice(node, taken, channels, own[0])
         if padding := channel_padding(self.conversion, node):
-            sides = [fresh(n, default=n, least=0) for n in padding]
+            sides = self._padded[node] = [fresh(n, default=n, least=0) for n in padding]
             return [*sides[0], *channels, *sides[1]]
         made = self._follow(node, maps, own, place)
         if row is not None and row.axes:
