@@ -6,6 +6,7 @@
 | --- | --- |
 | 1.0 prologue | `find_prologue` |
 | 1.1 channels and sizes | `trace_channels` |
+| 1.0 paddings | `adopt_padding` |
 | 1.2 units between cut points, 1.3 downsampling | `find_units` |
 | 1.4 stem, 1.5 head, stages | `find_stages` |
 | 2.3 order, 2.7 stem downsampling | `reverse_stages` |
@@ -25,6 +26,7 @@
 """
 
 from td_compiler.graph.states import Pass
+from td_compiler.passes.adopt_padding import AdoptPadding
 from td_compiler.passes.arrange_filters import ArrangeFilters
 from td_compiler.passes.assemble import Assemble
 from td_compiler.passes.build_layers import BuildLayers
@@ -52,6 +54,7 @@ __all__ = ["PIPELINE"]
 PIPELINE: tuple[Pass, ...] = (
     FindPrologue(),
     TraceChannels(),
+    AdoptPadding(),
     FindUnits(),
     FindStages(),
     ReverseStages(),

@@ -101,6 +101,8 @@ def joins_paths(conversion: Conversion, piece: list[fx.Node]) -> bool:
         return False
     for node in piece:
         row = conversion.row(node)
+        if row is not None and row.kind is Kind.CONV and sum(map(is_map, node.all_input_nodes)) > 1:
+            return True  # it reads where to look in one map, which another path has made
         if row is not None and row.kind is Kind.JOIN:
             maps = [n for n in node.all_input_nodes if is_map(n) and n.meta["size"] == node.meta["size"]]
             if len(maps) > 1 or row.width is Width.SUM:

@@ -10,6 +10,7 @@ from td_compiler.errors import ConversionError
 from td_compiler.graph.operators import Kind, Pair
 from td_compiler.graph.states import Conversion, Pass
 from td_compiler.graph.units import Boundary, Stage, StageGraph, Unit, UnitKind
+from td_compiler.passes.find_units import refuse_decoder
 from td_compiler.passes.nodes import is_spatial, place_of
 
 __all__ = ["FindStages"]
@@ -31,11 +32,13 @@ class FindStages(Pass):
         stem = _stem(body)
         stages, boundaries = _stages(body, stem)
         if len(stages) == 1:
+            refuse_decoder(conversion, [node for unit in body for node in unit.nodes])
             raise ConversionError(
                 "the network has one resolution: it has no strided convolution or pooling before its head,"
                 " so there is no top-down counterpart."
             )
         if not _is_reversible(body, stem):
+            refuse_decoder(conversion, [node for unit in body for node in unit.nodes])
             raise ConversionError(
                 "the network has one resolution: only its stem makes the map smaller, so there is nothing to reverse."
             )
@@ -79,6 +82,8 @@ def _check_cuts(conversion: Conversion, body: list[Unit]) -> None:
         for node in balanced:
             node.meta["stride"] = (1, 1)
         most = _downsamplings(unit)
+        if most > 2 and balanced and not mixed:
+            refuse_decoder(conversion, unit.nodes)
         if most > 2 or mixed:
             first = next(node for node in unit.nodes if node.meta["stride"] != (1, 1))
             what = "keeps several resolutions side by side" if mixed else f"makes its map smaller {most} times"

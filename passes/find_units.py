@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from td_compiler.errors import ConversionError
-from td_compiler.graph.operators import Kind, Pair, Width, pool_kernel
+from td_compiler.graph.operators import Kind, Width, pool_kernel
 from td_compiler.graph.states import Conversion, Pass
 from td_compiler.graph.units import Unit, UnitKind
 from td_compiler.passes.find_cells import State, joins_paths, split_cells
 from td_compiler.passes.find_prologue import cut_pieces
-from td_compiler.passes.nodes import is_depthwise
+from td_compiler.passes.nodes import is_depthwise, place_of
 from td_compiler.passes.trace_channels import is_map
 
-__all__ = ["FindUnits", "averages_all"]
+__all__ = ["FindUnits", "averages_all", "refuse_decoder"]
 
 _FOLLOWERS = {Kind.NORM, Kind.ACTIVATION, Kind.DROPOUT, Kind.IDENTITY}
 
@@ -166,10 +166,10 @@ def _set_scales(conversion: Conversion, nodes: list[fx.Node]) -> None:
     conversion.prepared.meta["scale"] = (1, 1)
     for node in nodes:
         inputs = [n for n in node.all_input_nodes if "scale" in n.meta]
-        like = [n for n in inputs if n.meta["size"] == node.meta["size"]] or inputs
-        height, width = like[0].meta["scale"]
         gate = _pools_for_gate(conversion, node)
         down, across = conversion.stride(node) if gate is None else (1, 1)
+        like = [n for n in inputs if n.meta["size"] == node.meta["size"] and (down, across) == (1, 1)] or inputs
+        height, width = like[0].meta["scale"]
         node.meta.update(stride=(down, across), gate=gate)
         up, along = conversion.growth(node)
         node.meta["scale"] = (max(1, height * down // up), max(1, width * across // along))
@@ -265,7 +265,7 @@ class _Parser:
                 self._extend(current, nodes)
             else:
                 self._add([*self._take_pending(), *nodes], UnitKind.CONV)
-        elif len(nodes) == 1 and kind is Kind.POOL and nodes[0].meta["stride"] != (1, 1):
+        elif self._pools(nodes):
             self._flush()
             self._add(nodes, UnitKind.POOL)
         elif len(nodes) == 1 and kind is Kind.PAD:
@@ -279,6 +279,15 @@ class _Parser:
         else:
             self._flush()
             self._add(nodes, UnitKind.OTHER)
+
+    def _pools(self, nodes: list[fx.Node]) -> bool:
+        """Whether nodes without weights make the map smaller: a pooling, slices of every other pixel put together."""
+        if nodes[-1].meta["scale"] == self._previous[0].meta["scale"]:
+            return False
+        rows = [self.conversion.row(node) for node in nodes]
+        modules = [self.conversion.captured.module(node) for node in nodes]
+        weights = any(True for module in modules if module is not None for _ in module.parameters())
+        return not weights and not any(row is not None and row.width is Width.FREE for row in rows)
 
     def _closes_block(self, block: Unit, nodes: list[fx.Node], kind: Kind | None) -> bool:
         """An activation in the module that joined the paths belongs to the block; after a norm it would not."""
@@ -307,16 +316,31 @@ class _Parser:
 
     def _close(self, unit: Unit) -> None:
         self._previous = unit.state = self._states.get(unit.output, (unit.output,))
-        unit.stride = _ratio(unit.output.meta["scale"], unit.input.meta["scale"])
+        after, before = unit.output.meta["scale"], unit.input.meta["scale"]
+        if after[0] % before[0] or after[1] % before[1]:
+            refuse_decoder(self.conversion, unit.nodes)
+            raise ConversionError(
+                f"the map grows from scale {before} to {after} at {place_of(unit.output)!r}, before the head: only CNNs"
+                " that shrink convert."
+            )
+        unit.stride = after[0] // before[0], after[1] // before[1]
         homes = [m for m in _shared_modules(unit.nodes) if self._population[m[0]] == len(unit.nodes)]
         homes = [m for m in homes if m[1] is not nn.Sequential] or homes[-1:]
         named = homes and len(unit.nodes) > 1
         unit.path, unit.class_name = (homes[0][0], homes[0][1].__name__) if named else ("", "")
 
 
-def _ratio(after: Pair, before: Pair) -> Pair:
-    if after[0] % before[0] or after[1] % before[1]:
+def refuse_decoder(conversion: Conversion, nodes: list[fx.Node]) -> None:
+    """Refuse a network that makes its map larger again, where one does.
+
+    Raises:
+        ConversionError: naming the place.
+    """
+    grown = next((node for node in nodes if conversion.growth(node) != (1, 1)), None)
+    if grown is not None:
+        before = next(n for n in grown.all_input_nodes if is_map(n))
+        sizes = ["x".join(map(str, node.meta["size"])) for node in (before, grown)]
         raise ConversionError(
-            f"the map grows from scale {before} to {after} before the head: only CNNs that shrink convert."
+            f"the map grows again at {place_of(grown)!r}, from {sizes[0]} to {sizes[1]}: a network with a decoder has"
+            " no top-down counterpart; hand over its encoder alone (task='segmentation' scores its pixels)."
         )
-    return after[0] // before[0], after[1] // before[1]

@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 
 from td_compiler.graph.axes import channel_axis, in_order
-from td_compiler.graph.operators import Kind, Pair, layer_row
+from td_compiler.graph.operators import Kind, Pair, convolution, layer_row
 from td_compiler.graph.states import Conversion, Pass, kind_of, layer_of, operator_of
 from td_compiler.graph.units import Layer, TopDownStage, Unit
 from td_compiler.layers.upsample import TransposedUpsample, upsample_bilinear, upsample_nearest
@@ -155,9 +155,16 @@ def _is_vector(node: fx.Node, user: fx.Node) -> bool:
 
 def _has_extent(conversion: Conversion, node: fx.Node) -> bool:
     row, layer = operator_of(conversion, node), layer_of(conversion, node)
-    if row is None or layer is None or row.kind is not Kind.CONV:
+    if row is None or row.kind is not Kind.CONV:
         return False
-    return max(layer.get("kernel_size")) > 1
+    return max(layer.get("kernel_size") if layer is not None else _settings(node)["kernel_size"]) > 1
+
+
+def _settings(node: fx.Node) -> dict[str, Any]:
+    """Those of a convolution that is a function of its map and a weight."""
+    source = node.meta["source"]
+    weight = source.kwargs.get("weight", source.args[1] if len(source.args) > 1 else None)
+    return convolution(source, weight.meta["value"])
 
 
 def _flatten(conversion: Conversion, stage: TopDownStage, node: fx.Node) -> bool:
@@ -182,6 +189,8 @@ def _flatten(conversion: Conversion, stage: TopDownStage, node: fx.Node) -> bool
         return True
     if kind is Kind.CONV and layer is not None and not _is_balanced(conversion, node):
         same_size(layer)
+    elif kind is Kind.CONV and layer is None and not _is_balanced(conversion, node):
+        _same_size_function(node)
     return False
 
 
@@ -198,6 +207,16 @@ def _pad_channels(conversion: Conversion, node: fx.Node, padding: tuple[int, int
             (node.args[0], given, *node.args[2:]),
             {k: v for k, v in node.kwargs.items() if k != "pad"},
         )
+
+
+def _same_size_function(node: fx.Node) -> None:
+    """The same for a convolution that is a function: stride 1, and the padding that keeps the size of its map."""
+    settings, names = _settings(node), ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    extents = [d * (k - 1) for d, k in zip(settings["dilation"], settings["kernel_size"], strict=True)]
+    given = dict(zip(names, node.args, strict=False)) | node.kwargs
+    padding = "same" if any(e % 2 for e in extents) else tuple(e // 2 for e in extents)
+    node.args = (given.pop("input"), given.pop("weight"), given.pop("bias", None))
+    node.kwargs = {**given, "stride": (1, 1), "padding": padding}
 
 
 def _crops(kind: Kind | None, source: fx.Node) -> bool:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
+from td_compiler.errors import ConversionError
 from td_compiler.graph.moves import inserted, is_reduction, moved, permutation, reduces
 from td_compiler.graph.operators import Kind
 from td_compiler.graph.states import Conversion, Pass
-from td_compiler.passes.nodes import tensors
+from td_compiler.passes.nodes import place_of, tensors
 
 __all__ = ["TraceChannels", "is_map"]
 
@@ -34,10 +35,41 @@ class TraceChannels(Pass):
             if node is conversion.image:
                 node.meta.update(axis=1, width=node.meta["value"].shape[1], size=tuple(node.meta["value"].shape[2:]))
             elif source is not None and tensors(node.meta.get("value")):
+                _check(conversion, node, source)
                 node.meta.update({**_follow(conversion, node, source), **_known_factor(node)})
 
     def ensures(self, conversion: Conversion) -> None:
         assert "width" in conversion.captured.output.meta, "the class scores do not come from the image"
+
+
+def _check(conversion: Conversion, node: fx.Node, source: fx.Node) -> None:
+    """Refuse an operation on a map that the table knows to have no counterpart, or with weights that nobody knows.
+
+    Raises:
+        ConversionError: naming it, with the reason.
+    """
+    row, module = conversion.row(node), conversion.captured.module(node)
+    if source.meta["size"] in {None, (1, 1)}:
+        return
+    what = type(module).__name__ if module is not None else getattr(node.target, "__name__", node.target)
+    if reason := row.refuse(node, module) if row is not None else "":
+        raise ConversionError(f"{what} at {place_of(node)!r} {reason}.")
+    if row is None and _has_weights(node, module) and _factor(source.meta["size"], _sides(node)) != (1, 1):
+        raise ConversionError(
+            f"{what} at {place_of(node)!r} makes its map smaller and has weights, and no rule says how its channels"
+            " flow: add a row to the operator table (td_compiler.graph.operators)."
+        )
+
+
+def _has_weights(node: fx.Node, module: nn.Module | None) -> bool:
+    read = (n.meta.get("value") for n in node.all_input_nodes if n.op == "get_attr")
+    held = module.parameters() if module is not None else ()
+    return any(isinstance(value, nn.Parameter) and value.dim() > 1 for value in (*read, *held))
+
+
+def _sides(node: fx.Node) -> tuple[int, ...] | None:
+    value = tensors(node.meta["value"])[0]
+    return tuple(value.shape[2:]) if value.dim() == 4 else None
 
 
 # What makes a map (N, C, H, W) of a tensor with more or fewer axes.

@@ -106,6 +106,43 @@ def _conv_function_stride(node: fx.Node, module: nn.Module | None) -> Pair:
     return pair(stride) if isinstance(stride, (int, tuple, list)) else (1, 1)
 
 
+def _accept(node: fx.Node, module: nn.Module | None) -> str:
+    return ""
+
+
+def _refuse_fixed_size(node: fx.Node, module: nn.Module | None) -> str:
+    """A layer norm over more than the channels is for maps of one size, which change."""
+    shape: Any = getattr(module, "normalized_shape", None) if module is not None else _argument(node, 1, "")
+    if module is None and any(isinstance(n, fx.Node) for n in (*node.args[1:2], *node.kwargs.values())):
+        return ""  # over the map that it reads, whatever its size
+    if not isinstance(shape, (tuple, list)) or len(shape) < 2 or math.prod(shape[1:]) == 1:
+        return ""
+    return (
+        f"normalises maps of one size alone (normalized_shape={tuple(shape)}), and maps have another size in the"
+        " top-down network: normalise over the channels alone, by nn.GroupNorm(1, channels) for instance"
+    )
+
+
+def padding_of(node: fx.Node, module: nn.Module | None) -> tuple[str, float]:
+    """How a padding pads: the `padding_mode` of a convolution that does likewise, and the value that it pads with."""
+    row = lookup(node, module)
+    if row is not None and row.mode:
+        return row.mode, 0.0
+    mode = _argument(node, 2, "mode") if module is None else "constant"
+    value = _argument(node, 3, "value") if module is None else getattr(module, "value", 0.0)
+    return {None: "zeros", "constant": "zeros"}.get(mode, mode), float(value or 0.0)
+
+
+def convolution(node: fx.Node, weight: torch.Tensor) -> dict[str, Any]:
+    """The settings of a call of `F.conv2d` with a weight (out, in / groups, height, width), as a layer has them."""
+    given = {name: _argument(node, at, name) for name, at in _CONV_ARGUMENTS.items()}
+    stride, dilation = (pair(given[name]) if given[name] is not None else (1, 1) for name in ("stride", "dilation"))
+    return {"kernel_size": tuple(weight.shape[2:]), "stride": stride, "dilation": dilation}
+
+
+_CONV_ARGUMENTS = {"stride": 3, "padding": 4, "dilation": 5}
+
+
 def _filter_size(layer: nn.Module) -> float:
     """From the settings where they say it: to read a weight that is computed may change what it is computed of."""
     if isinstance(layer, nn.Conv2d):
@@ -141,6 +178,8 @@ class Operator:
         arguments: name of a function's parameter -> (its position, the widths along its leading axes, as in `axes`).
         sizes: attribute name of the module -> "out", "in" or "filters" (their shape): numbers that follow the widths.
         padding: attributes that must have these values for the layer to pad by its `padding` and nothing else.
+        mode: of a padding, the `padding_mode` of a convolution that pads likewise; "" where its arguments say.
+        refuse: (node, module) -> why a network with this has no top-down counterpart; "" where it has one.
         products: layer with a weight -> how many products make one number of its output, on average.
         instead: node -> the row that holds for this call, None for this one.
     """
@@ -152,6 +191,8 @@ class Operator:
     arguments: Mapping[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
     sizes: Mapping[str, str] = field(default_factory=dict)
     padding: Mapping[str, Any] = field(default_factory=dict)
+    mode: str = ""
+    refuse: Callable[[fx.Node, nn.Module | None], str] = _accept
     products: Callable[[nn.Module], float] = _filter_size
     instead: Callable[[fx.Node], Operator | None] | None = None
 
@@ -205,7 +246,7 @@ LAYERS: dict[type[nn.Module], Operator] = {
     nn.SyncBatchNorm: _BATCH_NORM,
     nn.InstanceNorm2d: _BATCH_NORM,
     nn.GroupNorm: Operator(Kind.NORM, axes=_PER_CHANNEL, sizes={"num_channels": "in"}),
-    nn.LayerNorm: Operator(Kind.NORM, axes=_PER_CHANNEL, sizes={"normalized_shape": "in"}),
+    nn.LayerNorm: Operator(Kind.NORM, axes=_PER_CHANNEL, sizes={"normalized_shape": "in"}, refuse=_refuse_fixed_size),
     nn.LocalResponseNorm: Operator(Kind.NORM),
     **dict.fromkeys(
         (
@@ -220,7 +261,10 @@ LAYERS: dict[type[nn.Module], Operator] = {
     **dict.fromkeys((nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout), _DROPOUT),
     **dict.fromkeys((nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d), _POOL),
     **dict.fromkeys((nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d), _GLOBAL_POOL),
-    **dict.fromkeys((nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ConstantPad2d), Operator(Kind.PAD)),
+    **dict.fromkeys((nn.ZeroPad2d, nn.ConstantPad2d), Operator(Kind.PAD)),
+    nn.ReflectionPad2d: Operator(Kind.PAD, mode="reflect"),
+    nn.ReplicationPad2d: Operator(Kind.PAD, mode="replicate"),
+    nn.CircularPad2d: Operator(Kind.PAD, mode="circular"),
     nn.Flatten: _FLATTEN,
     nn.Identity: Operator(Kind.IDENTITY),
     nn.Conv1d: replace(_CONV, kind=Kind.ALONG_CHANNELS),  # where it runs along the channels they stay as many
@@ -239,6 +283,7 @@ LIBRARY_LAYERS: dict[str, Operator] = {
         padding={"dynamic_padding": False},
         products=_experts_filter_size,
     ),
+    "torchvision.ops.deform_conv.DeformConv2d": _CONV,  # where it reads is a map beside its map
 }
 
 FUNCTIONS: dict[Callable[..., Any], Operator] = {
@@ -264,7 +309,7 @@ FUNCTIONS: dict[Callable[..., Any], Operator] = {
     F.linear: Operator(Kind.LINEAR, Width.FREE, arguments={"weight": (1, ("out", "in")), "bias": (2, ("out",))}),
     F.batch_norm: Operator(Kind.NORM, arguments=_at(running_mean=1, running_var=2, weight=3, bias=4)),
     F.instance_norm: Operator(Kind.NORM, arguments=_at(running_mean=1, running_var=2, weight=3, bias=4)),
-    F.layer_norm: Operator(Kind.NORM, arguments=_at(weight=2, bias=3)),
+    F.layer_norm: Operator(Kind.NORM, arguments=_at(weight=2, bias=3), refuse=_refuse_fixed_size),
     F.group_norm: Operator(Kind.NORM, arguments=_at(weight=2, bias=3)),
     F.prelu: Operator(Kind.ACTIVATION, arguments=_at(weight=1)),
     **dict.fromkeys(

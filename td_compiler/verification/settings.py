@@ -20,6 +20,7 @@ __all__ = ["common_layers", "compare_settings", "is_depthwise", "layers_of", "so
 # 2.4, 2.6).
 _FOLLOWS = {
     *("stride", "padding", "_reversed_padding_repeated_twice", "ceil_mode", "training"),
+    "padding_mode",  # that of a padding layer in front becomes the convolution's own
     "inplace",  # no part of what a layer computes; off where a value has other readers
 }
 _PLAIN = (bool, int, float, str, type(None))
