@@ -36,7 +36,7 @@ class Assemble(Pass):
         segments = [Segment(*parts) for parts in zip(names, map(_plain, scales), conversion.graphs(), strict=True)]
         pyramid = Pyramid([_plain(s.scale) for s in reversed(conversion.stages)], conversion.options.downsample)
         prologue = Segment("prologue", 1, conversion.prologue_graph) if conversion.prologue_graph is not None else None
-        parts = {**conversion.modules, **conversion.parameters}
+        parts = _in_order_of_use(conversion)
         network = TopDownNet(parts, segments, pyramid, _EMPTY, prologue)
         made = set(conversion.modules.values())
         for module in network.modules():
@@ -52,6 +52,17 @@ class Assemble(Pass):
     def ensures(self, conversion: Conversion) -> None:
         assert conversion.result is not None
         assert conversion.result.scales[0] == 1
+
+
+def _in_order_of_use(conversion: Conversion) -> dict[str, nn.Module | torch.Tensor]:
+    """Layers, parameters and buffers by path, in the order in which the graphs first use them."""
+    parts: dict[str, nn.Module | torch.Tensor] = {**conversion.modules, **conversion.parameters}
+    graphs = filter(None, [conversion.prologue_graph, *conversion.graphs()])
+    used = dict.fromkeys(str(node.target) for graph in graphs for node in graph.nodes)
+    return {
+        path: parts[path]
+        for path in [*(path for path in used if path in parts), *(path for path in parts if path not in used)]
+    }
 
 
 _EMPTY = Report("", (1, 1, 1), (), ())

@@ -128,6 +128,8 @@ def apply_again(module: nn.Module, computed: Mapping[str, list[Maker]], like: nn
         try:
             for maker in makers:
                 _apply(module, name, maker, like)
+            if name in vars(module):  # torch copies no tensor with a history; the hook computes it before every run
+                vars(module)[name] = vars(module)[name].detach()
         except Exception:  # whatever torch or a user's parametrisation makes of another shape
             failed.append(name)
     return failed

@@ -41,4 +41,7 @@ class TransposedUpsample(nn.Module):
 
     def forward(self, x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         height, width = image.shape[-2:]
-        return self.conv(x)[..., :height, :width]
+        grown = self.conv(x)
+        if torch.compiler.is_exporting():  # a slice would hold for some sizes alone
+            return F.pad(grown, (0, width - grown.shape[-1], 0, height - grown.shape[-2]))
+        return grown[..., :height, :width]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import linecache
+import sys
+import types
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +24,29 @@ if TYPE_CHECKING:
     from td_compiler.report.report import Report
 
 __all__ = ["HEAD", "RESERVED", "Segment", "StageMaps", "TopDownNet", "carried", "handed_on", "plant"]
+
+
+@dataclass(frozen=True)
+class _Named:
+    """In a pickle the place of a function that pickle does not find by itself, such as `F.max_pool2d`."""
+
+    module: str
+    name: str
+
+    @classmethod
+    def of(cls, target: object) -> _Named | None:
+        """What stands for a function of torch's that was made inside another; None for all that pickles as it is."""
+        if not isinstance(target, types.FunctionType) or "<locals>" not in target.__qualname__:
+            return None
+        home = sys.modules.get(target.__module__)
+        return cls(target.__module__, target.__name__) if getattr(home, target.__name__, None) is target else None
+
+    @property
+    def function(self) -> Any:
+        return getattr(importlib.import_module(self.module), self.name)
+
+    def __call__(self) -> None:
+        """Torch asks of what a node calls that it can be called."""
 
 
 @dataclass
@@ -60,10 +86,16 @@ class Segment:
 
     def __getstate__(self) -> dict[str, Any]:
         """Functions compiled at run time do not pickle: they are made anew from the graph."""
-        return {name: value for name, value in self.__dict__.items() if name != "_function"}
+        state = {name: value for name, value in self.__dict__.items() if name != "_function"}
+        if any(_Named.of(node.target) for node in self.graph.nodes):
+            state["graph"] = _with_targets(self.graph, lambda node: _Named.of(node.target) or node.target)
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        for node in self.graph.nodes:
+            if isinstance(node.target, _Named):
+                node.target = node.target.function
         self._function = _compile(self.graph, self.name)
 
 
@@ -101,7 +133,7 @@ def _quote_paths(graph: fx.Graph) -> tuple[fx.Graph, dict[str, str]]:
 
     A layer's name is data, of a checkpoint or a configuration: a keyword, a line break, quotes and brackets.
     """
-    targets = {str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")}
+    targets = {str(node.target) for node in graph.nodes if node.op in _BY_PATH}
     odd = sorted(path for path in targets if any(map(_is_odd, path.split("."))))
     if not odd:
         return graph, {}
@@ -109,12 +141,9 @@ def _quote_paths(graph: fx.Graph) -> tuple[fx.Graph, dict[str, str]]:
     while any(target.startswith(start) for target in targets):
         start += "_"
     places = {path: f"{start}{i}_" for i, path in enumerate(odd)}
-    copy = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        copies[node] = copy.node_copy(node, copies.__getitem__)
-        if node.op in ("call_module", "get_attr"):
-            copies[node].target = places.get(str(node.target), node.target)
+    copy = _with_targets(
+        graph, lambda node: places.get(str(node.target), node.target) if node.op in _BY_PATH else node.target
+    )
     expressions = {}
     for path, place in places.items():
         expression = "self"
@@ -122,6 +151,20 @@ def _quote_paths(graph: fx.Graph) -> tuple[fx.Graph, dict[str, str]]:
             expression = f"getattr({expression}, {name!r})"
         expressions[f"self.{place}"] = expression
     return copy, expressions
+
+
+_BY_PATH = ("call_module", "get_attr")
+
+
+def _with_targets(graph: fx.Graph, target_of: Callable[[fx.Node], Any]) -> fx.Graph:
+    """A copy of a graph with other targets; a graph keeps those that its nodes were made with, and pickles them too."""
+    copy = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), copies.__getitem__)
+        copies[node] = copy.create_node(node.op, target_of(node), args, kwargs, node.name, node.type)
+        copies[node].meta = dict(node.meta)
+    return copy
 
 
 def _is_odd(name: str) -> bool:
@@ -196,6 +239,9 @@ class TopDownNet(nn.Module):
         self.pyramid = pyramid if prologue is None else PreparedPyramid(self, pyramid)
         self.add_module("features", StageMaps(self))
         plant(self, modules)
+        for name in dict.fromkeys(path.partition(".")[0] for path in modules):
+            if name in self._modules:  # `features` was there before: parameters stand in the order in which they run
+                self._modules[name] = self._modules.pop(name)
 
     @property
     def scales(self) -> tuple[int | tuple[int, int], ...]:
