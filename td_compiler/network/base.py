@@ -87,8 +87,7 @@ class Segment:
     def __getstate__(self) -> dict[str, Any]:
         """Functions compiled at run time do not pickle: they are made anew from the graph."""
         state = {name: value for name, value in self.__dict__.items() if name != "_function"}
-        if any(_Named.of(node.target) for node in self.graph.nodes):
-            state["graph"] = _with_targets(self.graph, lambda node: _Named.of(node.target) or node.target)
+        state["graph"] = _with_targets(self.graph, lambda node: _Named.of(node.target) or node.target)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -157,7 +156,7 @@ _BY_PATH = ("call_module", "get_attr")
 
 
 def _with_targets(graph: fx.Graph, target_of: Callable[[fx.Node], Any]) -> fx.Graph:
-    """A copy of a graph with other targets; a graph keeps those that its nodes were made with, and pickles them too."""
+    """A copy of a graph with other targets; a graph keeps, and pickles, those that its nodes ever had."""
     copy = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
