@@ -27,6 +27,7 @@ class Assemble(Pass):
 
     def requires(self, conversion: Conversion) -> None:
         assert conversion.modules, "BuildLayers has not run"
+        assert "RewriteSizes" in conversion.done, "RewriteSizes has not run"
 
     def apply(self, conversion: Conversion) -> None:
         for name, other in conversion.names.items():
@@ -52,6 +53,10 @@ class Assemble(Pass):
     def ensures(self, conversion: Conversion) -> None:
         assert conversion.result is not None
         assert conversion.result.scales[0] == 1
+        rows = conversion.result.report.stages[:-1]
+        for stage, row in zip(reversed(conversion.stages), rows, strict=True):
+            size, expected = row.top_down.size, conversion.map_size(stage.scale)
+            assert size == expected, f"the map at scale {stage.key} is {size}, not {expected}"
 
 
 def _in_order_of_use(conversion: Conversion) -> dict[str, nn.Module | torch.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx, nn
 
 from td_compiler.graph.axes import in_order
+from td_compiler.graph.checks import has_upsampling
 from td_compiler.graph.operators import Kind
 from td_compiler.graph.states import Conversion, Pass
 from td_compiler.graph.style import Style, add_layers, add_like, style_of
@@ -25,7 +26,7 @@ class InsertEntries(Pass):
     """
 
     def requires(self, conversion: Conversion) -> None:
-        assert all(s.arrival is not None for s in conversion.stages[1:]), "ReplaceDownsampling has not run"
+        assert all(has_upsampling(conversion, s) for s in conversion.stages[1:]), "ReplaceDownsampling has not run"
 
     def apply(self, conversion: Conversion) -> None:
         for i, stage in enumerate(conversion.stages):
@@ -74,7 +75,7 @@ def _make_entry(conversion: Conversion, stage: TopDownStage, first: Unit) -> fx.
     assert stage.image is not None
     style = style_of(conversion, stage)
     if style.pre_activation:
-        style = Style(style.conv, (), None, pre_activation=False)
+        style = Style(style.conv, None, None, pre_activation=False)
     kernels = [max(conv.kernel_size) for conv in _convolutions(conversion, first)]
     kernel = next((k for k in kernels if k > 1), 1)
     path = f"entry.{stage.key}"

@@ -6,6 +6,7 @@ import operator
 
 import torch
 
+from td_compiler.graph.checks import check_merge
 from td_compiler.graph.states import Conversion, Pass
 from td_compiler.graph.style import add_layers, new_meta, style_of
 from td_compiler.graph.units import TopDownStage
@@ -28,6 +29,7 @@ class InsertMerges(Pass):
         for stage in conversion.stages:
             stage.graph.lint()
             assert stage.entry is None or stage.entry.users, f"the entry of scale {stage.key} is not used"
+            check_merge(conversion, stage)
 
 
 def _merge(conversion: Conversion, stage: TopDownStage) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from td_compiler.graph.checks import has_upsampling
 from td_compiler.graph.states import Conversion, Pass
 from td_compiler.graph.style import add_layers, style_of
 
@@ -15,7 +16,7 @@ class InsertTransitions(Pass):
     """
 
     def requires(self, conversion: Conversion) -> None:
-        assert all(s.arrival is not None for s in conversion.stages[1:]), "ReplaceDownsampling has not run"
+        assert all(has_upsampling(conversion, s) for s in conversion.stages[1:]), "ReplaceDownsampling has not run"
 
     def apply(self, conversion: Conversion) -> None:
         for stage in conversion.stages:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from td_compiler.graph.checks import has_upsampling
 from td_compiler.graph.operators import Kind, Width
 from td_compiler.graph.states import Conversion, Pass, operator_of
 from td_compiler.graph.style import Style, add_layers, add_like, style_of
@@ -44,6 +45,8 @@ class MatchShortcuts(Pass):
 
     def requires(self, conversion: Conversion) -> None:
         assert all(stage.width for stage in conversion.stages), "ArrangeFilters has not run"
+        grown = [stage.key for stage in conversion.stages if has_upsampling(conversion, stage)]
+        assert not grown, f"the map grows already at scale {grown[0]}: a projection would stand behind the upsampling"
 
     def apply(self, conversion: Conversion) -> None:
         last = conversion.stages[-1]
@@ -268,4 +271,4 @@ def _copy_projection(
 def _projection_style(conversion: Conversion, stage: TopDownStage) -> Style:
     """A bare convolution before a norm to come, convolution and norm in a post-activation network."""
     style = style_of(conversion, stage)
-    return Style(style.conv, () if style.pre_activation else style.norm, None, pre_activation=False)
+    return Style(style.conv, None if style.pre_activation else style.norm, None, pre_activation=False)

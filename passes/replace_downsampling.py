@@ -29,6 +29,7 @@ class ReplaceDownsampling(Pass):
 
     def requires(self, conversion: Conversion) -> None:
         assert all(stage.width for stage in conversion.stages), "ArrangeFilters has not run"
+        assert "MatchShortcuts" in conversion.done, "MatchShortcuts has not run"
 
     def apply(self, conversion: Conversion) -> None:
         for stage in conversion.stages:

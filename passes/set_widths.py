@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 from td_compiler.errors import ConversionError
+from td_compiler.graph.checks import check_layers, check_merge, check_stage
 from td_compiler.graph.moves import inserted
 from td_compiler.graph.operators import Kind, Width
 from td_compiler.graph.parts import Channels, Part, cut, equal_parts, equate, fix, fresh, parts_of, want, width_of
@@ -45,6 +46,11 @@ class SetWidths(Pass):
 
     def requires(self, conversion: Conversion) -> None:
         assert all(stage.entry is not None for stage in conversion.stages[1:]), "InsertEntries has not run"
+        assert "ReplaceHead" in conversion.done, "ReplaceHead has not run"
+        plain = [stage for stage in conversion.stages if stage.transition == "plain"]
+        assert all(stage.adapted is not None for stage in plain), "InsertTransitions has not run"
+        for stage in conversion.stages:
+            check_merge(conversion, stage)
 
     def apply(self, conversion: Conversion) -> None:
         _Solver(conversion).solve()
@@ -57,6 +63,9 @@ class SetWidths(Pass):
         for graph in conversion.graphs():
             maps = [n for n in graph.nodes if n.op == "call_module"]
             assert all(isinstance(n.meta.get("width"), int) for n in maps)
+        for stage in conversion.stages:
+            check_stage(conversion, stage)
+        check_layers(conversion)
 
 
 def _note_features(conversion: Conversion) -> None:

@@ -42,6 +42,7 @@ class Conversion:
         result: the finished network.
         features: how many features the network returns, once the widths are known, if it has no classifier.
         notes: sentences for the report.
+        done: the names of the passes that have run.
     """
 
     model: nn.Module
@@ -62,6 +63,7 @@ class Conversion:
     result: TopDownNet | None = None
     features: int | None = None
     notes: list[str] = field(default_factory=list)
+    done: list[str] = field(default_factory=list)
 
     @cached_property
     def device(self) -> torch.device:
@@ -194,6 +196,7 @@ class Pass(ABC):
         self.requires(conversion)
         self.apply(conversion)
         self.ensures(conversion)
+        conversion.done.append(type(self).__name__)
 
     @abstractmethod
     def requires(self, conversion: Conversion) -> None:

@@ -1,0 +1,149 @@
+"""Mutations of the pipeline: a pass is left out or swapped with the next, and a check says so, or nothing changes."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from td_compiler import ConversionError, TopDownNet, zoo
+from td_compiler.capture.capture import capture
+from td_compiler.graph.states import Conversion, Pass
+from td_compiler.options import Options
+from td_compiler.passes import PIPELINE
+from tests.snapshots import fill
+from tests.support.families import FAMILIES
+
+SIZE = (3, 32, 32)
+
+
+class Halves(nn.Module):
+    """Half of the channels through a convolution, by numbers written in."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.half = width // 2
+        self.conv = nn.Conv2d(self.half, self.half, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kept, worked = torch.split(x, [self.half, self.half], 1)
+        return torch.cat([kept, F.relu(self.conv(worked))], 1)
+
+
+def split_widths() -> nn.Module:
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), Halves(8), nn.MaxPool2d(2), nn.Dropout(0.2)),
+        *(nn.Conv2d(8, 24, 3, padding=1), nn.ReLU(), Halves(24), nn.MaxPool2d(2)),
+        *(nn.Conv2d(24, 32, 3, padding=1), nn.ReLU(), Halves(32)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5)),
+    )
+
+
+class Normalised(nn.Module):
+    """A plain network of which the last map is flattened, of images that are normalised inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.full((1, 3, 1, 1), 0.4))
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3), nn.Conv2d(16, 16, 3)
+        self.classes = nn.Linear(16 * 3 * 3, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.max_pool2d(F.relu(self.a((x - self.mean) / 0.3)), 2)
+        x = F.max_pool2d(F.relu(self.b(x)), 2)
+        return self.classes(F.relu(self.c(x)).flatten(1))
+
+
+def encoder() -> nn.Module:
+    return nn.Sequential(*list(FAMILIES["regnet_y"]().children())[:-2])
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
+    "plain": (zoo.lenet_fc, {"merge": "concat", "upsample": "bilinear", "input_size": (1, 28, 28)}),
+    "pre-activation": (lambda: zoo.resnet(8), {"filters": "uniform", "input_size": SIZE}),
+    "strided stem": (FAMILIES["regnet_y"], {"filters": "reversed", "stem": "leading", "input_size": SIZE}),
+    "split widths": (split_widths, {"filters": "reversed", "merge": "add", "input_size": SIZE}),
+    "normalised, flattened": (Normalised, {"filters": "uniform", "input_size": (3, 28, 28)}),
+    "pixels": (encoder, {"task": "segmentation", "num_classes": 4, "upsample": "transposed", "input_size": SIZE}),
+}
+
+
+def _mutations() -> dict[str, Sequence[Pass]]:
+    steps = list(PIPELINE)
+    named: dict[str, Sequence[Pass]] = {}
+    for i, step in enumerate(steps):
+        named[f"without {type(step).__name__}"] = steps[:i] + steps[i + 1 :]
+    for i, (one, other) in enumerate(itertools.pairwise(steps)):
+        named[f"{type(other).__name__} before {type(one).__name__}"] = [*steps[:i], other, one, *steps[i + 2 :]]
+    return named
+
+
+MUTATIONS = _mutations()
+
+
+class Caught(Exception):
+    """A check failed; the message names the pass whose check it is."""
+
+
+def convert(name: str, steps: Sequence[Pass]) -> TopDownNet:
+    """The network that some passes make.
+
+    Raises:
+        Caught: if a pass's `requires` or `ensures` fails.
+        ConversionError: if a pass refuses.
+    """
+    make, options = NETWORKS[name]
+    torch.manual_seed(0)
+    model = make()
+    size = options["input_size"]
+    conversion = Conversion(model, Options(**options), size, capture(model, size))
+    for step in steps:
+        try:
+            step(conversion)
+        except AssertionError as error:
+            inside = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+            if "requires" in inside or "ensures" in inside:
+                raise Caught(f"{type(step).__name__}: {error}") from error
+            raise
+    if conversion.result is None:
+        raise Caught("reverse: no network")  # by an assertion of its own
+    return conversion.result
+
+
+def shown(network: TopDownNet) -> tuple[list[tuple[str, torch.Size]], list[torch.Tensor]]:
+    """Parameters' names and shapes; outputs for two sizes of images, with values by shape."""
+    fill(network.double())
+    channels, height, width = network.report.input_size
+    outputs = []
+    for side in ((height, width), (height + 3, width + 1)):
+        images = torch.rand(2, channels, *side, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            outputs.append(network(images))
+    return [(name, p.shape) for name, p in network.named_parameters()], outputs
+
+
+@functools.cache
+def right(name: str) -> tuple[list[tuple[str, torch.Size]], list[torch.Tensor]]:
+    return shown(convert(name, PIPELINE))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_mutations_are_caught_or_change_nothing(mutation: str, name: str) -> None:
+    expected = right(name)
+    try:
+        network = convert(name, MUTATIONS[mutation])
+    except (Caught, ConversionError) as error:
+        assert str(error), "without a word"
+        return
+    parameters, outputs = shown(network)
+    assert parameters == expected[0]
+    for found, should in zip(outputs, expected[1], strict=True):
+        torch.testing.assert_close(found, should)
