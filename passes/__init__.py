@@ -4,6 +4,7 @@
 
 | rule | pass |
 | --- | --- |
+| 1.1 paths on an axis of their own | `sum_paths` |
 | 1.0 prologue | `find_prologue` |
 | 1.1 channels and sizes | `trace_channels` |
 | 1.0 paddings | `adopt_padding` |
@@ -46,12 +47,14 @@ from td_compiler.passes.reverse_stages import ReverseStages
 from td_compiler.passes.rewrite_sizes import RewriteSizes
 from td_compiler.passes.set_widths import SetWidths
 from td_compiler.passes.split_layers import SplitLayers
+from td_compiler.passes.sum_paths import SumPaths
 from td_compiler.passes.tie_weights import TieWeights
 from td_compiler.passes.trace_channels import TraceChannels
 
 __all__ = ["PIPELINE"]
 
 PIPELINE: tuple[Pass, ...] = (
+    SumPaths(),
     FindPrologue(),
     TraceChannels(),
     AdoptPadding(),

@@ -40,7 +40,7 @@ class FindUnits(Pass):
         _refuse_attention(conversion)
         if conversion.captured.refusals:
             raise ConversionError(conversion.captured.refusals[0])
-        pieces = cut_pieces(_main_nodes(conversion), conversion.prepared)
+        pieces = _between_maps(cut_pieces(_main_nodes(conversion), conversion.prepared))
         head_at = _head_start(conversion, pieces)
         _set_scales(conversion, [node for piece in pieces[:head_at] for node in piece])
         body, states = split_cells(conversion, pieces[:head_at])
@@ -61,6 +61,23 @@ def _main_nodes(conversion: Conversion) -> list[fx.Node]:
         if node in needed:
             needed.update(node.all_input_nodes)
     return [n for n in captured.graph.nodes if "width" in n.meta and n in needed and n is not conversion.image]
+
+
+def _between_maps(pieces: list[list[fx.Node]]) -> list[list[fx.Node]]:
+    """The pieces between cut points at which there is a map, behind the last one as they are.
+
+    A map that is made a list of pixels on the way, or lies on an axis with others, is no point to cut at.
+    """
+    last = max((i for i, piece in enumerate(pieces) if is_map(piece[-1])), default=-1)
+    found: list[list[fx.Node]] = []
+    opened = False
+    for i, piece in enumerate(pieces):
+        if opened:
+            found[-1].extend(piece)
+        else:
+            found.append(list(piece))
+        opened = i < last and not is_map(piece[-1])
+    return found
 
 
 def _refuse_attention(conversion: Conversion) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-__all__ = ["inserted", "is_reduction", "moved", "permutation", "reduces"]
+__all__ = ["inserted", "is_reduction", "moved", "permutation", "reduced_axes", "reduces"]
 
 _REDUCTIONS = {
     *("sum", "mean", "amax", "amin", "max", "min", "median", "var", "std", "norm", "vector_norm", "prod", "logsumexp"),
@@ -51,7 +51,8 @@ def is_reduction(node: fx.Node) -> bool:
     return _name(node) in _REDUCTIONS
 
 
-def _reduced(node: fx.Node, dims: int) -> set[int]:
+def reduced_axes(node: fx.Node, dims: int) -> set[int]:
+    """The axes over which a reduction of a tensor with so many axes runs."""
     given: Any = _argument(node, 2 if _name(node) in {"norm", "vector_norm"} else 1, "dim", "axis")
     if given is None:
         return set(range(dims))
@@ -63,7 +64,7 @@ def reduces(node: fx.Node, axis: int, before: Sequence[int], after: Sequence[int
     if _name(node) == "getitem":
         index = _index(node, len(before))
         return index is not None and any(source == axis and not keeps for source, keeps in index)
-    return is_reduction(node) and axis in _reduced(node, len(before))
+    return is_reduction(node) and axis in reduced_axes(node, len(before))
 
 
 def _index(node: fx.Node, dims: int) -> list[tuple[int | None, bool]] | None:
@@ -125,7 +126,7 @@ def moved(node: fx.Node, axis: int, before: Sequence[int], after: Sequence[int])
         gone = {d for d in gone if before[d] == 1}
         return None if axis in gone else axis - sum(d < axis for d in gone)
     if is_reduction(node):
-        gone = _reduced(node, dims)
+        gone = reduced_axes(node, dims)
         if axis in gone:
             return axis if len(after) == dims else None
         return axis if len(after) == dims else axis - sum(d < axis for d in gone)

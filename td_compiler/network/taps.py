@@ -24,10 +24,8 @@ from td_compiler.graph.units import scale_key
 from td_compiler.layers.pyramid import Pyramid
 from td_compiler.network.base import Segment, TopDownNet, carried, handed_on
 from td_compiler.options import Options
-from td_compiler.passes.find_prologue import FindPrologue
+from td_compiler.passes import PIPELINE
 from td_compiler.passes.find_stages import FindStages
-from td_compiler.passes.find_units import FindUnits
-from td_compiler.passes.trace_channels import TraceChannels
 
 __all__ = ["tapped"]
 
@@ -144,8 +142,10 @@ def _bottom_up(network: nn.Module, input_size: Size | None) -> _Plan:
     else:
         captured = capture(network, input_size)
     conversion = Conversion(network, Options(), input_size, captured)
-    for step in (FindPrologue(), TraceChannels(), FindUnits(), FindStages()):
+    for step in PIPELINE:
         step(conversion)
+        if isinstance(step, FindStages):
+            break
     stages = [stage for stage in conversion.found.stages if stage.units]
     places = {"input": stages[0].units[0].input}
     places.update({f"stage{scale_key(stage.scale)}": stage.units[-1].output for stage in stages})
