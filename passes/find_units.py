@@ -21,7 +21,7 @@ from td_compiler.passes.trace_channels import is_map
 
 __all__ = ["FindUnits", "averages_all", "refuse_decoder"]
 
-_FOLLOWERS = {Kind.NORM, Kind.ACTIVATION, Kind.DROPOUT, Kind.IDENTITY}
+_GENERIC = {nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Module}  # what holds blocks, or their parts, of any kind
 
 
 class FindUnits(Pass):
@@ -216,7 +216,7 @@ def _merge_blocks(
     joins = [len(piece) > 1 and joins_paths(conversion, piece) for piece in pieces]
     homes = [_common_module(piece) for piece, joined in zip(pieces, joins, strict=True) if joined]
     containers = _containers(pieces, states)
-    classes = {home[1] for home in homes if home and home[0] not in containers}
+    classes = {home[1] for home in homes if home and home[0] not in containers} - _GENERIC
     merged: list[tuple[list[fx.Node], bool]] = []
     last_home: str | None = None
     for piece, joined in zip(pieces, joins, strict=True):
@@ -308,7 +308,8 @@ class _Parser:
 
     def _closes_block(self, block: Unit, nodes: list[fx.Node], kind: Kind | None) -> bool:
         """An activation in the module that joined the paths belongs to the block; after a norm it would not."""
-        return kind is Kind.ACTIVATION and not block.path and _module_path(nodes[0]) == _module_path(block.output)
+        homes = (_module_path(block.output), _shared_modules(block.nodes))
+        return kind is Kind.ACTIVATION and not block.path and _module_path(nodes[0]) in homes
 
     def _is_depthwise(self, nodes: list[fx.Node]) -> bool:
         modules = [self.conversion.captured.module(n) for n in nodes if self.conversion.kind(n) is Kind.CONV]
