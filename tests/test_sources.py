@@ -223,6 +223,7 @@ def test_pytorchcv_models_come_at_their_own_size() -> None:
     pytest.importorskip("pytorchcv")
     assert load_source("pytorchcv:xception", {}, device="meta").input_size == (3, 299, 299)
     assert load_source("pytorchcv:nin_cifar10", {"in_channels": 1}, device="meta").input_size == (1, 32, 32)
+    assert load_source("pytorchcv:tresnet_m", {}, device="meta").input_size == (3, 224, 224)
     assert "did you mean pytorchcv:darknet53" in refused("pytorchcv:darknet35", usage=True)
 
 

@@ -45,14 +45,14 @@ class Library:
         names: the names of all its models.
         maker: the function that makes the model of a name.
         arguments: what every maker is called with, unless the user says otherwise.
-        input_size: (C, H, W) for a name and its network, where the library says it in its own way.
+        input_size: (C, H, W) for a name, its network and its arguments, where the library says it in its own way.
         extra: the extra of td-compiler that installs it.
     """
 
     names: Callable[[], Iterable[str]]
     maker: Callable[[str], Maker]
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    input_size: Callable[[str, nn.Module], Size | None] = lambda name, model: None
+    input_size: Callable[[str, nn.Module, Mapping[str, Any]], Size | None] = lambda name, model, arguments: None
     extra: str = "models"
 
 
@@ -82,7 +82,7 @@ def _torchvision_maker(name: str) -> Maker:
     return maker
 
 
-def _torchvision_input_size(name: str, model: nn.Module) -> Size | None:
+def _torchvision_input_size(name: str, model: nn.Module, arguments: Mapping[str, Any]) -> Size | None:
     import torchvision
 
     for weights in torchvision.models.get_model_weights(name):  # the first ones are at the architecture's own size
@@ -112,12 +112,9 @@ def _pytorchcv_models() -> dict[str, Maker]:
     return models
 
 
-def _pytorchcv_input_size(name: str, model: nn.Module) -> Size | None:
+def _pytorchcv_input_size(name: str, model: nn.Module, arguments: Mapping[str, Any]) -> Size | None:
     size = getattr(model, "in_size", None)
-    convolution = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    if size is None or convolution is None:
-        return None
-    return (convolution.in_channels, *size)
+    return None if size is None else (arguments.get("in_channels", 3), *size)
 
 
 LIBRARIES: dict[str, Library] = {
@@ -203,7 +200,7 @@ def _load_from_library(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # a library's advice on its own initialisation
         model = construct(entry.maker(base), arguments, label=f"{library}:{name}", defaults=defaults, device=device)
-    return model, entry.input_size(base, model)
+    return model, entry.input_size(base, model, arguments)
 
 
 def _not_a_source(source: str) -> str:
