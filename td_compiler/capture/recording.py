@@ -81,7 +81,7 @@ class Result:
 Value = Image | Parameter | Constant | Result
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)  # calls read calls: written out in full they would have no end
 class Call:
     """One operation.
 
@@ -548,7 +548,7 @@ class _Recorder(TorchFunctionMode):
         self._set_item(tensor, index, part, place)
 
     def _set_item(self, tensor: torch.Tensor, index: Any, value: Any, place: Place | None = None) -> None:
-        """`tensor[index] = value` for a slice along one axis: the parts before and behind, and the value between."""
+        """`tensor[index] = value` along one axis: the parts before and behind what is written, and it between."""
         place = place or _user_place()
         self._stale.pop(id(tensor), None)
         if id(tensor) not in self.values and not tensor.is_meta:
@@ -558,6 +558,10 @@ class _Recorder(TorchFunctionMode):
             at = items.index(Ellipsis)
             items = (*items[:at], *[slice(None)] * (tensor.dim() - len(items) + 1), *items[at + 1 :])
         cut = [axis for axis, item in enumerate(items) if not (isinstance(item, slice) and item == slice(None))]
+        if len(cut) == 1 and type(at := items[cut[0]]) in (int, Dim):  # one row of many: a slice of one
+            items = (*items[: cut[0]], slice(at, at + 1 or None), *items[cut[0] + 1 :])
+            if isinstance(value, torch.Tensor) and value.dim() == tensor.dim() - 1:
+                value = self._record(torch.unsqueeze, "unsqueeze", (value, cut[0]), {})
         if len(cut) > 1 or not all(isinstance(item, slice) and item.step in (None, 1) for item in items):
             return self.recording.refusals.append(_refused_write(place))
         axis = cut[0] if cut else 1

@@ -10,7 +10,8 @@ from torch import nn
 
 from td_compiler.capture.build import key_of
 from td_compiler.capture.meta import ShapesOnly
-from td_compiler.capture.recording import Call, Recording, Result, Span, Value
+from td_compiler.capture.numbers import Dim, Made, Size
+from td_compiler.capture.recording import Call, Of, Recording, Result, Span, Value
 from td_compiler.graph.operators import FUNCTIONS, METHODS, Kind, layer_row
 from td_compiler.layers.steps import FunctionStep
 
@@ -90,7 +91,16 @@ def _replace(recording: Recording, old: Value, new: Value, start: int) -> None:
             return type(item)(change(each) for each in item)
         if isinstance(item, dict):
             return {key: change(each) for key, each in item.items()}
-        return item
+        if isinstance(item, slice):
+            return slice(change(item.start), change(item.stop), change(item.step))
+        if isinstance(item, Of):
+            return Of(change(item.value), item.attribute)
+        return Dim(item, in_term(item.term)) if isinstance(item, Dim) else item
+
+    def in_term(term: Any) -> Any:
+        if isinstance(term, Size):
+            return Size(change(term.value), term.axis)
+        return Made(term.function, tuple(map(in_term, term.operands))) if isinstance(term, Made) else term
 
     for call in recording.calls[start + 1 :]:
         call.args, call.kwargs = change(call.args), change(call.kwargs)
