@@ -83,8 +83,10 @@ def _is_spare(node: fx.Node, read: fx.Node) -> bool:
 def _build(conversion: Conversion, node: fx.Node, layer: Layer, initialise: Callable[[nn.Module], None]) -> nn.Module:
     inputs = [n.meta["width"] for n in node.all_input_nodes if "width" in n.meta]
     if isinstance(layer.prototype, TransposedUpsample):
-        module: nn.Module = TransposedUpsample(node.meta["width"], layer.prototype.conv.kernel_size)  # type: ignore[arg-type]
-        module = module.to(device=conversion.device, dtype=conversion.dtype)
+        with torch.device("meta"):  # drawn below, in the network's own type
+            module: nn.Module = TransposedUpsample(node.meta["width"], layer.prototype.conv.kernel_size)  # type: ignore[arg-type]
+        module = module.to(conversion.dtype).to_empty(device=conversion.device)
+        module.conv.reset_parameters()  # type: ignore[operator, union-attr]
         initialise(module.conv)  # type: ignore[arg-type]
         return module.train(conversion.model.training)
     original = conversion.model.get_submodule(layer.source) if _in_model(conversion, layer.source) else None

@@ -58,7 +58,8 @@ def _add_upsample(conversion: Conversion, stage: TopDownStage, node: fx.Node, sc
     if how == "transposed":
         count = sum(path.startswith(f"upsample.{stage.key}.") for path in conversion.layers)
         path = f"upsample.{stage.key}.{count}"
-        conversion.layers[path] = Layer(TransposedUpsample(1, factor).to("meta"))
+        with torch.device("meta"):
+            conversion.layers[path] = Layer(TransposedUpsample(1, factor))
         grown = graph.call_module(path, (ordered, stage.image))
     else:
         function = upsample_nearest if how == "nearest" else upsample_bilinear

@@ -12,6 +12,7 @@ import io
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
@@ -71,7 +72,12 @@ def _complain(message: str, code: int) -> int:
 def _debugging(debug: bool, command: str) -> Iterator[None]:
     """Errors of what a command does: one of those that `_exit_code` knows, with its traceback if that is wanted."""
     try:
-        with no_other_error(f"tdc {command} ran", but=(OSError, typer.Abort, typer.Exit, _ClickException)):
+        with (
+            warnings.catch_warnings(),
+            no_other_error(f"tdc {command} ran", but=(OSError, typer.Abort, typer.Exit, _ClickException)),
+        ):
+            # What torch says of even kernels that keep the size of their map is no news to whoever converts a network.
+            warnings.filterwarnings("ignore", "Using padding='same' with even kernel lengths")
             yield
     except Exception:
         if debug:

@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,9 +36,6 @@ from td_compiler.sources.construct import nearest
 from td_compiler.sources.names import LIBRARIES, LoadedSource, SourceError, load_source, model_names, source_name
 
 __all__ = ["Request", "UsageError", "convert", "inspect", "list_models", "verify"]
-
-# What torch says of even kernels that keep the size of their map is no news to whoever converts a network.
-warnings.filterwarnings("ignore", "Using padding='same' with even kernel lengths")
 
 
 class UsageError(ConversionError):

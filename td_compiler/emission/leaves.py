@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import fx, nn
@@ -82,13 +83,50 @@ def _functions(module: nn.Module) -> tuple[Callable[..., Any], ...]:
 
 
 def _trace(module: nn.Module, whole: tuple[Callable[..., Any], ...], *, training: bool) -> fx.Graph | None:
+    """Like `fx.Tracer` for a module without children, which would patch `nn.Module` for all threads meanwhile."""
+    forward = type(module).forward
+    graph = fx.Graph()
+    tracer = fx.proxy.GraphAppendingTracer(graph)
     module = copy.copy(module)  # tracing may set attributes
     module.training = training
+    for registry in ("_parameters", "_buffers"):
+        module.__dict__[registry] = _Reads(vars(module)[registry], tracer)
     try:
-        graph = fx.Tracer(autowrap_functions=whole).trace(module)
+        _, _ = inspect.signature(forward).parameters  # a function of the map alone
+        image = fx.Proxy(graph.placeholder("x"), tracer)
+        graph.output(tracer.create_arg(_calling_whole(forward, whole, tracer)(module, image)))
     except Exception:  # whatever a class does that a trace cannot follow
         return None
-    tensors = {**module._parameters, **module._buffers}
-    reads = {str(node.target) for node in graph.find_nodes(op="get_attr")}
-    is_function_of_map = len(graph.find_nodes(op="placeholder")) == 1
-    return graph if is_function_of_map and reads <= tensors.keys() else None
+    return graph
+
+
+class _Reads(dict[str, Any]):
+    """A module's tensors by name; reading one is a step of a trace."""
+
+    def __init__(self, tensors: Mapping[str, Any], tracer: fx.proxy.TracerBase) -> None:
+        super().__init__(tensors)
+        self._tracer = tracer
+        self._read: dict[str, fx.Proxy] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if super().__getitem__(name) is None:
+            return None
+        if name not in self._read:
+            self._read[name] = self._tracer.create_proxy("get_attr", name, (), {})
+        return self._read[name]
+
+
+def _calling_whole(
+    forward: Any, whole: tuple[Callable[..., Any], ...], tracer: fx.proxy.TracerBase
+) -> Callable[..., Any]:
+    """A forward in which some functions, called by name, are steps of a trace; the forward itself stays as it is."""
+
+    def step(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: tracer.create_proxy("call_function", function, args, kwargs)
+
+    steps = {name: step(value) for name, value in forward.__globals__.items() if any(value is f for f in whole)}
+    made = types.FunctionType(
+        forward.__code__, {**forward.__globals__, **steps}, None, forward.__defaults__, forward.__closure__
+    )
+    made.__kwdefaults__ = forward.__kwdefaults__
+    return made
