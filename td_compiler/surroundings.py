@@ -12,11 +12,15 @@ import contextlib
 import random
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+with warnings.catch_warnings():
+    import torch.fx.experimental.symbolic_shapes  # the meta device needs it; it adds warning filters
 
 __all__ = ["neutral_surroundings"]
 

@@ -1,4 +1,4 @@
-"""What surrounds a call stays out of it, and as it was: modes, defaults, random numbers, threads; errors are one kind."""
+"""What surrounds a call stays out of it, and as it was: modes, defaults, random numbers, threads; and errors."""
 
 from __future__ import annotations
 
