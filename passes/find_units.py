@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from td_compiler.errors import ConversionError
+from td_compiler.graph.norms import join_norms, written_norm
 from td_compiler.graph.operators import Kind, Width, pool_kernel
 from td_compiler.graph.states import Conversion, Pass
 from td_compiler.graph.units import Unit, UnitKind
@@ -40,7 +41,7 @@ class FindUnits(Pass):
         _refuse_attention(conversion)
         if conversion.captured.refusals:
             raise ConversionError(conversion.captured.refusals[0])
-        pieces = _between_maps(cut_pieces(_main_nodes(conversion), conversion.prepared))
+        pieces = _between_maps(join_norms(cut_pieces(_main_nodes(conversion), conversion.prepared)))
         head_at = _head_start(conversion, pieces)
         _set_scales(conversion, [node for piece in pieces[:head_at] for node in piece])
         body, states = split_cells(conversion, pieces[:head_at])
@@ -291,7 +292,7 @@ class _Parser:
             current is not None and current.kind is UnitKind.BLOCK and self._closes_block(current, nodes, kind)
         ):
             self._extend(current, nodes)
-        elif len(nodes) == 1 and kind in {Kind.NORM, Kind.ACTIVATION}:
+        elif (len(nodes) == 1 and kind in {Kind.NORM, Kind.ACTIVATION}) or written_norm(nodes, 0) == tuple(nodes):
             self._pending.extend(nodes)
         else:
             self._flush()

@@ -5,17 +5,18 @@ What the compiler adds (entries, transitions, merges, projections) is built in t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
 from td_compiler.graph.axes import channel_axis, in_order
+from td_compiler.graph.norms import written_norm
 from td_compiler.graph.operators import Kind
 from td_compiler.graph.states import Conversion
 from td_compiler.graph.units import Layer, TopDownStage, Unit
 
-__all__ = ["Style", "add_layers", "style_of"]
+__all__ = ["Style", "add_chain", "add_layers", "style_of"]
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,13 @@ class Style:
 
     Attributes:
         conv: a convolution of the unit.
-        norm: the bottom-up node of its norm, None if it has none.
+        norm: the bottom-up node of its norm, or the nodes of a norm that is written out; none if it has none.
         activation: the bottom-up node of its activation, None if it has none.
         pre_activation: whether norm and activation precede the convolution.
     """
 
     conv: nn.Conv2d
-    norm: fx.Node | None
+    norm: tuple[fx.Node, ...]
     activation: fx.Node | None
     pre_activation: bool
 
@@ -51,19 +52,22 @@ def style_of(conversion: Conversion, stage: TopDownStage) -> Style:
 
 
 def _read(conversion: Conversion, units: Iterable[Unit]) -> Style | None:
-    first: dict[Kind, fx.Node] = {}
+    first: dict[Kind, tuple[fx.Node, ...]] = {}
     for unit in units:
         for node in unit.nodes:
             kind = conversion.kind(node)
             is_plain = kind is not Kind.CONV or isinstance(conversion.captured.module(node), nn.Conv2d)
             if kind in {Kind.CONV, Kind.NORM, Kind.ACTIVATION} and is_plain:
-                first.setdefault(kind, node)
+                first.setdefault(kind, (node,))
+            elif Kind.NORM not in first and (written := written_norm(unit.nodes, unit.nodes.index(node))):
+                first[Kind.NORM] = written
     if Kind.CONV not in first:
         return None
     order = list(first)
-    conv = conversion.captured.module(first[Kind.CONV])
+    conv = conversion.captured.module(first[Kind.CONV][0])
     assert isinstance(conv, nn.Conv2d)
-    return Style(conv, first.get(Kind.NORM), first.get(Kind.ACTIVATION), order.index(Kind.CONV) > 0)
+    activation = next(iter(first.get(Kind.ACTIVATION, ())), None)
+    return Style(conv, first.get(Kind.NORM, ()), activation, order.index(Kind.CONV) > 0)
 
 
 def add_layers(
@@ -85,32 +89,43 @@ def add_layers(
         *(1, 1, kernel_size), padding=kernel_size // 2, bias=like.bias is not None, padding_mode=like.padding_mode,
         device="meta", dtype=like.weight.dtype,
     )  # fmt: skip
-    steps = [("conv", None), ("norm", style.norm), ("act", style.activation)]
+    activation = (style.activation,) if style.activation is not None else ()
+    steps: list[tuple[str, tuple[fx.Node, ...]]] = [("conv", ()), ("norm", style.norm), ("act", activation)]
     if style.pre_activation:
         steps = [*steps[1:], steps[0]]
     nodes: list[fx.Node] = []
     axis = channel_axis(value)
-    for name, source in steps:
-        wants = 1 if name == "conv" else source.meta["axis"] if name == "norm" and source is not None else axis
+    for name, sources in steps:
+        if name != "conv" and not sources:
+            continue
+        wants = 1 if name == "conv" else sources[0].all_input_nodes[0].meta["axis"] if name == "norm" else axis
         ordered = in_order(stage.graph, value, wants)
         nodes += [ordered] if ordered is not value else []
         value = ordered
         if name == "conv":
             conversion.layers[f"{path}.conv"] = Layer(conv)
-            node = stage.graph.call_module(f"{path}.conv", (value,))
-            node.meta = {"wanted": wanted, **new_meta(path)}
-        elif source is None:
-            continue
+            made = [stage.graph.call_module(f"{path}.conv", (value,))]
+            made[0].meta = {"wanted": wanted, **new_meta(path)}
         else:
-            node = add_like(conversion, stage, source, f"{path}.{name}", {source.all_input_nodes[0]: value}, path)
-        node.meta["axis"] = wants
-        nodes.append(node)
-        value = node
+            made = add_chain(conversion, stage, sources, f"{path}.{name}", value, path)
+        made[-1].meta["axis"] = wants
+        nodes += made
+        value = made[-1]
     ordered = in_order(stage.graph, value, axis)
     nodes += [ordered] if ordered is not value else []
     for node in nodes:
         node.meta["unit"] = path
     return nodes
+
+
+def add_chain(
+    conversion: Conversion, stage: TopDownStage, sources: Sequence[fx.Node], path: str, value: fx.Node, unit: str
+) -> list[fx.Node]:
+    """Insert operations like bottom-up ones: the first reads one map, here `value`, and only the last is read."""
+    copies = {next(n for n in sources[0].all_input_nodes if "width" in n.meta): value}
+    for source in sources:
+        copies[source] = add_like(conversion, stage, source, path, copies, unit)
+    return [copies[source] for source in sources]
 
 
 def add_like(
@@ -137,7 +152,8 @@ def add_like(
             copies[node] = stage.graph.node_copy(node, copied)
             copies[node].meta = {**new_meta(""), "source": node}
             if node.op == "get_attr" and node.target != "training":
-                copies[node].target = f"{unit}.{str(node.target).replace('.', '_')}"
+                name = str(node.target).replace(".", "_")
+                copies[node].target = f"{unit}.{name if name.isidentifier() else f'_{name}'}"
         return copies[node]
 
     args, kwargs = fx.node.map_arg((source.args, source.kwargs), copied)

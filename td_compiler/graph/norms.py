@@ -1,0 +1,77 @@
+"""Norms that are written out, as a layer norm over channels often is: several operations that are one layer."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import fx
+
+from td_compiler.graph.moves import is_reduction, reduces
+
+__all__ = ["join_norms", "written_norm"]
+
+
+def written_norm(nodes: Sequence[fx.Node], at: int) -> tuple[fx.Node, ...]:
+    """The nodes of the norm written out that begins at a place among bottom-up nodes; none if none does.
+
+    That is the work of a module without layers of its own, which takes a statistic over the channels or the batch,
+    scales by parameters of its own and hands on a map of the shape that it reads.
+    """
+    first = nodes[at]
+    read = [n for n in first.all_input_nodes if "width" in n.meta]
+    home = next(reversed([path for path, _ in first.meta.get("nn_module_stack", {}).values()]), "")
+    if not home or first.op == "call_module" or len(read) != 1 or not isinstance(first.meta["value"], torch.Tensor):
+        return ()
+    inside = list(itertools.takewhile(lambda n: home in _homes(n), nodes[at:]))
+    known = {*read, *inside}
+    others = [n for node in inside for n in node.all_input_nodes if n not in known]
+    if any(n.op == "call_module" for n in inside) or any("width" in n.meta for n in others):
+        return ()
+    shapes = [tuple(getattr(n.meta["value"], "shape", ())) for n in (*read, inside[-1])]
+    has_parameters = any(n.op == "get_attr" and str(n.target).startswith(f"{home}.") for n in _behind(others))
+    alike = shapes[0] == shapes[1] and has_parameters and any(_normalises(n, known) for n in inside)
+    return tuple(inside) if alike else ()
+
+
+def _homes(node: fx.Node) -> set[str]:
+    return {path for path, _ in node.meta.get("nn_module_stack", {}).values()}
+
+
+def _normalises(node: fx.Node, known: set[fx.Node]) -> bool:
+    """Whether a node takes a statistic over the channels of a map, or over the batch."""
+    source = node.all_input_nodes[0] if node.all_input_nodes else node
+    values = [n.meta["value"] for n in (source, node)]
+    if source not in known or not is_reduction(node) or not all(isinstance(v, torch.Tensor) for v in values):
+        return False
+    axes = {0, source.meta["axis"]} - {None}
+    return any(reduces(node, axis, values[0].shape, values[1].shape) for axis in axes)
+
+
+def _behind(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """Nodes and all that they are made of."""
+    found: set[fx.Node] = set()
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack.extend(node.all_input_nodes)
+    return found
+
+
+def join_norms(pieces: list[list[fx.Node]]) -> list[list[fx.Node]]:
+    """Make one piece of those that are a norm written out together."""
+    nodes, joined = [node for piece in pieces for node in piece], []
+    ends = set(itertools.accumulate(len(piece) for piece in pieces))
+    at = taken = 0  # nodes before the piece, nodes in `joined`
+    for piece in pieces:
+        if at < taken:  # part of the norm before it
+            at += len(piece)
+            continue
+        norm = written_norm(nodes, at)
+        joined.append(list(norm) if norm and at + len(norm) in ends else piece)
+        taken = at + len(joined[-1])
+        at += len(piece)
+    return joined
