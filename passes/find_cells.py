@@ -8,6 +8,7 @@ from torch import fx
 
 from td_compiler.graph.operators import Kind, Width
 from td_compiler.graph.states import Conversion
+from td_compiler.passes.nodes import module_path
 from td_compiler.passes.trace_channels import is_map
 
 __all__ = ["State", "joins_paths", "split_cells"]
@@ -49,6 +50,9 @@ def _chain(conversion: Conversion, piece: list[fx.Node], entry: fx.Node) -> dict
     if scales[0] == scales[1]:
         return {}
     cuts = {-1: (entry,), **_cuts(piece, entry), len(piece) - 1: (piece[-1],)}
+    modules = _modules(piece)
+    cuts = _outside_cells(conversion, piece, cuts, modules)
+    ends = _cell_ends(conversion, piece, modules) & cuts.keys()
     cells: dict[int, int] = {-1: 0}  # cut -> how many cells the longest chain up to there has
     before: dict[int, int] = {}
     for start, state in cuts.items():
@@ -56,7 +60,7 @@ def _chain(conversion: Conversion, piece: list[fx.Node], entry: fx.Node) -> dict
             part = piece[start + 1 : end + 1]
             if not _follows(part, state, cuts[end]):
                 continue
-            if joins_paths(conversion, part):
+            if end in ends and joins_paths(conversion, part):
                 count = cells[start] + 1
             elif start == -1 and any(conversion.kind(node) is Kind.CONV for node in part):
                 count = 0
@@ -85,6 +89,44 @@ def _cuts(piece: list[fx.Node], entry: fx.Node) -> dict[int, State]:
         if len(live) <= 2 and live[0] is node and is_map(node):
             cuts[i] = tuple(live)
     return cuts
+
+
+def _modules(piece: list[fx.Node]) -> dict[str, tuple[int, int]]:
+    """The modules that run within a piece, in one go: path -> the places of their first and last node."""
+    places: dict[str, list[int]] = {}
+    for i, node in enumerate(piece):
+        for path, _ in module_path(node):
+            places.setdefault(path, []).append(i)
+    ranges = {path: (at[0], at[-1]) for path, at in places.items() if at[-1] - at[0] == len(at) - 1}
+    return {path: span for path, span in ranges.items() if span != (0, len(piece) - 1)}
+
+
+def _outside_cells(
+    conversion: Conversion, piece: list[fx.Node], cuts: dict[int, State], modules: dict[str, tuple[int, int]]
+) -> dict[int, State]:
+    """The cuts that do not lie within a module that is a cell and holds no smaller one."""
+    spans = {
+        (first, last)
+        for first, last in modules.values()
+        if first - 1 in cuts and last in cuts
+        and _follows(piece[first : last + 1], cuts[first - 1], cuts[last])
+        and joins_paths(conversion, piece[first : last + 1])
+    }  # fmt: skip
+    cells = [one for one in spans if not any(one[0] <= a <= b <= one[1] for a, b in spans - {one})]
+    return {at: state for at, state in cuts.items() if not any(first <= at < last for first, last in cells)}
+
+
+def _cell_ends(conversion: Conversion, piece: list[fx.Node], modules: dict[str, tuple[int, int]]) -> set[int]:
+    """The places where a cell may end: where paths have just joined, or with a module in which they do."""
+    kinds = [conversion.kind(node) for node in piece]
+    joins = {i for i, kind in enumerate(kinds) if kind is Kind.JOIN}
+    ends = {last for first, last in modules.values() if not joins.isdisjoint(range(first, last + 1))}
+    for i in sorted(joins):
+        ends.add(i)
+        while i + 1 < len(piece) and kinds[i + 1] in {Kind.NORM, Kind.ACTIVATION, Kind.DROPOUT, Kind.IDENTITY}:
+            i += 1
+            ends.add(i)
+    return ends
 
 
 def _follows(nodes: list[fx.Node], before: State, after: State) -> bool:

@@ -17,7 +17,7 @@ from td_compiler.graph.states import Conversion, Pass
 from td_compiler.graph.units import Unit, UnitKind
 from td_compiler.passes.find_cells import State, joins_paths, split_cells
 from td_compiler.passes.find_prologue import cut_pieces
-from td_compiler.passes.nodes import is_depthwise, place_of
+from td_compiler.passes.nodes import is_depthwise, module_path, place_of
 from td_compiler.passes.trace_channels import is_map
 
 __all__ = ["FindUnits", "averages_all", "refuse_decoder"]
@@ -85,7 +85,7 @@ def _refuse_attention(conversion: Conversion) -> None:
     for node in conversion.captured.graph.nodes:
         name = str(getattr(node.target, "__name__", ""))
         if conversion.kind(node) is Kind.ATTENTION or "attention" in name or _attends(conversion, node):
-            where = (_module_path(node) or [(str(node.target), object)])[-1][0]
+            where = (module_path(node) or [(str(node.target), object)])[-1][0]
             raise ConversionError(
                 f"the network attends at {where!r}: attention between the positions of a map has no top-down"
                 " counterpart, only CNNs convert."
@@ -193,15 +193,9 @@ def _set_scales(conversion: Conversion, nodes: list[fx.Node]) -> None:
         node.meta["scale"] = (max(1, height * down // up), max(1, width * across // along))
 
 
-def _module_path(node: fx.Node) -> list[tuple[str, type]]:
-    """The modules that a node runs in, outermost first; the root and the called layer itself are left out."""
-    stack = [(path, kind) for path, kind in node.meta.get("nn_module_stack", {}).values() if path]
-    return stack[:-1] if node.op == "call_module" and stack and stack[-1][0] == node.target else stack
-
-
 def _common_module(nodes: list[fx.Node]) -> tuple[str, type] | None:
     """The innermost module that all the nodes run in."""
-    stacks = [_module_path(node) for node in nodes]
+    stacks = [module_path(node) for node in nodes]
     common = None
     for level in zip(*stacks, strict=False):
         if len({path for path, _ in level}) > 1:
@@ -248,7 +242,7 @@ def _shared_modules(piece: list[fx.Node]) -> list[tuple[str, type]]:
     shared = _common_module(piece)
     if shared is None:
         return []
-    stack = _module_path(piece[0])
+    stack = module_path(piece[0])
     return stack[: [path for path, _ in stack].index(shared[0]) + 1]
 
 
@@ -264,7 +258,7 @@ class _Parser:
         self._previous: State = (conversion.prepared,)
         self._pending: list[fx.Node] = []  # norm, activation or padding that waits for its convolution
         order = [node for piece, _ in pieces for node in piece]
-        self._population = Counter(path for node in order for path, _ in _module_path(node))
+        self._population = Counter(path for node in order for path, _ in module_path(node))
         for nodes, is_block in pieces:
             self._read(nodes, is_block)
         self._flush()
@@ -309,8 +303,8 @@ class _Parser:
 
     def _closes_block(self, block: Unit, nodes: list[fx.Node], kind: Kind | None) -> bool:
         """An activation in the module that joined the paths belongs to the block; after a norm it would not."""
-        homes = (_module_path(block.output), _shared_modules(block.nodes))
-        return kind is Kind.ACTIVATION and not block.path and _module_path(nodes[0]) in homes
+        homes = (module_path(block.output), _shared_modules(block.nodes))
+        return kind is Kind.ACTIVATION and not block.path and module_path(nodes[0]) in homes
 
     def _is_depthwise(self, nodes: list[fx.Node]) -> bool:
         modules = [self.conversion.captured.module(n) for n in nodes if self.conversion.kind(n) is Kind.CONV]

@@ -123,10 +123,20 @@ def _find_shortcut(conversion: Conversion, unit: Unit) -> _Shortcut | None:
         if counts[short] < counts[1 - short] and _choices(conversion, ways[short], join) <= 1:
             chain = tuple(n for n in unit.nodes if n in ways[short] and n not in ways[1 - short])
             projects = any(conversion.kind(n) is Kind.CONV for n in chain)
+            read = [
+                {n for node in (side, *way) for n in _read_by(unit, node)} for side, way in zip(maps, ways, strict=True)
+            ]
+            if projects and not read[short] <= read[1 - short]:
+                continue  # a way from another tensor is no shortcut of this one (SPEC 2.13)
             if projects and (not _all_ways_meet(unit, join) or _adds_branch(conversion, unit, maps[1 - short], ways)):
                 continue
             return _Shortcut(join, maps[short], chain, projects)
     return None
+
+
+def _read_by(unit: Unit, node: fx.Node) -> set[fx.Node]:
+    """What a node is or reads of what its unit reads."""
+    return {n for n in (node, *node.all_input_nodes) if n in unit.inputs}
 
 
 def _adds_branch(conversion: Conversion, unit: Unit, other: fx.Node, ways: list[set[fx.Node]]) -> bool:

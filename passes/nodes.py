@@ -24,6 +24,7 @@ __all__ = [
     "is_parameter",
     "is_spatial",
     "item_of",
+    "module_path",
     "padding_of",
     "parameters_behind",
     "pieces_of",
@@ -189,6 +190,12 @@ def padding_of(conversion: Conversion, source: fx.Node) -> list[int]:
     given: Any = getattr(module, "padding", None) if module is not None else source.kwargs.get("pad", source.args[1:2])
     given = given[0] if isinstance(given, tuple) and given and isinstance(given[0], (tuple, list)) else given
     return [_number(n) for n in given] if isinstance(given, (tuple, list)) else []
+
+
+def module_path(node: fx.Node) -> list[tuple[str, type]]:
+    """The modules that a node runs in, outermost first; the root and the called layer itself are left out."""
+    stack = [(path, kind) for path, kind in node.meta.get("nn_module_stack", {}).values() if path]
+    return stack[:-1] if node.op == "call_module" and stack and stack[-1][0] == node.target else stack
 
 
 def place_of(node: fx.Node) -> str:
