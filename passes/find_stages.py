@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from torch import fx
@@ -12,6 +13,7 @@ from td_compiler.graph.states import Conversion, Pass
 from td_compiler.graph.units import Boundary, Stage, StageGraph, Unit, UnitKind
 from td_compiler.passes.find_units import refuse_decoder
 from td_compiler.passes.nodes import is_spatial, place_of
+from td_compiler.passes.trace_channels import is_map
 
 __all__ = ["FindStages"]
 
@@ -60,6 +62,11 @@ class FindStages(Pass):
 
 def _check_convolutions(conversion: Conversion) -> None:
     late = next((node for node in conversion.head if is_spatial(conversion, node)), None)
+    if late is not None and is_map(conversion.head[0]):
+        raise ConversionError(
+            f"from {place_of(conversion.head[0])!r} on the network keeps several maps side by side, and its head reads"
+            " each by itself: its stages have no order that could be reversed."
+        )
     if late is not None:
         raise ConversionError(
             f"the network gives up the form (N, C, H, W) at {conversion.head[0].name!r}, before its last convolution"
@@ -86,11 +93,21 @@ def _check_cuts(conversion: Conversion, body: list[Unit]) -> None:
             refuse_decoder(conversion, unit.nodes)
         if most > 2 or mixed:
             first = next(node for node in unit.nodes if node.meta["stride"] != (1, 1))
-            what = "keeps several resolutions side by side" if mixed else f"makes its map smaller {most} times"
+            where = f"from {place_of(first)!r} to {place_of(unit.output)!r} the network"
+            if mixed or _returns(unit) > most:
+                raise ConversionError(
+                    f"{where} keeps several resolutions side by side: its stages have no order that could be reversed."
+                )
             raise ConversionError(
-                f"from {place_of(first)!r} to {place_of(unit.output)!r} the network {what} and hands on two tensors or"
-                " more at every point: without one that every path runs through its stages cannot be told apart."
+                f"{where} makes its map smaller {most} times and hands on two tensors or more at every point: without"
+                " one that every path runs through its stages cannot be told apart."
             )
+
+
+def _returns(unit: Unit) -> int:
+    """How often a unit computes something at a finer resolution than what it has computed just before."""
+    sizes = [math.prod(node.meta["size"]) for node in unit.nodes if (node.meta["size"] or (1, 1)) != (1, 1)]
+    return sum(later > 1.5 * earlier for earlier, later in itertools.pairwise(sizes))
 
 
 def _balanced(conversion: Conversion, unit: Unit) -> tuple[list[fx.Node], bool]:

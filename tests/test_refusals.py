@@ -155,24 +155,6 @@ class SideBySide(nn.Module):
         return self.fc((self.coarse(coarse) + self.last(fine)).mean((2, 3)))
 
 
-class TwoTensors(nn.Module):
-    """Every cell reads the two cells before it, as in NASNet, also across a stride."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.cells = nn.ModuleList(nn.Conv2d(8, 8, 3, stride=2, padding=1) for _ in range(4))
-        self.skips = nn.ModuleList(nn.Conv2d(8, 8, 1, stride=4) for _ in range(3))
-        self.fc = nn.Linear(8, 5)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        before = self.stem(x)
-        x = F.relu(self.cells[0](before))
-        for cell, skip in zip(self.cells[1:], self.skips, strict=True):
-            before, x = x, F.relu(cell(x)) + skip(before)
-        return self.fc(x.mean((2, 3)))
-
-
 REFUSALS = [
     (OneResolution, "one resolution"),
     (NoConvolution, "no 2D convolution"),
@@ -187,7 +169,6 @@ REFUSALS = [
     (Attends, "the network attends at 'attend'"),
     (AttendsLinearly, "the network attends at 'attend'"),
     (SideBySide, "from 'down' to 'add.*' the network keeps several resolutions side by side"),
-    (TwoTensors, "from 'cells.0' to 'add.*' the network makes its map smaller 4 times and hands on two tensors"),
     (torchvision.models.vit_b_32, "the network attends at 'encoder"),
     (torchvision.models.swin_t, "the network attends at 'features.1.0.attn'"),
 ]
