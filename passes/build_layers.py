@@ -26,6 +26,7 @@ from td_compiler.graph.states import Conversion, Pass, layer_of
 from td_compiler.graph.units import Layer
 from td_compiler.layers.upsample import TransposedUpsample
 from td_compiler.passes.nodes import is_depthwise, runs_along_channels
+from td_compiler.surroundings import own_draws
 
 __all__ = ["BuildLayers"]
 
@@ -49,13 +50,14 @@ class BuildLayers(Pass):
         for graph in conversion.graphs():
             for node in graph.nodes:
                 _spare_input(node, layer_of(conversion, node))
-        for graph in graphs:
-            for node in graph.nodes:
-                layer = layer_of(conversion, node)
-                if layer is not None and str(node.target) not in conversion.modules:
-                    conversion.modules[str(node.target)] = _build(conversion, node, layer, initialise)
-                elif node.op == "get_attr" and node.target != "training":
-                    conversion.parameters[str(node.target)] = _build_parameter(conversion, node)
+        with own_draws():
+            for graph in graphs:
+                for node in graph.nodes:
+                    layer = layer_of(conversion, node)
+                    if layer is not None and str(node.target) not in conversion.modules:
+                        conversion.modules[str(node.target)] = _build(conversion, node, layer, initialise)
+                    elif node.op == "get_attr" and node.target != "training":
+                        conversion.parameters[str(node.target)] = _build_parameter(conversion, node)
 
     def ensures(self, conversion: Conversion) -> None:
         called = {str(n.target) for g in conversion.graphs() for n in g.nodes if n.op == "call_module"}

@@ -79,7 +79,7 @@ def reverse(
         fast=fast,
         input_size=input_size,
     )
-    with neutral_surroundings():
+    with neutral_surroundings(draws=False):
         check_source(model)
         return _reverse(model, options)
 

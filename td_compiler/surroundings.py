@@ -22,16 +22,17 @@ from torch.overrides import TorchFunctionMode
 with warnings.catch_warnings():
     import torch.fx.experimental.symbolic_shapes  # the meta device needs it; it adds warning filters
 
-__all__ = ["neutral_surroundings"]
+__all__ = ["neutral_surroundings", "own_draws"]
 
 _DEVICE_TYPES = ("cpu", "cuda", "xpu", "mps")
 
 
 @contextlib.contextmanager
-def neutral_surroundings() -> Iterator[None]:
+def neutral_surroundings(*, draws: bool = True) -> Iterator[None]:
     """Gradients on, no inference mode, no autocast, the CPU as default device, random numbers of its own.
 
-    To be used as a context or as a decorator.
+    To be used as a context or as a decorator. Without `draws` nothing may be drawn but under :func:`own_draws`, which
+    takes time at every call of torch.
     """
     with contextlib.ExitStack() as stack:
         if torch.is_inference_mode_enabled():
@@ -43,7 +44,8 @@ def neutral_surroundings() -> Iterator[None]:
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         stack.enter_context(_python_generators())
-        stack.enter_context(_OwnDraws())
+        if draws:
+            stack.enter_context(own_draws())
         yield
 
 
@@ -72,6 +74,11 @@ class _Thread(threading.local):
 
 
 _thread = _Thread()
+
+
+def own_draws() -> TorchFunctionMode:
+    """A context in which random numbers come from a copy of the caller's generator."""
+    return _OwnDraws()
 
 
 class _OwnDraws(TorchFunctionMode):

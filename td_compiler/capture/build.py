@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
 from td_compiler.capture.numbers import Dim, Known, Made, Size, Term, explain
-from td_compiler.capture.recording import Call, Constant, Image, Of, Parameter, Place, Recording, Result, Value
+from td_compiler.capture.places import at_line
+from td_compiler.capture.recording import (
+    Call,
+    Constant,
+    Image,
+    Of,
+    Parameter,
+    Recording,
+    Result,
+    Value,
+    tensor_of,
+    values_in,
+)
 from td_compiler.errors import ConversionError
 
-__all__ = ["Builder", "Twins", "at_line", "key_of", "shape_of", "tensor_of", "values_in"]
+__all__ = ["Builder", "Twins", "key_of", "shape_of"]
 
 _NEAR = 12  # how many calls back a number's origin is looked for
-
-
-def at_line(place: Place | None) -> str:
-    """`model.py:48`, as messages give it."""
-    return f"{place[0]}:{place[1]}" if place and place[0] else "an unknown line"
 
 
 def key_of(call: Call) -> tuple[Any, ...]:
@@ -36,14 +43,6 @@ def shape_of(value: Value, images: torch.Tensor) -> tuple[int, ...] | None:
         return None
     made = tensor_of(value)
     return tuple(made.shape) if isinstance(made, torch.Tensor) else None
-
-
-def tensor_of(value: Result) -> Any:
-    """What a call returned, at the value's place in it."""
-    made = value.call.output
-    for key in value.at:
-        made = made[key]
-    return made
 
 
 class Twins:
@@ -215,7 +214,7 @@ class Builder:
         """Sizes at hand: of what the call reads, of what was computed shortly before, of the images."""
         call = self._call
         assert call is not None
-        near: list[Value] = [*_values((call.args, call.kwargs)), *self._recent[-1 : -1 - _NEAR : -1], Image()]
+        near: list[Value] = [*values_in((call.args, call.kwargs)), *self._recent[-1 : -1 - _NEAR : -1], Image()]
         for value in near:
             shapes = pairs.shapes(value)
             if shapes is not None:
@@ -229,7 +228,7 @@ class Builder:
         """
         if not isinstance(term, (Size, Made)) or self._call is None:
             return term
-        own = [value for value in _values((self._call.args, self._call.kwargs)) if isinstance(value, (Image, Result))]
+        own = [value for value in values_in((self._call.args, self._call.kwargs)) if isinstance(value, (Image, Result))]
         numbers = self._in_every_run(term)
         if any(isinstance(term, Size) and _same(value, term.value) for value in own):
             return term
@@ -274,7 +273,7 @@ class Builder:
             return False
         if any(True for _ in _dims((call.args, call.kwargs))):
             return False
-        for value in _values((call.args, call.kwargs)):
+        for value in values_in((call.args, call.kwargs)):
             if not (isinstance(value, Constant) or (isinstance(value, Result) and value.call in self._folded)):
                 return False
         for pairs in self._twins:
@@ -314,17 +313,6 @@ class Builder:
         return node
 
 
-def _values(item: Any) -> Iterator[Value]:
-    if isinstance(item, (Image, Parameter, Constant, Result)):
-        yield item
-    elif isinstance(item, (tuple, list)):
-        for each in item:
-            yield from _values(each)
-    elif isinstance(item, dict):
-        for each in item.values():
-            yield from _values(each)
-
-
 def _dims(item: Any) -> Iterator[Dim]:
     if isinstance(item, Dim):
         yield item
@@ -334,12 +322,6 @@ def _dims(item: Any) -> Iterator[Dim]:
     elif isinstance(item, dict):
         for each in item.values():
             yield from _dims(each)
-
-
-def values_in(calls: Iterable[Call]) -> Iterator[Value]:
-    """All values that calls read."""
-    for call in calls:
-        yield from _values((call.args, call.kwargs))
 
 
 def _same(one: Value, other: Value) -> bool:

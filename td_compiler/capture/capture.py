@@ -18,19 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from td_compiler.capture.build import Builder, Twins, at_line, shape_of
+from td_compiler.capture.build import Builder, Twins, shape_of
 from td_compiler.capture.copying import copy_module
 from td_compiler.capture.modes import aligned, training_steps
-from td_compiler.capture.recording import (
-    NeedsScripts,
-    Parameter,
-    Recording,
-    Stack,
-    Value,
-    needs_data,
-    record,
-)
+from td_compiler.capture.places import at_line
+from td_compiler.capture.recorder import NeedsScripts, Recorder, needs_data
+from td_compiler.capture.recording import Parameter, Recording, Stack, Value
 from td_compiler.capture.spans import differing, fold_functions, fold_modules, shrinking, with_functions
+from td_compiler.capture.watching import Watch
 from td_compiler.errors import ConversionError
 from td_compiler.options import Task
 
@@ -136,7 +131,11 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> Capture:
     Raises:
         ConversionError: if the model cannot be read; `RefusedImages` where the images' size may be the reason.
     """
-    return _Reader(model, input_size).read()
+    reader = _Reader(model, input_size)
+    try:
+        return reader.read()
+    finally:
+        reader.watch.close()
 
 
 class _Reader:
@@ -146,12 +145,12 @@ class _Reader:
         self.input_size = input_size
         self.bones, self.values = _skeleton(model)
         self.modules = dict(self.bones.named_modules(remove_duplicate=False))
-        self.opaque: set[str] = set()
         self.scripts = False
         floating = (p.dtype for p in self.bones.parameters() if p.is_floating_point())
         self.dtype = next(floating, torch.get_default_dtype())
         self.images = self._images(_BATCH, *input_size[1:])
         _check_signature(self.bones)
+        self.watch = Watch(self.bones)
 
     def read(self) -> Capture:
         base = self._first_run()
@@ -200,7 +199,8 @@ class _Reader:
     def _run(self, images: torch.Tensor) -> Recording:
         while True:
             try:
-                return record(self.bones, self.values, images, self.opaque, scripts=self.scripts)
+                self.watch.recorder = Recorder(self.bones, self.values, images, scripts=self.scripts)
+                return self.watch.recorder.run()
             except NeedsScripts:
                 if self.scripts:
                     raise ConversionError(
@@ -222,9 +222,9 @@ class _Reader:
                 raise self._refused(base, error) from error
             path = base.error_stack[-1][0] if base.error_stack else ""
             module = self.modules.get(path)
-            if not path or path in self.opaque or module is None or next(module.parameters(), None) is not None:
+            if not path or path in self.watch.opaque or module is None or next(module.parameters(), None) is not None:
                 raise ConversionError(_needs_values(base, self.bones)) from error
-            self.opaque.add(path)
+            self.watch.opaque.add(path)
 
     def _refused(self, run: Recording, error: BaseException) -> ConversionError:
         where = run.error_stack[-1][0] if run.error_stack else ""
@@ -273,9 +273,9 @@ class _Reader:
         while run.error is not None and needs_data(run.error):
             path = run.error_stack[-1][0] if run.error_stack else ""
             module = self.modules.get(path)
-            if not path or path in self.opaque or module is None or next(module.parameters(), None) is not None:
+            if not path or path in self.watch.opaque or module is None or next(module.parameters(), None) is not None:
                 break
-            self.opaque.add(path)
+            self.watch.opaque.add(path)
             return self._training_run(base)
         if run.error is None:
             return run, []

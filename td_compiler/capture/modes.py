@@ -9,9 +9,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from td_compiler.capture.build import Builder, at_line, key_of, tensor_of, values_in
+from td_compiler.capture.build import Builder, key_of
 from td_compiler.capture.numbers import Dim, Made, Size
-from td_compiler.capture.recording import Call, Constant, Image, Parameter, Recording, Result, Value
+from td_compiler.capture.places import at_line
+from td_compiler.capture.recording import (
+    Call,
+    Constant,
+    Image,
+    Parameter,
+    Recording,
+    Result,
+    Value,
+    tensor_of,
+    values_in,
+)
 from td_compiler.layers.steps import TrainingStep
 
 __all__ = ["aligned", "training_steps"]
@@ -115,7 +126,7 @@ class _Steps:
         cone = self._cone(other)
         layers = [each for each in cone if each.module is not None and any(True for _ in each.module.parameters())]
         where = call or (given.call if isinstance(given, Result) else None)
-        if layers or any(isinstance(value, Parameter) for value in values_in(cone)):
+        if layers or any(isinstance(value, Parameter) for value in _read(cone)):
             what = f"{layers[0].target!r} runs" if layers else "other operations on parameters run"
             place = at_line((layers or cone)[0].place)
             self.notes.append(f"In training alone {what}, at {place}: left out, the network trains as it evaluates.")
@@ -152,7 +163,7 @@ class _Steps:
             each = stack.pop()
             if isinstance(each, Result) and each.call not in self.own and each.call not in found:
                 found.add(each.call)
-                stack.extend(values_in([each.call]))
+                stack.extend(_read([each.call]))
         return [call for call in self.training.calls if call in found]
 
     def _module(self, given: Value, value: Value, cone: list[Call]) -> tuple[TrainingStep, list[Value]]:
@@ -175,7 +186,7 @@ class _Steps:
             if not is_given:
                 inputs.append(mine)
 
-        for each in [*values_in(cone), *([] if cone else [value])]:
+        for each in [*_read(cone), *([] if cone else [value])]:
             take(each)
         for size in _sizes(cone):
             take(size)
@@ -191,6 +202,10 @@ class _Steps:
         for name, tensor in builder.constants.items():
             module.register_buffer(name.replace(".", "_"), tensor)
         return module, inputs
+
+
+def _read(calls: list[Call]) -> list[Value]:
+    return [value for call in calls for value in values_in((call.args, call.kwargs))]
 
 
 def _sizes(cone: list[Call]) -> list[Value]:
