@@ -35,7 +35,7 @@ def user_place() -> Place:
 
 
 def place_and_function(frame: Any) -> tuple[Place, Any]:
-    """The user's line that a frame comes from; and the frame of an autograd function's forward that it is in, if any."""
+    """The user's line that a frame comes from; and the frame of an autograd function's forward around it, if any."""
     place: Place | None = None
     while frame is not None:
         code = frame.f_code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -29,18 +30,26 @@ def fold_modules(recordings: list[Recording], chosen: Callable[[int, Span], dict
             the module is to be looked into.
     """
     first = recordings[0]
-    picked = {_name(first, i): notes for i, s in enumerate(first.spans) if (notes := chosen(i, s)) is not None}
+    named = zip(_names(first), first.spans, strict=True)
+    picked = {name: notes for i, (name, s) in enumerate(named) if (notes := chosen(i, s)) is not None}
+    if not picked:
+        return
     for recording in recordings:
-        spans = [(s, picked[name]) for i, s in enumerate(recording.spans) if (name := _name(recording, i)) in picked]
+        named = zip(_names(recording), recording.spans, strict=True)
+        spans = [(s, picked[name]) for name, s in named if name in picked]
         outer = [(s, notes) for s, notes in spans if not any(_inside(s, other) for other, _ in spans)]
         for span, notes in sorted(outer, key=lambda pair: pair[0].start, reverse=True):
             _fold(recording, span, notes)
 
 
-def _name(recording: Recording, index: int) -> tuple[str, int]:
-    """A module's path, and how many times it ran before."""
-    path = recording.spans[index].path
-    return path, sum(span.path == path for span in recording.spans[:index])
+def _names(recording: Recording) -> list[tuple[str, int]]:
+    """For every span its module's path, and how many times that ran before."""
+    counts: Counter[str] = Counter()
+    names = []
+    for span in recording.spans:
+        names.append((span.path, counts[span.path]))
+        counts[span.path] += 1
+    return names
 
 
 def _inside(span: Span, other: Span) -> bool:
@@ -196,10 +205,10 @@ def _factor(module: nn.Module, like: torch.Tensor, side: int) -> tuple[int, ...]
 
 def differing(base: Recording, other: Recording) -> set[int]:
     """The innermost modules that run other operations in another mode: their places in the first run's spans."""
-    twins = {_name(other, i): span for i, span in enumerate(other.spans)}
+    twins = dict(zip(_names(other), other.spans, strict=True))
     found: list[int] = []
-    for i, span in enumerate(base.spans):
-        twin = twins.get(_name(base, i))
+    for i, (name, span) in enumerate(zip(_names(base), base.spans, strict=True)):
+        twin = twins.get(name)
         if twin is not None and _steps(base, span) != _steps(other, twin):
             found.append(i)
     spans = base.spans
