@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from td_compiler.capture.numbers import Dim
 from td_compiler.capture.places import Place, at_line, user_place
 from td_compiler.capture.recording import Parameter
 
@@ -57,7 +58,7 @@ class Writes:
         return True
 
     def set_item(self, tensor: torch.Tensor, index: Any, value: Any, place: Place | None = None) -> None:
-        """`tensor[index] = value` for a slice along one axis: the parts before and behind, and the value between."""
+        """`tensor[index] = value` along one axis: the parts before and behind what is written, and it between."""
         recorder, place = self._recorder, place or user_place()
         self._stale.pop(id(tensor), None)
         items = index if isinstance(index, tuple) else (index,)
@@ -65,6 +66,10 @@ class Writes:
             at = items.index(Ellipsis)
             items = (*items[:at], *[slice(None)] * (tensor.dim() - len(items) + 1), *items[at + 1 :])
         cut = [axis for axis, item in enumerate(items) if not (isinstance(item, slice) and item == slice(None))]
+        if len(cut) == 1 and type(at := items[cut[0]]) in (int, Dim):  # one row of many: a slice of one
+            items = (*items[: cut[0]], slice(at, at + 1 or None), *items[cut[0] + 1 :])
+            if isinstance(value, torch.Tensor) and value.dim() == tensor.dim() - 1:
+                value = recorder.record(torch.unsqueeze, "unsqueeze", (value, cut[0]), {})
         if len(cut) > 1 or not all(isinstance(item, slice) and item.step in (None, 1) for item in items):
             return self._refuse(place)
         axis = cut[0] if cut else 1

@@ -53,7 +53,14 @@ _INPLACE: dict[Callable[..., Any], str] = {
     operator.ipow: "**=",
 }
 _UNARY: dict[Callable[..., Any], str] = {operator.neg: "-", operator.pos: "+", operator.invert: "~"}
-_NAMESPACES = (("F", F), ("torch", torch), ("torch.linalg", torch.linalg), ("torch.fft", torch.fft), ("math", math))
+_NAMESPACES = (
+    ("F", F),
+    ("torch", torch),
+    ("torch.linalg", torch.linalg),
+    ("torch.special", torch.special),
+    ("torch.fft", torch.fft),
+    ("math", math),
+)
 
 
 def write_call(node: fx.Node, carrier: Carrier) -> tuple[Doc, Form]:
@@ -102,8 +109,10 @@ def _index(index: Any) -> Doc:
 def _function_name(function: Callable[..., Any], where: str, carrier: Carrier) -> str:
     name = getattr(function, "__name__", "")
     for prefix, namespace in _NAMESPACES:
-        if getattr(namespace, name, None) is function:
-            return f"{prefix}.{name}"
+        short = name.removeprefix(f"{prefix.rpartition('.')[2]}_")  # torch.linalg.norm is called linalg_norm
+        for known in (name, short):
+            if getattr(namespace, known, None) is function:
+                return f"{prefix}.{known}"
     if getattr(builtins, name, None) is function:
         return name
     if getattr(function, "__module__", None) in ("_operator", "operator"):
