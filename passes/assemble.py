@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -38,6 +39,7 @@ class Assemble(Pass):
         pyramid = Pyramid([_plain(s.scale) for s in reversed(conversion.stages)], conversion.options.downsample)
         prologue = Segment("prologue", 1, conversion.prologue_graph) if conversion.prologue_graph is not None else None
         parts = _in_order_of_use(conversion)
+        parts |= _second_names(conversion, parts)
         network = TopDownNet(parts, segments, pyramid, _EMPTY, prologue)
         made = set(conversion.modules.values())
         for module in network.modules():
@@ -68,6 +70,26 @@ def _in_order_of_use(conversion: Conversion) -> dict[str, nn.Module | torch.Tens
         path: parts[path]
         for path in [*(path for path in used if path in parts), *(path for path in parts if path not in used)]
     }
+
+
+def _second_names(
+    conversion: Conversion, parts: dict[str, nn.Module | torch.Tensor]
+) -> dict[str, nn.Module | torch.Tensor]:
+    """Layers with parameters that the source holds under several names, by those under which it does not call them."""
+    homes: dict[int, list[str]] = {}
+    for path, module in conversion.model.named_modules(remove_duplicate=False):
+        if next(module.parameters(), None) is not None:
+            homes.setdefault(id(module), []).append(path)
+    found: dict[str, nn.Module | torch.Tensor] = {}
+    for paths in (paths for paths in homes.values() if len(paths) > 1):
+        own = [conversion.own_path(path) for path in paths]
+        called = next((path for path in own if path in conversion.modules and conversion.layers[path].own), None)
+        for path in own:
+            above = itertools.accumulate(path.split("."), "{}.{}".format)
+            below = any(part.startswith(f"{path}.") for part in parts)
+            if called is not None and not below and not any(part in parts for part in above):
+                found[path] = conversion.modules[called]
+    return found
 
 
 _EMPTY = Report("", (1, 1, 1), (), ())

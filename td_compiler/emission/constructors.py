@@ -13,6 +13,7 @@ from td_compiler.emission.carry import Carrier
 from td_compiler.emission.layout import Doc, call, flat, literal
 from td_compiler.emission.leaves import is_of_torch
 from td_compiler.errors import ConversionError
+from td_compiler.graph.parametrised import computed_tensors, name_of, plain_copy, torch_function
 from td_compiler.layers.steps import FunctionStep
 
 __all__ = ["Constructors", "declare_tensor"]
@@ -45,6 +46,8 @@ class Constructors:
         kind = type(module)
         if isinstance(module, FunctionStep):
             return call(self._carrier.carry(kind, path), self._carrier.carry(module.function, path))
+        if computed := computed_tensors(module):
+            return self._write_parametrised(module, path, computed)
         of_torch = is_of_torch(kind)
         name = f"nn.{kind.__name__}" if of_torch else self._carrier.carry(kind, path)
         wanted = _description(module)
@@ -59,6 +62,21 @@ class Constructors:
             f"{path}: {kind.__module__}.{kind.__qualname__} cannot be written as source: {flat(doc)} would not build "
             "the same module; keep every argument of its __init__ as an attribute of the same name."
         )
+
+    def _write_parametrised(self, module: nn.Module, path: str, computed: dict[str, list[Any]]) -> Doc:
+        """A plain layer's expression inside those of torch's functions that compute its weights."""
+        doc = self.write(plain_copy(module), path)
+        for name, makers in computed.items():
+            for maker in makers:
+                function, settings = torch_function(maker)
+                if not function:
+                    raise ConversionError(
+                        f"{path}: its {name} is computed ({name_of(makers)}), for which emitted source has no form;"
+                        " make it a plain parameter, or keep the network in Python and save its state_dict."
+                    )
+                keywords = {key: literal(value) for key, value in settings.items()}
+                doc = call(f"nn.utils.{function}", doc, literal(name), **keywords)
+        return doc
 
     def _describe(self, kind: type[nn.Module], text: str, arguments: dict[str, Any]) -> tuple[Any, ...] | None:
         if (kind, text) not in self._built:

@@ -10,7 +10,7 @@ from torch import fx, nn
 from td_compiler.emission.body import write_body
 from td_compiler.emission.carry import Carrier
 from td_compiler.emission.graph_steps import read_steps
-from td_compiler.emission.layout import Statement, call, flat, literal
+from td_compiler.emission.layout import Statement, call, flat, lay_out, literal
 from td_compiler.emission.sharing import Declaration
 from td_compiler.emission.text import TENSOR, docstring, init_lines, method
 from td_compiler.emission.tree import Tree
@@ -70,9 +70,37 @@ def network_class(
         *docstring(f"Class scores from images, coarse to fine over the scales {listed(td.scales)}.", indent=4),
         "",
         *init_lines({}, (), declarations),
+        *_tie_lines(td, tree),
         *(["        self.to(memory_format=torch.channels_last)"] if _is_channels_last(td) else []),
         *(line for lines in methods for line in ["", *lines]),
     ]
+
+
+def _tie_lines(td: TopDownNet, tree: Tree) -> list[str]:
+    """The lines that make one of layers and of weights that stand under two names."""
+    lines: list[str] = []
+    modules: dict[int, str] = {}
+    again: list[str] = []  # paths of layers that have another name already
+    for path, module in td.named_modules(remove_duplicate=False):
+        first = modules.setdefault(id(module), path)
+        if first != path and not any(path.startswith(f"{other}.") for other in again):
+            again.append(path)
+            lines += _assignment(tree, path, first)
+    tensors: dict[int, str] = {}
+    for path, parameter in td.named_parameters(remove_duplicate=False):
+        first = tensors.setdefault(id(parameter), path)
+        if first != path and not any(path.startswith(f"{other}.") for other in again):
+            lines += _assignment(tree, path, first)
+    return lines
+
+
+def _assignment(tree: Tree, path: str, first: str) -> list[str]:
+    parent, _, name = path.rpartition(".")
+    target = tree.access(path)
+    if target.startswith("getattr"):
+        holder = tree.access(parent) if parent else "self"
+        return lay_out("", call("setattr", holder, literal(name), tree.access(first)), 8)
+    return lay_out(f"{target} = ", tree.access(first), 8)
 
 
 def _is_channels_last(td: TopDownNet) -> bool:

@@ -19,7 +19,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from td_compiler.capture.copying import copy_module
 
-__all__ = ["apply_again", "clear_hooks", "computed_tensors", "faithful_copy", "name_of", "plain_copy"]
+__all__ = ["apply_again", "clear_hooks", "computed_tensors", "faithful_copy", "name_of", "plain_copy", "torch_function"]
 
 Maker = Any
 """What computes a tensor: a module of `torch.nn.utils.parametrize`, or a hook before the forward."""
@@ -133,6 +133,21 @@ def apply_again(module: nn.Module, computed: Mapping[str, list[Maker]], like: nn
         except Exception:  # whatever torch or a user's parametrisation makes of another shape
             failed.append(name)
     return failed
+
+
+def torch_function(maker: Maker) -> tuple[str, dict[str, Any]]:
+    """The function of `torch.nn.utils` that sets a parametrisation up, and its settings; "" where there is none."""
+    if isinstance(maker, WeightNorm | parametrizations._WeightNorm):
+        old = isinstance(maker, WeightNorm)
+        return ("" if old else "parametrizations.") + "weight_norm", {"dim": None if maker.dim == -1 else maker.dim}
+    if isinstance(maker, SpectralNorm | parametrizations._SpectralNorm):
+        old = isinstance(maker, SpectralNorm)
+        settings = {"n_power_iterations": getattr(maker, "n_power_iterations", 1), "eps": maker.eps, "dim": maker.dim}
+        return ("" if old else "parametrizations.") + "spectral_norm", settings
+    if isinstance(maker, parametrizations._Orthogonal):
+        settings = {"orthogonal_map": maker.orthogonal_map.name, "use_trivialization": "base" in maker._buffers}
+        return "parametrizations.orthogonal", settings
+    return "", {}
 
 
 def _apply(module: nn.Module, name: str, maker: Maker, like: nn.Module) -> None:

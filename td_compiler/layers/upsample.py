@@ -43,5 +43,6 @@ class TransposedUpsample(nn.Module):
         height, width = image.shape[-2:]
         grown = self.conv(x)
         if torch.compiler.is_exporting():  # a slice would hold for some sizes alone
-            return F.pad(grown, (0, width - grown.shape[-1], 0, height - grown.shape[-2]))
+            right, bottom = width - grown.shape[-1], height - grown.shape[-2]
+            return F.pad(grown, (0, right, 0, bottom))
         return grown[..., :height, :width]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from td_compiler.graph.operators import Kind, layer_row
 from td_compiler.layers.dropout import FastDropout
@@ -76,9 +77,9 @@ def compare_settings(model: nn.Module, td: nn.Module, filters: str) -> tuple[int
         if isinstance(after, (nn.ModuleDict, nn.Sequential)) and type(before) is not type(after):
             continue  # read through: what it calls stands in its place
         count += 1
-        if type(before) is not type(after) and isinstance(before, type(after)):
+        if _kind(before) is not _kind(after) and isinstance(before, type(after)):
             continue  # a norm with an activation of its own, read as norm and activation
-        if type(before) not in _forms(after):
+        if _kind(before) not in _forms(after):
             differences.append(f"{path} is a {type(after).__name__}, not a {type(before).__name__}")
             continue
         row = layer_row(before)
@@ -104,10 +105,15 @@ def _may_be_projection(module: nn.Module) -> bool:
     return (row is None or row.kind is Kind.IDENTITY) and not any(True for _ in module.parameters())
 
 
+def _kind(module: nn.Module) -> type[nn.Module]:
+    """A layer's class, without the one that torch puts before it, for it alone, where its weight is computed."""
+    return type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
+
+
 def _forms(module: nn.Module) -> tuple[type[nn.Module], ...]:
     """A layer's class, and that of which it is a faster form."""
     fast = {FoldedConv2d: nn.Conv2d, FastDropout: nn.Dropout}
-    return type(module), *(plain for form, plain in fast.items() if isinstance(module, form))
+    return _kind(module), *(plain for form, plain in fast.items() if isinstance(module, form))
 
 
 def _had_to_change(before: nn.Module, after: nn.Module, name: str) -> bool:
