@@ -102,7 +102,7 @@ def _build(conversion: Conversion, node: fx.Node, layer: Layer, initialise: Call
         module._reversed_padding_repeated_twice = _reversed_padding(module)
     _resize(conversion, node, module, layer, inputs[0], node.meta["width"])
     if computed:
-        return _build_parametrised(conversion, node, layer, module, original or layer.prototype, initialise)
+        return _build_parametrised(conversion, node, layer, module, original, initialise)
     if not layer.own:
         module.requires_grad_(True)  # a new layer, though modelled on one that may be frozen
     _fill(conversion, module, original, initialise)
@@ -114,29 +114,30 @@ def _build_parametrised(
     node: fx.Node,
     layer: Layer,
     module: nn.Module,
-    original: nn.Module,
+    original: nn.Module | None,
     initialise: Callable[[nn.Module], None],
 ) -> nn.Module:
     """A layer whose weights are computed of others: a copy where its shapes stay, else made anew in the same way.
 
     Args:
         module: the plain layer in its new shape.
-        original: the source's layer.
+        original: the source's layer whose values it takes, None where there is none.
 
     Raises:
         ConversionError: if the source's layer changes its width and its parametrisation cannot.
     """
-    values = plain_copy(original)
+    like = original if original is not None else layer.prototype
+    values = plain_copy(like)
     source, made = _tensors(values), _tensors(module)
     same = all(name in source and source[name].shape == value.shape for name, value in made.items())
-    if same and conversion.options.init == "keep":
+    if original is not None and same and conversion.options.init == "keep":
         copied = faithful_copy(original)
         for name in {*layer.changes, "_reversed_padding_repeated_twice"} & vars(module).keys():
             setattr(copied, name, getattr(module, name))
         return copied if layer.own else copied.requires_grad_(True)
-    _fill(conversion, module, values, initialise)
-    computed = computed_tensors(original)
-    for name in apply_again(module, computed, original):
+    _fill(conversion, module, values if original is not None else None, initialise)
+    computed = computed_tensors(like)
+    for name in apply_again(module, computed, like):
         what = f"the {name} of {layer.source or node.target} is computed ({name_of(computed[name])})"
         shapes = f"from {tuple(source[name].shape)} to {tuple(made[name].shape)}"
         if layer.own:
@@ -147,7 +148,7 @@ def _build_parametrised(
         conversion.notes.append(f"{what}; that of {node.target}, of another shape, is a plain parameter.")
     if not layer.own:
         module.requires_grad_(True)
-    return module.train(original.training)
+    return module.train(original.training if original is not None else conversion.model.training)
 
 
 def _build_parameter(conversion: Conversion, node: fx.Node) -> torch.Tensor:

@@ -91,12 +91,13 @@ def plain_copy(module: nn.Module) -> nn.Module:
     if parametrize.is_parametrized(clone):
         clone.__class__ = type(clone).__bases__[0]
         del clone._modules["parametrizations"]
-    for name, value in values.items():
+    for name in values:
         vars(clone).pop(name, None)
         for registry in (clone._parameters, clone._buffers):
             for other in [other for other in registry if other.startswith(f"{name}_")]:
                 del registry[other]
-        clone.register_parameter(name, nn.Parameter(value, trained[name]))
+    made = {name: nn.Parameter(value, trained[name]) for name, value in values.items()}
+    clone._parameters = {**made, **clone._parameters}  # a layer's weight comes before its bias
     return clone.train(module.training)
 
 

@@ -23,7 +23,7 @@ from td_compiler.graph.operators import Width, lookup
 from td_compiler.network.base import TopDownNet
 from td_compiler.surroundings import neutral_surroundings
 from td_compiler.verification.presence import changed_filters, presence
-from td_compiler.verification.settings import compare_settings
+from td_compiler.verification.settings import compare_settings, made_anew
 from td_compiler.verification.subject import Size, Skipped, Subject, Violation, needs_values, tensors_in
 
 __all__ = [
@@ -236,7 +236,8 @@ def weights(subject: Subject) -> str:
         raise Skipped("there are no values on the meta device")
     source, state = subject.model.state_dict(), subject.td.state_dict()
     tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-    alike = [n for n, v in tensors.items() if n in source and _same_kind(v, source[n])]
+    anew = made_anew(subject.model, subject.td)
+    alike = [n for n, v in tensors.items() if n in source and _same_kind(v, source[n]) and not n.startswith(anew)]
     other = [n for n in alike if not _equal(tensors[n], source[n])]
     if subject.options.init == "keep" and other:
         raise Violation(f"other values in {_few(other)}")

@@ -12,10 +12,11 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from td_compiler.graph.operators import Kind, layer_row
+from td_compiler.graph.parametrised import computed_tensors
 from td_compiler.layers.dropout import FastDropout
 from td_compiler.layers.folding import FoldedConv2d
 
-__all__ = ["common_layers", "compare_settings", "is_depthwise", "layers_of", "source_names"]
+__all__ = ["common_layers", "compare_settings", "is_depthwise", "layers_of", "made_anew", "source_names"]
 
 # What the method changes beside the sizes that follow the widths: a stage's operations keep the size of its map (SPEC
 # 2.4, 2.6).
@@ -59,7 +60,7 @@ def common_layers(model: nn.Module, td: nn.Module) -> Iterator[tuple[str, nn.Mod
     moved = {name(path).partition(".")[0] for path in layers if name(path) != path}  # names of the network's own
     found = {name(path): layer for path, layer in layers.items() if path.partition(".")[0] not in moved}
     for path, module in model.named_modules(remove_duplicate=False):
-        if path in found:
+        if path in found and "parametrizations" not in path.split("."):  # how a weight is computed, of whatever shape
             yield path, module, found[path]
 
 
@@ -103,6 +104,21 @@ def _may_be_projection(module: nn.Module) -> bool:
     """Whether a module may be a shortcut without a layer: an identity, an empty container, a function of the user's."""
     row = layer_row(module)
     return (row is None or row.kind is Kind.IDENTITY) and not any(True for _ in module.parameters())
+
+
+def made_anew(model: nn.Module, td: nn.Module) -> tuple[str, ...]:
+    """How the names of tensors begin of which a weight is computed whose shape has changed: all of them are new."""
+    found = []
+    for path, before, after in common_layers(model, td):
+        was, is_now = computed_tensors(before), computed_tensors(after)
+        for name in was.keys() & is_now.keys():
+            starts = (f"{path}.parametrizations.{name}.", f"{path}.{name}_")
+            shapes = [
+                [value.shape for key, value in layer.state_dict().items() if f"{path}.{key}".startswith(starts)]
+                for layer in (before, after)
+            ]
+            found += starts if shapes[0] != shapes[1] else ()
+    return tuple(found)
 
 
 def _kind(module: nn.Module) -> type[nn.Module]:
