@@ -10,7 +10,7 @@ from td_compiler.graph.operators import Kind, Width
 from td_compiler.graph.states import Conversion, Pass
 from td_compiler.graph.units import Stage, TopDownStage, Unit
 from td_compiler.passes.branches import branches, residual_width
-from td_compiler.passes.nodes import is_depthwise, is_spatial
+from td_compiler.passes.nodes import is_depthwise, is_spatial, kernel_parameter
 
 __all__ = ["ArrangeFilters"]
 
@@ -59,7 +59,7 @@ def _groups(conversion: Conversion, unit: Unit) -> int:
     """What a unit's input and output widths, if they are the same, must be a multiple of."""
     made, multiple = branches(conversion, unit, unit.output), 1
     for node in unit.nodes:
-        layer = conversion.captured.module(node)
+        layer = conversion.layer(node)
         if isinstance(layer, nn.GroupNorm):
             groups, ends = layer.num_groups, [branches(conversion, unit, node)]
         elif isinstance(layer, nn.Conv2d) and not is_depthwise(layer):
@@ -180,9 +180,13 @@ def _fit_kernels(conversion: Conversion, stage: TopDownStage) -> None:
         node for unit in stage.units for node in stage.spans[unit] if is_spatial(conversion, node.meta["source"])
     ]
     for i, node in enumerate(convolutions):
-        conversion.layers[str(node.target)].changes["kernel_size"] = native[min(i, len(native) - 1)]
+        kernel = native[min(i, len(native) - 1)]
+        if node.op == "call_module":
+            conversion.layers[str(node.target)].changes["kernel_size"] = kernel
+        elif (weight := kernel_parameter(node)) is not None:
+            node.meta["kernel_size"] = weight.meta["kernel_size"] = kernel
 
 
 def _spatial(conversion: Conversion, stage: Stage) -> list[tuple[int, ...]]:
     nodes = [node for unit in stage.units for node in unit.nodes if is_spatial(conversion, node)]
-    return [conversion.captured.module(node).kernel_size for node in nodes]  # type: ignore[union-attr, misc]
+    return [conversion.layer(node).kernel_size for node in nodes]  # type: ignore[union-attr, misc]

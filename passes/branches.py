@@ -76,7 +76,7 @@ def takes_any_width(conversion: Conversion, unit: Unit) -> bool:
     if not set(unit.inputs).isdisjoint(branches(conversion, unit, unit.output) or ()):
         return False
     for node in unit.nodes:
-        layer = conversion.captured.module(node)
+        layer = conversion.layer(node)
         grouped = isinstance(layer, nn.Conv2d) and layer.groups > 1 and not is_depthwise(layer)
         if grouped and branches(conversion, unit, node.all_input_nodes[0]) in [[read] for read in unit.inputs]:
             return False
@@ -87,5 +87,5 @@ def _keeps_width(conversion: Conversion, node: fx.Node) -> bool:
     """Whether a layer has one filter for each channel that it reads, or filters that run along the channels."""
     if runs_along_channels(conversion, node):
         return True
-    layer = conversion.captured.module(node)
+    layer = conversion.layer(node)
     return isinstance(layer, nn.Conv2d) and is_depthwise(layer) and layer.out_channels == layer.in_channels

@@ -156,7 +156,7 @@ def _build_parameter(conversion: Conversion, node: fx.Node) -> torch.Tensor:
     path = str(node.meta["source"].target)
     constant = conversion.captured.constants.get(path)
     value = constant.to(conversion.device) if constant is not None else _attribute(conversion.model, path)
-    widths: dict[int, int] = node.meta.get("widths", {})
+    widths: dict[int, int] = {**node.meta.get("widths", {}), **dict(enumerate(node.meta.get("kernel_size", ()), 2))}
     shape = [widths.get(axis, n) for axis, n in enumerate(value.shape)]
     made = value.detach().clone()
     if not (value.is_floating_point() or value.is_complex() or value.dtype is torch.bool):

@@ -141,7 +141,7 @@ def _classifies(conversion: Conversion, body: list[Unit], head: list[Unit]) -> b
         return True
     if not conversion.head:  # an encoder: it ends in a map
         return False
-    convolutions = [conversion.captured.module(n) for n in unit.nodes if conversion.kind(n) is Kind.CONV]
+    convolutions = [conversion.layer(n) for n in unit.nodes if conversion.kind(n) is Kind.CONV]
     if any(getattr(conv, "kernel_size", None) != (1, 1) for conv in convolutions):
         return False
     classes = conversion.captured.output.meta["width"]

@@ -307,7 +307,7 @@ class _Parser:
         return kind is Kind.ACTIVATION and not block.path and module_path(nodes[0]) in homes
 
     def _is_depthwise(self, nodes: list[fx.Node]) -> bool:
-        modules = [self.conversion.captured.module(n) for n in nodes if self.conversion.kind(n) is Kind.CONV]
+        modules = [self.conversion.layer(n) for n in nodes if self.conversion.kind(n) is Kind.CONV]
         return bool(modules) and all(module is not None and is_depthwise(module) for module in modules)
 
     def _take_pending(self) -> list[fx.Node]:

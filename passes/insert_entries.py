@@ -8,8 +8,8 @@ from td_compiler.graph.axes import in_order
 from td_compiler.graph.checks import has_upsampling
 from td_compiler.graph.operators import Kind
 from td_compiler.graph.states import Conversion, Pass
-from td_compiler.graph.style import Style, add_layers, add_like, style_of
-from td_compiler.graph.units import TopDownStage, Unit, UnitKind
+from td_compiler.graph.style import Style, add_layers, add_like, new_meta, style_of
+from td_compiler.graph.units import Layer, TopDownStage, Unit, UnitKind
 from td_compiler.passes.replace_downsampling import same_size
 
 __all__ = ["InsertEntries"]
@@ -66,7 +66,7 @@ def _is_plain(conversion: Conversion, unit: Unit) -> bool:
 
 
 def _convolutions(conversion: Conversion, unit: Unit) -> list[nn.Conv2d]:
-    modules = [conversion.captured.module(n) for n in unit.nodes if conversion.kind(n) is Kind.CONV]
+    modules = [conversion.layer(n) for n in unit.nodes if conversion.kind(n) is Kind.CONV]
     return [module for module in modules if isinstance(module, nn.Conv2d)]
 
 
@@ -95,16 +95,33 @@ def _copy_units(conversion: Conversion, stage: TopDownStage, units: list[Unit]) 
                 copies[source] = copies[next(n for n in source.all_input_nodes if "width" in n.meta)]
                 continue
             name = _name(conversion, source, path)
-            copies[source] = add_like(conversion, stage, source, name, copies, path)
+            if source in convolutions and source.op == "call_function":
+                copies[source] = _add_convolution(conversion, stage, source, name, copies[source.all_input_nodes[0]])
+            else:
+                copies[source] = add_like(conversion, stage, source, name, copies, path)
             if source.op == "call_module":
                 conversion.layers[name].source = str(source.target)
             if source in convolutions:
                 layer, own = conversion.layers[name], conversion.layers.get(conversion.own_path(str(source.target)))
                 layer.changes.update(own.changes if own else {})
+                kernel = stage.copies.get(unit, {}).get(source, source).meta.get("kernel_size")
+                layer.changes.update({"kernel_size": kernel} if kernel else {})
                 same_size(layer)
                 copies[source].meta["wanted"] = source.meta["width"]
     copies[units[-1].output].meta["total"] = stage.width
     return in_order(stage.graph, copies[units[-1].output], 1)
+
+
+def _add_convolution(
+    conversion: Conversion, stage: TopDownStage, source: fx.Node, path: str, value: fx.Node
+) -> fx.Node:
+    """A layer like a convolution that is a function: its kernel, a parameter or computed, is not for other shapes."""
+    layer = conversion.layer(source)
+    assert layer is not None, f"{source} has no kernel"
+    conversion.layers[path] = Layer(layer)
+    node = stage.graph.call_module(path, (value,))
+    node.meta = {**new_meta(path.rpartition(".")[0]), "source": source}
+    return node
 
 
 def _before(units: list[Unit], unit: Unit) -> Unit | None:

@@ -160,7 +160,7 @@ def _choices(conversion: Conversion, way: set[fx.Node], join: fx.Node) -> int:
     """How many convolutions of a way to a join choose the map's width: all but the depthwise ones and a gate's."""
     convolutions = [node for node in way if conversion.kind(node) is Kind.CONV]
     of_map = [node for node in convolutions if node.meta["size"] != (1, 1) or join.meta["size"] == (1, 1)]
-    modules = [conversion.captured.module(node) for node in of_map]
+    modules = [conversion.layer(node) for node in of_map]
     return sum(module is None or not is_depthwise(module) for module in modules)
 
 

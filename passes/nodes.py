@@ -24,6 +24,7 @@ __all__ = [
     "is_parameter",
     "is_spatial",
     "item_of",
+    "kernel_parameter",
     "module_path",
     "padding_of",
     "parameters_behind",
@@ -78,9 +79,15 @@ def is_depthwise(module: nn.Module) -> bool:
     return bool(groups == inputs > 1)
 
 
+def kernel_parameter(node: fx.Node) -> fx.Node | None:
+    """The parameter that a convolution, a function, takes for its kernel as it stands; None where it is computed."""
+    given = node.kwargs.get("weight", node.args[1] if len(node.args) > 1 else None)
+    return given if isinstance(given, fx.Node) and given.op == "get_attr" else None
+
+
 def is_spatial(conversion: Conversion, node: fx.Node) -> bool:
     """Whether a bottom-up node is a convolution that sees more than one pixel."""
-    module = conversion.captured.module(node)
+    module = conversion.layer(node)
     return conversion.kind(node) is Kind.CONV and max(getattr(module, "kernel_size", (1,))) > 1
 
 

@@ -8,11 +8,11 @@ import torch
 from torch import fx, nn
 
 from td_compiler.graph.axes import channel_axis, in_order
-from td_compiler.graph.operators import Kind, Pair, convolution, layer_row
+from td_compiler.graph.operators import Kind, Pair, layer_row
 from td_compiler.graph.states import Conversion, Pass, kind_of, layer_of, operator_of
 from td_compiler.graph.units import Layer, TopDownStage, Unit
 from td_compiler.layers.upsample import TransposedUpsample, upsample_bilinear, upsample_nearest
-from td_compiler.passes.nodes import channel_padding
+from td_compiler.passes.nodes import channel_padding, is_spatial
 from td_compiler.passes.trace_channels import is_map
 
 __all__ = ["ReplaceDownsampling", "same_size"]
@@ -159,14 +159,7 @@ def _has_extent(conversion: Conversion, node: fx.Node) -> bool:
     row, layer = operator_of(conversion, node), layer_of(conversion, node)
     if row is None or row.kind is not Kind.CONV:
         return False
-    return max(layer.get("kernel_size") if layer is not None else _settings(node)["kernel_size"]) > 1
-
-
-def _settings(node: fx.Node) -> dict[str, Any]:
-    """Those of a convolution that is a function of its map and a weight."""
-    source = node.meta["source"]
-    weight = source.kwargs.get("weight", source.args[1] if len(source.args) > 1 else None)
-    return convolution(source, weight.meta["value"])
+    return max(layer.get("kernel_size")) > 1 if layer is not None else is_spatial(conversion, node.meta["source"])
 
 
 def _flatten(conversion: Conversion, stage: TopDownStage, node: fx.Node) -> bool:
@@ -192,7 +185,7 @@ def _flatten(conversion: Conversion, stage: TopDownStage, node: fx.Node) -> bool
     if kind is Kind.CONV and layer is not None and not _is_balanced(conversion, node):
         same_size(layer)
     elif kind is Kind.CONV and layer is None and not _is_balanced(conversion, node):
-        _same_size_function(node)
+        _same_size_function(conversion, node)
     return False
 
 
@@ -211,10 +204,16 @@ def _pad_channels(conversion: Conversion, node: fx.Node, padding: tuple[int, int
         )
 
 
-def _same_size_function(node: fx.Node) -> None:
+def _same_size_function(conversion: Conversion, node: fx.Node) -> None:
     """The same for a convolution that is a function: stride 1, and the padding that keeps the size of its map."""
-    settings, names = _settings(node), ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    extents = [d * (k - 1) for d, k in zip(settings["dilation"], settings["kernel_size"], strict=True)]
+    like, names = (
+        conversion.layer(node.meta["source"]),
+        ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    )
+    if not isinstance(like, nn.Conv2d):
+        return
+    kernel = node.meta.get("kernel_size", like.kernel_size)
+    extents = [d * (k - 1) for d, k in zip(like.dilation, kernel, strict=True)]
     given = dict(zip(names, node.args, strict=False)) | node.kwargs
     padding = "same" if any(e % 2 for e in extents) else tuple(e // 2 for e in extents)
     node.args = (given.pop("input"), given.pop("weight"), given.pop("bias", None))

@@ -133,14 +133,23 @@ def padding_of(node: fx.Node, module: nn.Module | None) -> tuple[str, float]:
     return {None: "zeros", "constant": "zeros"}.get(mode, mode), float(value or 0.0)
 
 
-def convolution(node: fx.Node, weight: torch.Tensor) -> dict[str, Any]:
-    """The settings of a call of `F.conv2d` with a weight (out, in / groups, height, width), as a layer has them."""
-    given = {name: _argument(node, at, name) for name, at in _CONV_ARGUMENTS.items()}
-    stride, dilation = (pair(given[name]) if given[name] is not None else (1, 1) for name in ("stride", "dilation"))
-    return {"kernel_size": tuple(weight.shape[2:]), "stride": stride, "dilation": dilation}
+def convolution(node: fx.Node) -> nn.Conv2d | None:
+    """A layer like a call of `F.conv2d`, without weights; None where the weight's shape is not known."""
+    weight, bias = (node.kwargs.get(name, node.args[at] if len(node.args) > at else None) for name, at in _WEIGHTS)
+    value = weight.meta.get("value") if isinstance(weight, fx.Node) else None
+    if not isinstance(value, torch.Tensor) or value.dim() != 4:
+        return None
+    given = {name: _argument(node, at, name) for name, at in _SETTINGS}
+    settings = {name: value for name, value in given.items() if value is not None}
+    groups, (outputs, inputs, *kernel) = int(settings.get("groups", 1)), value.shape
+    return nn.Conv2d(
+        inputs * groups, outputs, (kernel[0], kernel[1]), bias=bias is not None, device="meta", dtype=value.dtype,
+        **{name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()},
+    )  # fmt: skip
 
 
-_CONV_ARGUMENTS = {"stride": 3, "padding": 4, "dilation": 5}
+_WEIGHTS = (("weight", 1), ("bias", 2))
+_SETTINGS = (("stride", 3), ("padding", 4), ("dilation", 5), ("groups", 6))
 
 
 def _filter_size(layer: nn.Module) -> float:

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from td_compiler.capture.capture import Capture
 from td_compiler.graph.names import free_name
-from td_compiler.graph.operators import Kind, Operator, Pair, lookup
+from td_compiler.graph.operators import Kind, Operator, Pair, convolution, lookup
 from td_compiler.graph.units import Layer, StageGraph, TopDownStage, Unit
 from td_compiler.network.base import HEAD, RESERVED, TopDownNet
 from td_compiler.options import Options
@@ -147,6 +147,15 @@ class Conversion:
     def row(self, node: fx.Node) -> Operator | None:
         """The operator table's row for a bottom-up node, None if it has none."""
         return lookup(node, self.captured.module(node))
+
+    def layer(self, node: fx.Node) -> nn.Module | None:
+        """The layer that a bottom-up node calls; of a convolution that is a function a layer like it, weightless."""
+        if node.op != "call_function" or self.kind(node) is not Kind.CONV:
+            return self.captured.module(node)
+        if "layer" not in node.meta:
+            node.meta["layer"] = convolution(node)
+        made: nn.Module | None = node.meta["layer"]
+        return made
 
     def kind(self, node: fx.Node) -> Kind | None:
         """The kind of a bottom-up node; what shrinks a map without a row in the table is a pooling."""

@@ -56,7 +56,7 @@ def _read(conversion: Conversion, units: Iterable[Unit]) -> Style | None:
     for unit in units:
         for node in unit.nodes:
             kind = conversion.kind(node)
-            is_plain = kind is not Kind.CONV or isinstance(conversion.captured.module(node), nn.Conv2d)
+            is_plain = kind is not Kind.CONV or isinstance(conversion.layer(node), nn.Conv2d)
             if kind in {Kind.CONV, Kind.NORM, Kind.ACTIVATION} and is_plain:
                 first.setdefault(kind, (node,))
             elif Kind.NORM not in first and (written := written_norm(unit.nodes, unit.nodes.index(node))):
@@ -64,7 +64,7 @@ def _read(conversion: Conversion, units: Iterable[Unit]) -> Style | None:
     if Kind.CONV not in first:
         return None
     order = list(first)
-    conv = conversion.captured.module(first[Kind.CONV][0])
+    conv = conversion.layer(first[Kind.CONV][0])
     assert isinstance(conv, nn.Conv2d)
     activation = next(iter(first.get(Kind.ACTIVATION, ())), None)
     return Style(conv, first.get(Kind.NORM, ()), activation, order.index(Kind.CONV) > 0)
