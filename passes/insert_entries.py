@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from torch import fx, nn
 
 from td_compiler.graph.axes import in_order
@@ -45,9 +47,10 @@ class InsertEntries(Pass):
 
 
 def _first_reader(stage: TopDownStage) -> set[fx.Node]:
-    """The entry's own nodes that read the image."""
+    """The entry's own nodes that read the image, and the sizes that it reads with them: all up to the entry."""
     assert stage.image is not None
-    return {node for node in stage.image.users if node.meta.get("unit", "").startswith("entry.")}
+    before = set(itertools.takewhile(lambda node: node is not stage.entry, stage.graph.nodes))
+    return {node for node in stage.image.users if node in before or node is stage.entry}
 
 
 def _add_entry(conversion: Conversion, index: int) -> fx.Node:
@@ -87,11 +90,12 @@ def _copy_units(conversion: Conversion, stage: TopDownStage, units: list[Unit]) 
     assert stage.image is not None
     convolutions = [n for unit in units for n in unit.nodes if conversion.kind(n) is Kind.CONV]
     path = f"entry.{stage.key}"
+    left_out = _left_out(conversion, [n for unit in units for n in unit.nodes])
     copies: dict[fx.Node, fx.Node] = {units[0].input: stage.image}
     for unit in units:
         copies.setdefault(unit.input, copies[previous.output] if (previous := _before(units, unit)) else stage.image)
         for source in unit.nodes:
-            if conversion.kind(source) in _LEFT_OUT:
+            if source in left_out:
                 copies[source] = copies[next(n for n in source.all_input_nodes if "width" in n.meta)]
                 continue
             name = _name(conversion, source, path)
@@ -122,6 +126,17 @@ def _add_convolution(
     node = stage.graph.call_module(path, (value,))
     node.meta = {**new_meta(path.rpartition(".")[0]), "source": source}
     return node
+
+
+def _left_out(conversion: Conversion, nodes: list[fx.Node]) -> set[fx.Node]:
+    """What makes a map smaller, pads or drops, and the steps that lead to nothing else, as in a space-to-depth."""
+    found: set[fx.Node] = set()
+    for node in reversed(nodes):
+        readers = [user for user in node.users if "width" in user.meta]
+        is_step = node.meta["size"] is None and readers and found.issuperset(readers)
+        if conversion.kind(node) in _LEFT_OUT or is_step:
+            found.add(node)
+    return found
 
 
 def _before(units: list[Unit], unit: Unit) -> Unit | None:

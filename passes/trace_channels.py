@@ -18,12 +18,12 @@ __all__ = ["TraceChannels", "is_map"]
 
 
 class TraceChannels(Pass):
-    """Sets `axis`, `width`, `size` and `factor` in the meta of every node behind the prologue that carries image data.
+    """Sets `axis`, `width`, `size`, `seen` and `factor` in the meta of what carries image data, behind the prologue.
 
     `axis` is where the channels are, None where a reshape has folded or split them; `width` is how many there are, of a
-    folded tensor as many as went in. `size` is (height, width) of a map, None of anything else. `factor` is how much
-    smaller than its input a node makes its map, where the operator table does not say (a strided slice, a space to
-    depth, a pooling of the user's own).
+    folded tensor as many as went in. `size` is (height, width) of a map, None of anything else; `seen` is that of the
+    last map on the way. `factor` is how much smaller than the last map a node makes its own, where the operator table
+    does not say (a strided slice, a space to depth, a pooling of the user's own).
     """
 
     def requires(self, conversion: Conversion) -> None:
@@ -33,7 +33,8 @@ class TraceChannels(Pass):
         for node in conversion.captured.graph.nodes:
             source = _first_map(node)
             if node is conversion.image:
-                node.meta.update(axis=1, width=node.meta["value"].shape[1], size=tuple(node.meta["value"].shape[2:]))
+                size = tuple(node.meta["value"].shape[2:])
+                node.meta.update(axis=1, width=node.meta["value"].shape[1], size=size, seen=size)
             elif source is not None and tensors(node.meta.get("value")):
                 _check(conversion, node, source)
                 node.meta.update({**_follow(conversion, node, source), **_known_factor(node)})
@@ -106,7 +107,9 @@ def _follow(conversion: Conversion, node: fx.Node, source: fx.Node) -> dict[str,
         width = int(source.meta["width"])
     size = tuple(n for i, n in enumerate(value.shape) if i not in (0, axis)) if value.dim() == 4 else None
     notes: dict[str, Any] = {"axis": axis, "width": width, "size": size if axis is not None else None}
-    factor = _factor(source.meta["size"], notes["size"])
+    seen = source.meta["size"] or source.meta["seen"]
+    notes["seen"] = notes["size"] or seen
+    factor = _factor(seen, notes["size"])
     if factor != (1, 1) and (row is None or row.kind not in {Kind.CONV, Kind.POOL, Kind.GLOBAL_POOL, Kind.PAD}):
         notes["factor"] = factor
     return notes

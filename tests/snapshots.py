@@ -46,7 +46,7 @@ class Snapshot(TypedDict, total=False):
 
     Keys:
         refused: the reason, which is not compared; the others are missing then.
-        parameters: "name shape", in order.
+        parameters: "name shape"; the order is not compared.
         scores: the first scores for one image; missing where they would take too long.
     """
 
@@ -122,7 +122,7 @@ def differences(found: Snapshot, kept: Snapshot) -> list[str]:
 
 
 def _of_parameters(found: Sequence[str], kept: Sequence[str]) -> Iterator[str]:
-    if list(found) == list(kept):
+    if set(found) == set(kept):
         return
     now, before = (dict(line.rsplit(" ", 1) for line in lines) for lines in (found, kept))
     kinds = {
@@ -134,7 +134,7 @@ def _of_parameters(found: Sequence[str], kept: Sequence[str]) -> Iterator[str]:
         if lines:
             yield f"{len(lines)} parameters {kind}: {', '.join(lines[:3])}{', ...' if len(lines) > 3 else ''}"
     if sorted(now.values()) == sorted(before.values()):
-        yield "the shapes are the same, but for names or order"
+        yield "the shapes are the same, but for names"
 
 
 def _of_scores(found: Snapshot, kept: Snapshot) -> Iterator[str]:
