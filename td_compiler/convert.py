@@ -49,7 +49,8 @@ def reverse(
             scales, or `leading`, before the first stage, as the authors do for Imagenette, at a far higher cost.
         head_width: widen the last unit to at least this many filters; the papers' remedy for a gap in accuracy.
         init: `keep` leaves parameters and buffers whose shape did not change as they are and draws the others by the
-            model's `initialise(module)` if it has one, else He-normal; `fresh` draws all anew from torch's seed.
+            model's `initialise(module)` if it has one, else He-normal; `fresh` draws all anew. Numbers are drawn from a
+            copy of torch's generator: they follow its seed, and it does not move, so seed anew for other weights.
         task: `classification` keeps the model's head. `segmentation` gives the network a classifier of pixels, a 1x1
             convolution `segmentation_head` on the last map, in place of the model's own classifier, if it has one
             (paper, experiment 3): images (N, C, H, W) become scores (N, num_classes, H, W).

@@ -41,9 +41,9 @@ def no_other_error(doing: str, *, but: tuple[type[BaseException], ...] = ()) -> 
     """
     try:
         yield
-    except (ConversionError, *but):
-        raise
     except (Exception, SystemExit) as error:
+        if isinstance(error, (ConversionError, *but)):
+            raise
         raise _unforeseen(error, doing) from error
 
 

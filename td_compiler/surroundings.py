@@ -135,7 +135,7 @@ def _device_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.device:
     first = next((each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)), None)
     named = kwargs.get("device")
     device = torch.device(named) if named is not None else first.device if first is not None else torch.device("cpu")
-    if device.type == "cuda" and device.index is None:
+    if str(device) == "cuda":
         return torch.device("cuda", torch.cuda.current_device())
     return device
 

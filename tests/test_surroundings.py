@@ -78,6 +78,14 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+@contextlib.contextmanager
+def _all(*contexts: AbstractContextManager[Any]) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield
+
+
 AMBIENT: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
@@ -90,20 +98,12 @@ AMBIENT: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 }
 
 
-@contextlib.contextmanager
-def _all(*contexts: AbstractContextManager[Any]) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        for context in contexts:
-            stack.enter_context(context)
-        yield
-
-
 def surroundings() -> tuple[Any, ...]:
     """What a caller may have set, and would notice if it were another afterwards."""
     return (
         torch.get_rng_state().tolist(),
         random.getstate(),
-        np.random.get_state()[1].tolist(),  # type: ignore[index]
+        np.random.get_state()[1].tolist(),
         *(torch.get_default_device(), torch.get_default_dtype(), torch.is_inference_mode_enabled()),
         *(torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.are_deterministic_algorithms_enabled()),
         *(list(warnings.filters), torch.get_num_threads(), nn.Module.__call__, nn.Module.__getattr__),
@@ -393,7 +393,7 @@ def test_a_top_down_network_from_a_folder_is_refused(model: Net, tmp_path: Path)
     with pytest.raises(ConversionError, match="top-down network already"):
         reverse(again, input_size=SIZE)
     with pytest.raises(ConversionError, match="not a top-down network that reverse made"):
-        verify(model, again)  # type: ignore[arg-type]
+        verify(model, again)
 
 
 class Lazy(Net):

@@ -176,7 +176,8 @@ def widths(subject: Subject) -> str:
     if len(before) != len(after):
         raise Violation(f"{len(before)} stages with a body in the source, {len(after)} in the top-down network")
     sums = [how == "uniform" and _concatenates(subject.td, row.name) for row in rows if row.top_down.units]
-    common = next((width for width, is_sum in zip(after, sums, strict=True) if not is_sum), min(after))
+    first = 1 if wanted is not None and len(after) > 1 else 0  # the finest stage may be wider than all others
+    common = next((w for w, is_sum in zip(after[first:], sums[first:], strict=True) if not is_sum), min(after[first:]))
     arrangements = {"mirror": before, "reversed": before[::-1], "uniform": [common] * len(after)}
     expected = arrangements[how]
     compared = list(zip(after, expected, sums, strict=True))

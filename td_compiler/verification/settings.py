@@ -144,7 +144,8 @@ def _plain(module: nn.Module, ignored: set[str]) -> dict[str, Any]:
 
     What the class's code never mentions, such as a mark that a library leaves on every module, sets nothing.
     """
-    mentioned = _mentioned(type(module))
+    kind: Any = type(module)
+    mentioned = _mentioned(kind)
     return {
         name: value
         for name, value in vars(module).items()

@@ -149,9 +149,10 @@ def verify(
     check_source(model)
     tell = progress or (lambda name: None)
     source = type(model).__name__
+    given: object = td
     if td is not None:
-        if not isinstance(td, TopDownNet):
-            kind = type(td).__name__
+        if not isinstance(given, TopDownNet):
+            kind = type(given).__name__
             raise ConversionError(
                 f"td is a {kind}, not a top-down network that reverse made: leave it out, or reverse."
             )
