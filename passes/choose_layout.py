@@ -28,7 +28,8 @@ class ChooseLayout(Pass):
         assert conversion.modules, "BuildLayers has not run"
 
     def apply(self, conversion: Conversion) -> None:
-        if conversion.options.fast and (_is_channels_last(conversion.model) or _pays(conversion)):
+        plain = all(p.dim() != 5 for module in conversion.modules.values() for p in module.parameters())
+        if conversion.options.fast and plain and (_is_channels_last(conversion.model) or _pays(conversion)):
             for module in conversion.modules.values():
                 module.to(memory_format=torch.channels_last)
 

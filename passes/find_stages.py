@@ -44,7 +44,7 @@ class FindStages(Pass):
             raise ConversionError(
                 "the network has one resolution: only its stem makes the map smaller, so there is nothing to reverse."
             )
-        _check_cuts(conversion, body)
+        _check_cuts(conversion, body, stem)
         conversion.bottom_up = StageGraph(
             stem=[unit for unit in stem if unit.kind is not UnitKind.POOL],
             stem_boundaries=_downsamplings_of(stem),
@@ -79,7 +79,7 @@ def _check_convolutions(conversion: Conversion) -> None:
         )
 
 
-def _check_cuts(conversion: Conversion, body: list[Unit]) -> None:
+def _check_cuts(conversion: Conversion, body: list[Unit], stem: list[Unit]) -> None:
     """Stages are found between single-tensor cut points: where several resolutions run side by side there are none.
 
     A stride that the unit makes good by growing again (a gate computed at half the size) is its own business.
@@ -89,9 +89,10 @@ def _check_cuts(conversion: Conversion, body: list[Unit]) -> None:
         for node in balanced:
             node.meta["stride"] = (1, 1)
         most = _downsamplings(unit)
-        if most > 2 and balanced and not mixed:
+        allowed = 2 if unit in stem or len(unit.inputs) > 1 else 1  # a stem is a block, a cell reads two scales
+        if most > allowed and balanced and not mixed:
             refuse_decoder(conversion, unit.nodes)
-        if most > 2 or mixed:
+        if most > allowed or mixed:
             first = next(node for node in unit.nodes if node.meta["stride"] != (1, 1))
             where = f"from {place_of(first)!r} to {place_of(unit.output)!r} the network"
             if mixed or _returns(unit) > most:

@@ -50,7 +50,8 @@ def _check(conversion: Conversion, node: fx.Node, source: fx.Node) -> None:
         ConversionError: naming it, with the reason.
     """
     row, module = conversion.row(node), conversion.captured.module(node)
-    if source.meta["size"] in {None, (1, 1)}:
+    along_channels = row is not None and row.kind is Kind.ALONG_CHANNELS
+    if source.meta["size"] in {None, (1, 1)} and not along_channels:
         return
     what = type(module).__name__ if module is not None else getattr(node.target, "__name__", node.target)
     if reason := row.refuse(node, module) if row is not None else "":

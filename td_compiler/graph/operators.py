@@ -110,6 +110,14 @@ def _accept(node: fx.Node, module: nn.Module | None) -> str:
     return ""
 
 
+def _refuse_extent(node: fx.Node, module: nn.Module | None) -> str:
+    """A convolution over channels and pixels at once: no rule says what becomes of the pixels."""
+    settings = (getattr(module, name) for name in ("kernel_size", "stride"))
+    if any(max(setting[1:]) > 1 for setting in settings):
+        return "mixes channels and pixels: write what it does to the pixels as a 2D convolution"
+    return ""
+
+
 def _refuse_fixed_size(node: fx.Node, module: nn.Module | None) -> str:
     """A layer norm over more than the channels is for maps of one size, which change."""
     shape: Any = getattr(module, "normalized_shape", None) if module is not None else _argument(node, 1, "")
@@ -219,6 +227,8 @@ _CONV = Operator(
     axes={"weight": ("out", "in/groups"), "bias": ("out",)},
     sizes={"in_channels": "in", "out_channels": "out"},
 )
+# Where it runs along the channels they stay as many, and its stride is none of the map's.
+_ALONG_CHANNELS = replace(_CONV, kind=Kind.ALONG_CHANNELS, stride=_unit_stride)
 _FOLDED_CONV = replace(_CONV, products=_folded_products)
 _BATCH_NORM = Operator(
     Kind.NORM,
@@ -276,7 +286,8 @@ LAYERS: dict[type[nn.Module], Operator] = {
     nn.CircularPad2d: Operator(Kind.PAD, mode="circular"),
     nn.Flatten: _FLATTEN,
     nn.Identity: Operator(Kind.IDENTITY),
-    nn.Conv1d: replace(_CONV, kind=Kind.ALONG_CHANNELS),  # where it runs along the channels they stay as many
+    nn.Conv1d: _ALONG_CHANNELS,
+    nn.Conv3d: replace(_ALONG_CHANNELS, refuse=_refuse_extent),
     TransposedUpsample: _UPSAMPLE,
     nn.MultiheadAttention: _ATTENTION,
 }

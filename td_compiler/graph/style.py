@@ -150,7 +150,7 @@ def add_like(
             return next(iter(copies.values()))  # a size is read of it, which the image at this scale has too
         if node not in copies:  # a size, a parameter, the mode
             copies[node] = stage.graph.node_copy(node, copied)
-            copies[node].meta = {**new_meta(""), "source": node}
+            copies[node].meta = {**new_meta(unit), "source": node}
             if node.op == "get_attr" and node.target != "training":
                 name = str(node.target).replace(".", "_")
                 copies[node].target = f"{unit}.{name if name.isidentifier() else f'_{name}'}"
