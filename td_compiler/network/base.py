@@ -39,7 +39,8 @@ class _Named:
         if not isinstance(target, types.FunctionType) or "<locals>" not in target.__qualname__:
             return None
         home = sys.modules.get(target.__module__)
-        return cls(target.__module__, target.__name__) if getattr(home, target.__name__, None) is target else None
+        found = getattr(home, target.__name__, None) if home is not None else None
+        return cls(target.__module__, target.__name__) if found is target else None
 
     @property
     def function(self) -> Any:

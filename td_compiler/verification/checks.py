@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +237,7 @@ def weights(subject: Subject) -> str:
         raise Skipped("there are no values on the meta device")
     source, state = subject.model.state_dict(), subject.td.state_dict()
     tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-    anew = made_anew(subject.model, subject.td)
+    anew = (*made_anew(subject.model, subject.td), *_statistics_since(source, tensors))
     alike = [n for n, v in tensors.items() if n in source and _same_kind(v, source[n]) and not n.startswith(anew)]
     other = [n for n in alike if not _equal(tensors[n], source[n])]
     if subject.options.init == "keep" and other:
@@ -252,6 +252,14 @@ def weights(subject: Subject) -> str:
         raise Skipped("no tensor has the name and shape of one of the source")
     sound = "" if not given else f"; {_few(given)} of the source is not finite, so that was not asked of the others"
     return f"{len(alike)} of {len(tensors)} tensors have the source's name and shape{sound}"
+
+
+def _statistics_since(source: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """The running statistics of norms that have run in training since the network was made."""
+    last = "num_batches_tracked"
+    counts = [name for name in tensors if name.rpartition(".")[2] == last and name in source]
+    ran = [name.removesuffix(last) for name in counts if int(tensors[name]) > int(source[name])]
+    return [f"{norm}{what}" for norm in ran for what in (last, "running_mean", "running_var")]
 
 
 def _same_kind(one: torch.Tensor, other: torch.Tensor) -> bool:
