@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from td_compiler.capture.capture import capture
 from td_compiler.network.base import TopDownNet
-from td_compiler.verification.settings import common_layers, is_depthwise, layers_of, source_names
+from td_compiler.verification.settings import common_layers, is_depthwise, layers_of, named_layers, source_names
 from td_compiler.verification.subject import Subject
 
 __all__ = ["Presence", "changed_filters", "presence"]
@@ -63,7 +63,7 @@ def presence(subject: Subject) -> Presence:
 def _names(model: nn.Module) -> dict[int, list[str]]:
     """All paths of every module, by its `id`: a layer that is used in two places may have two."""
     names: dict[int, list[str]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
+    for path, module in named_layers(model):
         names.setdefault(id(module), []).append(path)
     return names
 
@@ -77,7 +77,7 @@ def _operations(td: TopDownNet) -> Iterator[fx.Node]:
 def _drop_rate(module: nn.Module) -> float:
     """The share of values that a layer drops at random in training, 0 if it drops none."""
     rates = (getattr(module, name, None) for name in ("p", "drop_prob"))
-    return next((float(rate) for rate in rates if isinstance(rate, (int, float))), 0.0)
+    return next((float(rate) for rate in rates if isinstance(rate, (int, float)) and 0 < rate < 1), 0.0)
 
 
 def _run_order(subject: Subject) -> dict[str, nn.Module]:

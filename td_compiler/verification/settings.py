@@ -16,7 +16,15 @@ from td_compiler.graph.parametrised import computed_tensors
 from td_compiler.layers.dropout import FastDropout
 from td_compiler.layers.folding import FoldedConv2d
 
-__all__ = ["common_layers", "compare_settings", "is_depthwise", "layers_of", "made_anew", "source_names"]
+__all__ = [
+    "common_layers",
+    "compare_settings",
+    "is_depthwise",
+    "layers_of",
+    "made_anew",
+    "named_layers",
+    "source_names",
+]
 
 # What the method changes beside the sizes that follow the widths: a stage's operations keep the size of its map (SPEC
 # 2.4, 2.6).
@@ -36,6 +44,12 @@ def layers_of(network: nn.Module) -> dict[str, nn.Module]:
 
 def _is_layer(module: nn.Module) -> bool:
     return layer_row(module) is not None and not isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
+
+
+def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All modules of a source by path, one with two names under both, as if none were behind `torch.compile`."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        yield path.replace("_orig_mod.", ""), module
 
 
 def source_names(model: nn.Module) -> Callable[[str], str]:
@@ -59,7 +73,7 @@ def common_layers(model: nn.Module, td: nn.Module) -> Iterator[tuple[str, nn.Mod
     layers = layers_of(td)
     moved = {name(path).partition(".")[0] for path in layers if name(path) != path}  # names of the network's own
     found = {name(path): layer for path, layer in layers.items() if path.partition(".")[0] not in moved}
-    for path, module in model.named_modules(remove_duplicate=False):
+    for path, module in named_layers(model):
         if path in found and "parametrizations" not in path.split("."):  # how a weight is computed, of whatever shape
             yield path, module, found[path]
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -202,8 +203,8 @@ class _Everything(nn.Module):
 
 
 def needs_values(error: Exception) -> bool:
-    """Whether a run on the meta device broke down because something looks at values."""
-    return "meta tensor" in str(error) or "data-dependent" in str(error)
+    """Whether a run on the meta device broke down because something looks at values, or has them elsewhere."""
+    return any(words in str(error) for words in ("meta tensor", "data-dependent", "device meta", "meta device"))
 
 
 def _odd_sizes(size: Size) -> Iterator[Size]:
@@ -217,8 +218,12 @@ def _odd_sizes(size: Size) -> Iterator[Size]:
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors in a value: itself, or those of a tuple or list."""
+    """The tensors in a value: itself, or those of a tuple, list, mapping or dataclass."""
     if isinstance(value, torch.Tensor):
         yield value
+    elif isinstance(value, Mapping):
+        yield from tensors_in(list(value.values()))
+    elif dataclasses.is_dataclass(value):
+        yield from tensors_in([getattr(value, field.name) for field in dataclasses.fields(value)])
     elif isinstance(value, (tuple, list)):
         yield from itertools.chain.from_iterable(map(tensors_in, value))

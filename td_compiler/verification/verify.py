@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from td_compiler.capture.capture import unwrapped
 from td_compiler.convert import check_source, reverse
 from td_compiler.errors import Breakdown, ConversionError
 from td_compiler.network.base import TopDownNet
@@ -172,7 +173,7 @@ def verify(
             return Verification(source, (Check(_CONVERTS, "failed", checks.describe(error)),))
         untouched = _run(_UNTOUCHED, lambda: checks.untouched(before, checks.fingerprint(model)))
     try:
-        subject = Subject(model, copy.deepcopy(td), known)
+        subject = Subject(unwrapped(model), copy.deepcopy(td), known)
     except Exception as error:
         return Verification(source, (untouched, Check("the network copies", "failed", checks.describe(error))), td)
     return Verification(source, (*_look(subject, tell), untouched), td)
