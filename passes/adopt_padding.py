@@ -28,7 +28,7 @@ class AdoptPadding(Pass):
             mode, value = padding_of(node, conversion.captured.module(node))
             readers = _convolutions(conversion, node)
             for conv in readers:
-                conv.padding_mode = mode
+                conv.padding_mode = mode  # type: ignore[assignment]
             if readers and value:
                 conversion.notes.append(f"{node.target} pads with {value}; in the top-down network it is zeros.")
 

@@ -11,6 +11,7 @@ from td_compiler.errors import ConversionError
 from td_compiler.graph.operators import Kind, Pair
 from td_compiler.graph.states import Conversion, Pass
 from td_compiler.graph.units import Boundary, Stage, StageGraph, Unit, UnitKind
+from td_compiler.passes.find_prologue import ancestors
 from td_compiler.passes.find_units import refuse_decoder
 from td_compiler.passes.nodes import is_spatial, place_of
 from td_compiler.passes.trace_channels import is_map
@@ -112,7 +113,11 @@ def _returns(unit: Unit) -> int:
 
 
 def _balanced(conversion: Conversion, unit: Unit) -> tuple[list[fx.Node], bool]:
-    """The strided nodes whose every way out of the unit grows again; and whether some have ways of both kinds."""
+    """The strided nodes that growing ones behind them make good; and whether some have ways out of both kinds.
+
+    Of those whose every way out grows, as many as that makes good; the others are the unit's own stride. Poolings come
+    first. A growing node is told the first of its own, in `entrance`.
+    """
     ways: dict[fx.Node, set[bool]] = {unit.output: {False}}  # node -> whether the ways from it to the output grow
     for node in reversed(unit.nodes):
         grows = conversion.growth(node) != (1, 1)
@@ -121,7 +126,24 @@ def _balanced(conversion: Conversion, unit: Unit) -> tuple[list[fx.Node], bool]:
                 ways.setdefault(before, set()).update({True} if grows else ways.get(node, set()))
     strided = [node for node in unit.nodes if node.meta["stride"] != (1, 1)]
     mixed = any(ways.get(node) == {True, False} for node in strided)
-    return [node for node in strided if ways.get(node) == {True}], mixed
+    candidates = [node for node in strided if ways.get(node) == {True}]
+    taken: list[fx.Node] = []
+    for grown in [node for node in unit.nodes if conversion.growth(node) != (1, 1)]:
+        before, (up, along) = ancestors(grown), conversion.growth(grown)
+        levels: dict[Pair, list[fx.Node]] = {}  # scale -> what makes maps of it smaller, side by side
+        for node in candidates:
+            if node in before and node not in taken:
+                levels.setdefault(node.all_input_nodes[0].meta["scale"], []).append(node)
+        own: list[fx.Node] = []
+        for level in sorted(levels.values(), key=lambda nodes: any(conversion.kind(n) is not Kind.POOL for n in nodes)):
+            down, across = level[0].meta["stride"]
+            if (up, along) != (1, 1) and up % down == 0 and along % across == 0:
+                own += level
+                up, along = up // down, along // across
+        taken += own
+        if own:
+            grown.meta["entrance"] = min(own, key=unit.nodes.index)
+    return taken, mixed
 
 
 def _downsamplings(unit: Unit) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
 from td_compiler.graph.axes import channel_axis, in_order
@@ -12,6 +13,7 @@ from td_compiler.graph.operators import Kind, Pair, layer_row
 from td_compiler.graph.states import Conversion, Pass, kind_of, layer_of, operator_of
 from td_compiler.graph.units import Layer, TopDownStage, Unit
 from td_compiler.layers.upsample import TransposedUpsample, upsample_bilinear, upsample_nearest
+from td_compiler.passes.find_prologue import ancestors
 from td_compiler.passes.nodes import channel_padding, is_spatial
 from td_compiler.passes.trace_channels import is_map
 
@@ -39,6 +41,8 @@ class ReplaceDownsampling(Pass):
                 if small := _small_inputs(stage, unit):
                     _grow_unit(conversion, stage, unit, small)
                 stage.spans[unit] = [node for node in stage.spans[unit] if not _flatten(conversion, stage, node)]
+                for node in stage.spans[unit]:
+                    _return_to_size(conversion, stage, unit, node)
 
     def ensures(self, conversion: Conversion) -> None:
         for stage in conversion.stages:
@@ -89,6 +93,7 @@ def _grow_unit(conversion: Conversion, stage: TopDownStage, unit: Unit, small: d
     """
     nodes = stage.spans[unit]
     strided = {node for node in nodes if node.meta["stride"] != (1, 1)}
+    early = _entrances(conversion, stage, unit, strided)
     scales = dict(small)  # node that has not grown -> its scale
     grown = set(stage.inputs[unit]) - set(small)
     due = {node for node in small if not _leads_to(strided, node, nodes)}  # upsample before any extent
@@ -96,9 +101,9 @@ def _grow_unit(conversion: Conversion, stage: TopDownStage, unit: Unit, small: d
     for node in nodes:
         inputs = [n for n in node.all_input_nodes if n in grown or n in scales or n in span]
         maps = [n for n in inputs if not _is_vector(n, node)]
-        extends = _has_extent(conversion, node)
+        extends = _has_extent(conversion, node) or _is_balanced(conversion, node)
         joins = any(n in grown for n in maps) or len({scales[n] for n in maps if n in scales}) > 1
-        must_grow = joins or (extends and (node in strided or any(n in due for n in maps)))
+        must_grow = joins or (extends and (node in strided or node in early or any(n in due for n in maps)))
         if must_grow:
             with stage.graph.inserting_before(node):
                 for read in [n for n in maps if n not in grown]:
@@ -123,6 +128,40 @@ def _grow_unit(conversion: Conversion, stage: TopDownStage, unit: Unit, small: d
         span.append(copy)
         stage.arrival = copy if stage.arrival is last else stage.arrival
     stage.spans[unit] = span
+
+
+def _entrances(conversion: Conversion, stage: TopDownStage, unit: Unit, strided: set[fx.Node]) -> set[fx.Node]:
+    """What makes a map smaller for a while, where the unit strides before it has grown again: the map grows before."""
+    found: set[fx.Node] = set()
+    for grown in unit.nodes:
+        entrance = grown.meta.get("entrance")
+        if entrance is not None:
+            between = {n for n in ancestors(grown) if entrance in ancestors(n)}
+            if any(stage.copies[unit].get(n) in strided for n in between):
+                found.add(stage.copies[unit][entrance])
+    return found
+
+
+def _return_to_size(conversion: Conversion, stage: TopDownStage, unit: Unit, node: fx.Node) -> None:
+    """Let a map that was made smaller for a while grow to the very size that it had: sizes may be odd here."""
+    source = node.meta.get("source")
+    entrance = source.meta.get("entrance") if source is not None else None
+    if source is None or entrance is None:
+        return
+    layer = conversion.captured.module(source)
+    given = vars(layer) if isinstance(layer, nn.Upsample) else node.kwargs if node.target is F.interpolate else None
+    grow = {"nearest": upsample_nearest, "bilinear": upsample_bilinear}.get((given or {}).get("mode", "nearest"))
+    before = stage.copies[unit][entrance].all_input_nodes[0]
+    if given is None or grow is None or given.get("align_corners") or channel_axis(before) != 1:
+        return
+    unused = [n for n in node.all_input_nodes if n is not node.args[0]]
+    node.op, node.target, node.args, node.kwargs = "call_function", grow, (node.args[0], before), {}
+    node.meta["growth"] = conversion.growth(source)
+    while unused:  # the size that it was given
+        size = unused.pop()
+        if not size.users and size.op != "placeholder":
+            unused += size.all_input_nodes
+            stage.graph.erase_node(size)
 
 
 def _leads_to(strided: set[fx.Node], start: fx.Node, nodes: list[fx.Node]) -> bool:

@@ -32,7 +32,7 @@ class TraceChannels(Pass):
     def apply(self, conversion: Conversion) -> None:
         for node in conversion.captured.graph.nodes:
             source = _first_map(node)
-            if node is conversion.image:
+            if node is conversion.prepared:
                 size = tuple(node.meta["value"].shape[2:])
                 node.meta.update(axis=1, width=node.meta["value"].shape[1], size=size, seen=size)
             elif source is not None and tensors(node.meta.get("value")):

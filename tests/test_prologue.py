@@ -146,6 +146,8 @@ def test_everything_done_with_a_network_does_the_prologue_too(tmp_path: Path) ->
     assert torch.equal(from_pretrained(td.save_pretrained(tmp_path / "td"), trust_code=True)(x), expected)
     assert torch.allclose(torch.export.export(td, (x,)).module()(x), expected, atol=1e-5)
     twin = copy.deepcopy(td)
-    twin.get_submodule("0").bias.data += 1  # a copy's pyramid prepares with the copy's layers
+    first = twin.get_submodule("0")
+    assert isinstance(first, nn.BatchNorm2d)
+    first.bias.data += 1  # a copy's pyramid prepares with the copy's layers
     assert not torch.allclose(twin(x), expected)
     assert torch.equal(td(x), expected)

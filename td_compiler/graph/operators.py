@@ -147,13 +147,12 @@ def convolution(node: fx.Node) -> nn.Conv2d | None:
     value = weight.meta.get("value") if isinstance(weight, fx.Node) else None
     if not isinstance(value, torch.Tensor) or value.dim() != 4:
         return None
-    given = {name: _argument(node, at, name) for name, at in _SETTINGS}
-    settings = {name: value for name, value in given.items() if value is not None}
+    given: dict[str, Any] = {name: _argument(node, at, name) for name, at in _SETTINGS}
+    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     groups, (outputs, inputs, *kernel) = int(settings.get("groups", 1)), value.shape
-    return nn.Conv2d(
-        inputs * groups, outputs, (kernel[0], kernel[1]), bias=bias is not None, device="meta", dtype=value.dtype,
-        **{name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()},
-    )  # fmt: skip
+    shaped: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+    size, has_bias = (kernel[0], kernel[1]), bias is not None
+    return nn.Conv2d(inputs * groups, outputs, size, bias=has_bias, device="meta", dtype=value.dtype, **shaped)
 
 
 _WEIGHTS = (("weight", 1), ("bias", 2))
