@@ -25,7 +25,7 @@ from td_compiler.graph.parametrised import (
 from td_compiler.graph.states import Conversion, Pass, layer_of
 from td_compiler.graph.units import Layer
 from td_compiler.layers.upsample import TransposedUpsample
-from td_compiler.passes.nodes import is_depthwise, runs_along_channels
+from td_compiler.passes.nodes import is_depthwise, runs_along_channels, turned
 from td_compiler.surroundings import own_draws
 
 __all__ = ["BuildLayers"]
@@ -159,8 +159,8 @@ def _build_parameter(conversion: Conversion, node: fx.Node) -> torch.Tensor:
     widths: dict[int, int] = {**node.meta.get("widths", {}), **dict(enumerate(node.meta.get("kernel_size", ()), 2))}
     shape = [widths.get(axis, n) for axis, n in enumerate(value.shape)]
     made = value.detach().clone()
-    if not (value.is_floating_point() or value.is_complex() or value.dtype is torch.bool):
-        made = _indices(path, made, next(iter(widths.values()), 0), node.meta.get("chosen"))
+    if "picks" in node.meta:
+        made = _indices(path, made, next(iter(widths.values())), node.meta["picks"])
     elif shape != list(value.shape):
         made = _of_a_kind(value, shape)
         if not value.is_meta and len(widths) == 1 and (value != value.flatten()[0]).any():
@@ -187,21 +187,19 @@ def _of_a_kind(value: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return made.clone()
 
 
-def _indices(path: str, value: torch.Tensor, width: int, chosen: int | None) -> torch.Tensor:
+def _indices(path: str, value: torch.Tensor, width: int, old: int) -> torch.Tensor:
     """The numbers of channels in a buffer, for another width: a permutation stays one, another choice cannot follow."""
-    old = chosen if chosen is not None else value.numel()
-    if not width or width == old:
+    if width == old:
         return value
-    is_permutation = chosen is None and not value.is_meta and sorted(value.flatten().tolist()) == list(range(old))
-    if value.is_meta and chosen is None:
+    if value.is_meta and value.numel() == old:
         return value.new_empty(width)
-    if not is_permutation:
+    order = None if value.is_meta or value.numel() != old else turned(value.flatten().tolist(), width)
+    if order is None:
         raise ConversionError(
             f"the buffer {path!r} picks channels by their numbers among {old}, and here there are {width}: give its"
             " map a width that stays (filters='mirror'), or pick channels by a slice."
         )
-    turns = torch.cat([value.flatten() + old * turn for turn in range(-(-width // old))])
-    return turns[turns < width].clone()
+    return torch.tensor(order, dtype=value.dtype, device=value.device)
 
 
 def _attribute(root: nn.Module, path: str) -> torch.Tensor:

@@ -65,7 +65,9 @@ def _add_entry(conversion: Conversion, index: int) -> fx.Node:
 
 def _is_plain(conversion: Conversion, unit: Unit) -> bool:
     """Whether a unit can read an image: an ungrouped convolution with its norm and activation."""
-    return unit.kind is UnitKind.CONV and all(conv.groups == 1 for conv in _convolutions(conversion, unit))
+    convolutions = _convolutions(conversion, unit)
+    are_layers = len(convolutions) == sum(conversion.kind(n) is Kind.CONV for n in unit.nodes)
+    return unit.kind is UnitKind.CONV and are_layers and all(conv.groups == 1 for conv in convolutions)
 
 
 def _convolutions(conversion: Conversion, unit: Unit) -> list[nn.Conv2d]:

@@ -12,7 +12,7 @@ from td_compiler.graph.operators import Kind, Width
 from td_compiler.graph.states import Conversion, Pass, operator_of
 from td_compiler.graph.style import Style, add_layers, add_like, style_of
 from td_compiler.graph.units import Projection, TopDownStage, Unit, UnitKind
-from td_compiler.passes.nodes import channel_padding, is_depthwise
+from td_compiler.passes.nodes import is_depthwise, widened
 
 __all__ = ["MatchShortcuts"]
 
@@ -75,7 +75,7 @@ class MatchShortcuts(Pass):
 
 def _pads_up(conversion: Conversion, stage: TopDownStage, unit: Unit, shortcut: _Shortcut) -> bool:
     """Whether a shortcut that is padded with zero channels can stay so: if not, the padding is taken away."""
-    pads = [node for node in shortcut.chain if channel_padding(conversion, stage.copies[unit][node])]
+    pads = [(node, found) for node in shortcut.chain if (found := widened(conversion, node))]
     if not pads:
         return False
     before = conversion.stages[max(0, conversion.stages.index(stage) - 1)]
@@ -83,15 +83,27 @@ def _pads_up(conversion: Conversion, stage: TopDownStage, unit: Unit, shortcut: 
         arriving = stage.width
     else:
         arriving = _wanted(before, before.units[-1], before.units[-1].output)
-    if unit is not stage.units[0] or arriving <= _wanted(stage, unit, shortcut.join):
+    wanted, fits = _wanted(stage, unit, shortcut.join), arriving * shortcut.join.meta["width"]
+    is_free = all(can_follow for _, (_, can_follow) in pads)
+    if unit is not stage.units[0] or (is_free and arriving <= wanted) or fits == wanted * unit.input.meta["width"]:
         return True
-    for node in pads:
-        copy = stage.copies[unit][node]
-        read = stage.copies[unit][node] = copy.all_input_nodes[0]
-        copy.replace_all_uses_with(read)
-        stage.spans[unit].remove(copy)
-        stage.graph.erase_node(copy)
+    for node, (read, _) in pads:
+        copies = stage.copies[unit]
+        copies[node].replace_all_uses_with(copies[read])
+        _erase(stage, unit, copies[node])
+        copies[node] = copies[read]
     return False
+
+
+def _erase(stage: TopDownStage, unit: Unit, node: fx.Node) -> None:
+    """Erase a node that nothing reads, and what only it read."""
+    inputs = node.all_input_nodes
+    if node in stage.spans[unit]:
+        stage.spans[unit].remove(node)
+    stage.graph.erase_node(node)
+    for before in inputs:
+        if not before.users and before.op != "placeholder":
+            _erase(stage, unit, before)
 
 
 def _wanted(stage: TopDownStage, unit: Unit, node: fx.Node) -> int:

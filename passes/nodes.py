@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from td_compiler.graph.moves import moved
-from td_compiler.graph.operators import Kind
+from td_compiler.graph.operators import Kind, Width
 from td_compiler.graph.states import Conversion
 
 __all__ = [
@@ -31,7 +31,12 @@ __all__ = [
     "pieces_of",
     "place_of",
     "runs_along_channels",
+    "size_item",
     "tensors",
+    "turned",
+    "widened",
+    "with_size",
+    "zero_channels",
 ]
 
 SPLITS = {"split", "split_with_sizes", "chunk"}  # what divides a map by numbers that can be written anew
@@ -122,8 +127,8 @@ def channel_cut(source: fx.Node) -> Cut | None:
     return Cut(start, stop)
 
 
-def channel_index(node: fx.Node) -> fx.Node | None:
-    """The tensor of channel numbers by which a top-down node picks channels, as `x[:, self.order]` does."""
+def channel_index(node: fx.Node) -> fx.Node | list[int] | None:
+    """The channel numbers by which a top-down node picks channels, as `x[:, self.order]` does."""
     source = node.meta["source"]
     read = source.all_input_nodes[0] if source.all_input_nodes else None
     axis, value = (read.meta.get("axis"), read.meta.get("value")) if read is not None else (None, None)
@@ -133,10 +138,21 @@ def channel_index(node: fx.Node) -> fx.Node | None:
         dim = source.kwargs.get("dim", source.args[1] if len(source.args) > 1 else 0)
         given = node.kwargs.get("index", node.args[-1])
         return given if isinstance(given, fx.Node) and _number(dim) % value.dim() == axis else None
-    if node.target is not operator.getitem or not isinstance(_item(source, axis, value.dim()), fx.Node):
+    if node.target is not operator.getitem:
         return None
     given = _item(node, axis, value.dim())
+    if isinstance(given, list) and all(isinstance(n, int) for n in given):
+        return given
     return given if isinstance(given, fx.Node) and isinstance(_value(given), torch.Tensor) else None
+
+
+def turned(order: list[int], width: int) -> list[int] | None:
+    """A permutation like the given one, of another number of channels; None if that is no permutation."""
+    old = len(order)
+    if sorted(order) != list(range(old)):
+        return None
+    turns = [n + old * turn for turn in range(-(-width // old)) for n in order]
+    return [n for n in turns if n < width]
 
 
 def _item(node: fx.Node, axis: int, dims: int) -> Any:
@@ -189,6 +205,61 @@ def channel_padding(conversion: Conversion, node: fx.Node) -> tuple[int, int] | 
     if axis is None or len(amounts) < at + 2 or amounts[at] == amounts[at + 1] == 0:
         return None
     return amounts[at], amounts[at + 1]
+
+
+def zero_channels(node: fx.Node, axis: int) -> int | None:
+    """How many channels of zeros a bottom-up node makes of nothing by a number that can be written anew; else None."""
+    if _name(node) not in {"zeros", "new_zeros"}:
+        return None
+    at = size_item(node, axis)
+    return None if at is None else _sizes(node)[at]
+
+
+def size_item(node: fx.Node, axis: int) -> int | None:
+    """Which item of the shape that a node is given is the number of channels; None if it is no number."""
+    sizes = _sizes(node)
+    return axis if axis < len(sizes) and isinstance(sizes[axis], int) else None
+
+
+def _sizes(node: fx.Node) -> list[Any]:
+    given: Any = node.args[1:] if node.op == "call_method" else node.args
+    return list(given[0]) if given and isinstance(given[0], (tuple, list)) else list(given)
+
+
+def with_size(node: fx.Node, at: int, number: int) -> None:
+    """Write one item of the shape that a node is given anew."""
+    own, given = (node.args[:1], node.args[1:]) if node.op == "call_method" else ((), node.args)
+    sizes = _sizes(node)
+    sizes[at] = number
+    node.args = (*own, sizes, *given[1:]) if isinstance(given[0], (tuple, list)) else (*own, *sizes)
+
+
+def widened(conversion: Conversion, source: fx.Node) -> tuple[fx.Node, bool] | None:
+    """The map to which a bottom-up node adds channels of zeros, and whether their number can be written anew."""
+    axis, row = source.meta.get("axis"), conversion.row(source)
+    if axis is None or not source.all_input_nodes:
+        return None
+    if conversion.kind(source) is Kind.PAD:
+        amounts, at = padding_of(conversion, source), 2 * (source.meta["value"].dim() - 1 - axis)
+        return (source.all_input_nodes[0], True) if any(amounts[at : at + 2]) else None
+    if row is None or row.width is not Width.SUM or not isinstance(source.args[0], (tuple, list)):
+        return None
+    parts = [n for n in source.args[0] if isinstance(n, fx.Node)]
+    known = [zero_channels(n, axis) is not None for n in parts]
+    others = [n for n, is_new in zip(parts, known, strict=True) if not is_new and not _is_zero(n)]
+    if len(others) != 1 or len(parts) < 2 or others[0].meta.get("width", source.meta["width"]) >= source.meta["width"]:
+        return None
+    return others[0], sum(known) == len(parts) - 1
+
+
+def _is_zero(node: fx.Node) -> bool:
+    """Whether a node makes zeros of a map's shape."""
+    factors = [n for n in node.args if isinstance(n, (int, float))]
+    return _name(node) in {"zeros_like", "zeros", "new_zeros"} or ("mul" in _name(node) and 0 in factors)
+
+
+def _name(node: fx.Node) -> str:
+    return str(getattr(node.target, "__name__", node.target))
 
 
 def padding_of(conversion: Conversion, source: fx.Node) -> list[int]:

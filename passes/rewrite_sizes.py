@@ -9,8 +9,19 @@ from typing import Any
 import torch
 from torch import fx
 
+from td_compiler.errors import ConversionError
+from td_compiler.graph.axes import channel_axis
 from td_compiler.graph.states import Conversion, Pass
-from td_compiler.passes.nodes import channel_cut, item_of, pieces_of
+from td_compiler.passes.nodes import (
+    channel_cut,
+    channel_index,
+    item_of,
+    pieces_of,
+    place_of,
+    size_item,
+    turned,
+    with_size,
+)
 
 __all__ = ["RewriteSizes"]
 
@@ -30,7 +41,7 @@ class RewriteSizes(Pass):
         for graph in conversion.graphs():
             for node in graph.nodes:
                 rewrite = _REWRITES.get(getattr(node.target, "__name__", str(node.target)))
-                if rewrite is not None and "width" in node.meta and node.all_input_nodes:
+                if rewrite is not None and "width" in node.meta and node.op.startswith("call"):
                     rewrite(node)
 
     def ensures(self, conversion: Conversion) -> None:
@@ -81,6 +92,8 @@ def _name(node: fx.Node) -> str:
 
 def _slice(node: fx.Node) -> None:
     """Bounds of a slice along the channels."""
+    if isinstance(order := channel_index(node), list):
+        _reorder(node, order)
     if "bounds" not in node.meta:
         return
     start, stop = node.meta["bounds"]
@@ -100,11 +113,56 @@ def _slice(node: fx.Node) -> None:
     node.update_arg(1, tuple(items))
 
 
+def _reorder(node: fx.Node, order: list[int]) -> None:
+    """A list of the channels in another order."""
+    width = node.all_input_nodes[0].meta["width"]
+    read = node.meta["source"].all_input_nodes[0]
+    if width == read.meta["width"]:
+        return
+    new = turned(order, width)
+    if new is None or len(order) != read.meta["width"]:
+        raise ConversionError(
+            f"channels are picked by their numbers among {read.meta['width']} at {place_of(node.meta['source'])!r}, and"
+            f" here there are {width}: give that map a width that stays (filters='mirror'), or pick by a slice."
+        )
+    index: Any = node.args[1]
+    at = item_of(node, read.meta["axis"], read.meta["value"].dim())
+    assert at is not None
+    node.update_arg(1, (*index[:at], new, *index[at + 1 :]))
+
+
 def _pad(node: fx.Node) -> None:
     """Channels that a padding puts in front and behind."""
     if "pads" in node.meta and node.op == "call_function":
         front, behind = node.meta["pads"]
         node.update_arg(1, [*node.args[1][:-2], front, behind])  # type: ignore[index]
+
+
+def _zeros(node: fx.Node) -> None:
+    """Channels of zeros that are made of nothing and put beside others."""
+    at = size_item(node, next(channel_axis(user) for user in node.users))
+    if at is not None:
+        with_size(node, at, node.meta["width"])
+
+
+def _layer_norm(node: fx.Node) -> None:
+    """The shape that a layer norm over the channels is given."""
+    shape = node.args[1] if len(node.args) > 1 else node.kwargs.get("normalized_shape")
+    if isinstance(shape, (tuple, list)) and list(shape) == [node.meta["source"].meta["width"]]:
+        if len(node.args) > 1:
+            node.update_arg(1, (node.meta["width"],))
+        else:
+            node.update_kwarg("normalized_shape", (node.meta["width"],))
+
+
+def _groups(node: fx.Node) -> None:
+    """The groups of a convolution with one filter for each channel."""
+    read, source = node.all_input_nodes[0].meta.get("width"), node.meta["source"]
+    own = source.all_input_nodes[0].meta.get("width")
+    if len(node.args) > 6 and node.args[6] == own != 1:
+        node.update_arg(6, read)
+    elif node.kwargs.get("groups") == own != 1:
+        node.update_kwarg("groups", read)
 
 
 def _view(node: fx.Node) -> None:
@@ -145,6 +203,10 @@ _REWRITES = {
     "getitem": _slice,
     "narrow": _slice,
     "pad": _pad,
+    "zeros": _zeros,
+    "new_zeros": _zeros,
+    "layer_norm": _layer_norm,
+    "conv2d": _groups,
     "view": _view,
     "reshape": _view,
     "expand": _view,

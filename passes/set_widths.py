@@ -34,6 +34,7 @@ from td_compiler.passes.nodes import (
     pieces_of,
     place_of,
     runs_along_channels,
+    zero_channels,
 )
 from td_compiler.passes.prune import drop_empty, prune
 from td_compiler.passes.trace_channels import is_map
@@ -206,6 +207,13 @@ class _Solver:
         """The inputs' channels one after the other; a constant among them keeps its own."""
         source, joined = node.meta.get("source"), []
         for n in arguments(node):
+            zeros = (
+                zero_channels(n.meta["source"], source.meta["axis"])
+                if source is not None and "source" in n.meta
+                else None
+            )
+            if zeros is not None:
+                self.channels[n] = fresh(zeros, default=zeros, least=0)
             if n in self.channels:
                 joined += self.channels[n]
             elif isinstance(value := n.meta.get("source", n).meta.get("value"), torch.Tensor) and source is not None:
@@ -263,7 +271,7 @@ class _Solver:
         own = self._own_widths(source, maps)
         channels = self.channels[maps[0]]
         if (indices := channel_index(node)) is not None:
-            return self._pick(node, indices, channels, own[0])
+            return self._pick(indices, channels, own[0])
         if row is None or row.width is Width.UNKNOWN:
             self._check_plain(node)
         if source.meta["axis"] == 1 and source.meta["size"] is None and self._folds_map(source):
@@ -341,16 +349,16 @@ class _Solver:
         self._cuts[node] = before, made
         return made
 
-    def _pick(self, node: fx.Node, indices: fx.Node, channels: Channels, own: int) -> Channels:
-        """Channels by a buffer of their numbers: a permutation goes with the width, any other choice keeps it."""
-        values = indices.meta["source"].meta["value"]
-        if values.numel() == own:
-            self._resized[indices] = {0: (channels, 1)}
-            return channels
-        if indices.op == "get_attr":
-            self._resized[indices] = {0: (channels, 1)}
-            indices.meta["chosen"] = own
-        return fresh(values.numel(), values.numel())
+    def _pick(self, indices: fx.Node | list[int], channels: Channels, own: int) -> Channels:
+        """Channels by their numbers: a permutation goes with the width, any other choice keeps it."""
+        number = len(indices) if isinstance(indices, list) else indices.meta["source"].meta["value"].numel()
+        if isinstance(indices, fx.Node):
+            for parameter, axis in parameters_behind(indices, 0):
+                parameter.meta["picks"] = own
+                self._resize(parameter, axis, channels)
+        elif sorted(indices) != list(range(own)):
+            fix(channels, own)
+        return channels if number == own else fresh(number, number)
 
     def _resize_parameters(self, node: fx.Node, channels: Channels) -> None:
         """Parameters that meet a map channel by channel."""

@@ -144,7 +144,7 @@ def _axis(
         if place is not None:
             return place
     if value.dim() == 4 and before.dim() == 4:
-        return axis
+        return _reshaped(node, axis, value, before)
     if value.dim() == 2:
         return 1
     if value.dim() == 3 and axis == 1 and value.shape[1] == before.shape[1]:
@@ -152,6 +152,15 @@ def _axis(
     if value.dim() == 4 and getattr(node.target, "__name__", node.target) in _UNFOLDING:
         return 1
     return None
+
+
+def _reshaped(node: fx.Node, axis: int | None, value: torch.Tensor, before: torch.Tensor) -> int | None:
+    """The axis of the channels where four axes become four: groups of them are none, pixels stay where they are."""
+    if getattr(node.target, "__name__", node.target) not in {"view", "reshape"}:
+        return axis
+    if axis is None:
+        return 1 if value.shape[1:].numel() == value.shape[1] else None
+    return axis if value.shape[2:] == before.shape[2:] or value.shape[1:].numel() == value.shape[1] else None
 
 
 def _factor(before: Sequence[int] | None, after: Sequence[int] | None) -> tuple[int, int]:
