@@ -8,6 +8,7 @@ from torch import fx, nn
 
 from td_compiler.graph.axes import in_order
 from td_compiler.graph.checks import has_upsampling
+from td_compiler.graph.norms import written_norm
 from td_compiler.graph.operators import Kind
 from td_compiler.graph.states import Conversion, Pass
 from td_compiler.graph.style import Style, add_layers, add_like, new_meta, style_of
@@ -65,9 +66,7 @@ def _add_entry(conversion: Conversion, index: int) -> fx.Node:
 
 def _is_plain(conversion: Conversion, unit: Unit) -> bool:
     """Whether a unit can read an image: an ungrouped convolution with its norm and activation."""
-    convolutions = _convolutions(conversion, unit)
-    are_layers = len(convolutions) == sum(conversion.kind(n) is Kind.CONV for n in unit.nodes)
-    return unit.kind is UnitKind.CONV and are_layers and all(conv.groups == 1 for conv in convolutions)
+    return unit.kind is UnitKind.CONV and all(conv.groups == 1 for conv in _convolutions(conversion, unit))
 
 
 def _convolutions(conversion: Conversion, unit: Unit) -> list[nn.Conv2d]:
@@ -96,7 +95,9 @@ def _copy_units(conversion: Conversion, stage: TopDownStage, units: list[Unit]) 
     copies: dict[fx.Node, fx.Node] = {units[0].input: stage.image}
     for unit in units:
         copies.setdefault(unit.input, copies[previous.output] if (previous := _before(units, unit)) else stage.image)
-        for source in unit.nodes:
+        norm: tuple[fx.Node, ...] = ()
+        for at, source in enumerate(unit.nodes):
+            norm = norm if source in norm else written_norm(unit.nodes, at)
             if source in left_out:
                 copies[source] = copies[next(n for n in source.all_input_nodes if "width" in n.meta)]
                 continue
@@ -104,7 +105,8 @@ def _copy_units(conversion: Conversion, stage: TopDownStage, units: list[Unit]) 
             if source in convolutions and source.op == "call_function":
                 copies[source] = _add_convolution(conversion, stage, source, name, copies[source.all_input_nodes[0]])
             else:
-                copies[source] = add_like(conversion, stage, source, name, copies, path)
+                home = f"{path}.norm" if source in norm else ""
+                copies[source] = add_like(conversion, stage, source, name, copies, path, home)
             if source.op == "call_module":
                 conversion.layers[name].source = str(source.target)
             if source in convolutions:

@@ -61,7 +61,9 @@ class MatchShortcuts(Pass):
                     continue
                 copies = stage.copies[unit]
                 join = copies[shortcut.join]
-                if not shortcut.projects and unit in candidates and not _pads_up(conversion, stage, unit, shortcut):
+                if _pads_up(conversion, stage, unit, shortcut):
+                    continue
+                if not shortcut.projects and unit in candidates:
                     nodes = _add_projection(conversion, stage, unit, shortcut, copies)
                     of_input = unit.inputs.index(shortcut.side) if shortcut.side in unit.inputs else None
                     stage.projections.append(Projection(unit, nodes, join, of_input))
@@ -78,21 +80,30 @@ def _pads_up(conversion: Conversion, stage: TopDownStage, unit: Unit, shortcut: 
     pads = [(node, found) for node in shortcut.chain if (found := widened(conversion, node))]
     if not pads:
         return False
-    before = conversion.stages[max(0, conversion.stages.index(stage) - 1)]
-    if unit is not stage.units[0] or stage.transition != "block" or not before.units:
-        arriving = stage.width
-    else:
-        arriving = _wanted(before, before.units[-1], before.units[-1].output)
-    wanted, fits = _wanted(stage, unit, shortcut.join), arriving * shortcut.join.meta["width"]
+    arriving, wanted = _arriving(conversion, stage, unit), _wanted(stage, unit, shortcut.join)
     is_free = all(can_follow for _, (_, can_follow) in pads)
-    if unit is not stage.units[0] or (is_free and arriving <= wanted) or fits == wanted * unit.input.meta["width"]:
+    fits = arriving * shortcut.join.meta["width"] == wanted * unit.input.meta["width"]
+    is_first = unit is stage.units[0]
+    if arriving != wanted and (not is_first or fits or (is_free and arriving < wanted)):
         return True
     for node, (read, _) in pads:
         copies = stage.copies[unit]
         copies[node].replace_all_uses_with(copies[read])
         _erase(stage, unit, copies[node])
         copies[node] = copies[read]
-    return False
+    return not is_first
+
+
+def _arriving(conversion: Conversion, stage: TopDownStage, unit: Unit) -> int:
+    """The width of the map that a unit reads."""
+    before = conversion.stages[max(0, conversion.stages.index(stage) - 1)]
+    if unit is not stage.units[0]:
+        before, last = stage, stage.units[stage.units.index(unit) - 1]
+    elif stage.transition == "block" and before.units:
+        last = before.units[-1]
+    else:
+        return stage.width
+    return _wanted(before, last, last.output)
 
 
 def _erase(stage: TopDownStage, unit: Unit, node: fx.Node) -> None:
@@ -108,7 +119,7 @@ def _erase(stage: TopDownStage, unit: Unit, node: fx.Node) -> None:
 
 def _wanted(stage: TopDownStage, unit: Unit, node: fx.Node) -> int:
     """The width that a map in a block is to have, by the last layer of the block that chooses its own."""
-    last = next(n for n in reversed(stage.spans[unit]) if "wanted" in n.meta)
+    last = next(n for n in reversed(stage.spans[unit]) if "wanted" in n.meta and "source" in n.meta)
     return round(last.meta["wanted"] * node.meta["width"] / last.meta["source"].meta["width"])
 
 

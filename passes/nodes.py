@@ -56,15 +56,15 @@ def is_parameter(node: fx.Node) -> bool:
 def parameters_behind(node: fx.Node, axis: int) -> list[tuple[fx.Node, int]]:
     """The parameters that a top-down node is made of, as `self.weight.view(1, -1, 1, 1)` is, with their own axes.
 
-    Only those that have an axis which becomes the node's `axis`. Nodes in between note it as `axis`.
+    Only those that have an axis which becomes the node's `axis`. What is made of them on the way is among them.
     """
     value = _value(node)
     if not isinstance(value, torch.Tensor):
         return []
     if node.op == "get_attr":
         return [(node, axis)]
-    node.meta["axis"], source = axis, node.meta.get("source", node)
-    found: list[tuple[fx.Node, int]] = []
+    source = node.meta.get("source", node)
+    found = [(node, axis)]
     for before in node.all_input_nodes:
         shape = getattr(_value(before), "shape", ())
         for own, n in enumerate(shape):

@@ -41,7 +41,7 @@ class RewriteSizes(Pass):
         for graph in conversion.graphs():
             for node in graph.nodes:
                 rewrite = _REWRITES.get(getattr(node.target, "__name__", str(node.target)))
-                if rewrite is not None and "width" in node.meta and node.op.startswith("call"):
+                if rewrite is not None and node.meta.keys() & {"width", "widths"} and node.op.startswith("call"):
                     rewrite(node)
 
     def ensures(self, conversion: Conversion) -> None:
@@ -168,6 +168,8 @@ def _groups(node: fx.Node) -> None:
 def _view(node: fx.Node) -> None:
     """Numbers in a shape: that of the channels, or those whose product they are."""
     change, source = _change(node), node.meta["source"]
+    if "widths" in node.meta:  # of a parameter
+        return _view_parameter(node)
     nested = len(node.args) == 2 and isinstance(node.args[1], (list, tuple))
     given: Any = node.args[1] if nested else node.args[1:]
     dims, axis = list(given), source.meta["axis"]
@@ -181,6 +183,14 @@ def _view(node: fx.Node) -> None:
         dims[largest] = dims[largest] * change[1] // change[0]
     else:
         _regroup(dims, change[1])
+    node.args = (node.args[0], dims) if nested else (node.args[0], *dims)
+
+
+def _view_parameter(node: fx.Node) -> None:
+    nested = len(node.args) == 2 and isinstance(node.args[1], (list, tuple))
+    given: Any = node.args[1] if nested else node.args[1:]
+    old = node.meta["source"].meta["value"].shape
+    dims = [node.meta["widths"].get(i, d) if d == old[i] else d for i, d in enumerate(given)]
     node.args = (node.args[0], dims) if nested else (node.args[0], *dims)
 
 

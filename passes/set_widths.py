@@ -356,8 +356,6 @@ class _Solver:
             for parameter, axis in parameters_behind(indices, 0):
                 parameter.meta["picks"] = own
                 self._resize(parameter, axis, channels)
-        elif sorted(indices) != list(range(own)):
-            fix(channels, own)
         return channels if number == own else fresh(number, number)
 
     def _resize_parameters(self, node: fx.Node, channels: Channels) -> None:

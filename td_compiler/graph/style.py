@@ -124,7 +124,7 @@ def add_chain(
     """Insert operations like bottom-up ones: the first reads one map, here `value`, and only the last is read."""
     copies = {next(n for n in sources[0].all_input_nodes if "width" in n.meta): value}
     for source in sources:
-        copies[source] = add_like(conversion, stage, source, path, copies, unit)
+        copies[source] = add_like(conversion, stage, source, path, copies, unit, home=path)
     return [copies[source] for source in sources]
 
 
@@ -135,8 +135,12 @@ def add_like(
     path: str,
     copies: Mapping[fx.Node, fx.Node],
     unit: str,
+    home: str = "",
 ) -> fx.Node:
-    """Insert a new operation like a bottom-up one, reading the copies of what it reads; a layer gets the given path."""
+    """Insert a new operation like a bottom-up one, reading the copies of what it reads; a layer gets the given path.
+
+    Parameters outside layers are put into `home`, or, under a name that says where they are from, into the unit.
+    """
     target = source.target
     if source.op == "call_module":
         module = conversion.captured.module(source)
@@ -152,8 +156,8 @@ def add_like(
             copies[node] = stage.graph.node_copy(node, copied)
             copies[node].meta = {**new_meta(unit), "source": node}
             if node.op == "get_attr" and node.target != "training":
-                name = str(node.target).replace(".", "_")
-                copies[node].target = f"{unit}.{name if name.isidentifier() else f'_{name}'}"
+                name = str(node.target).rpartition(".")[2] if home else str(node.target).replace(".", "_")
+                copies[node].target = f"{home or unit}.{name if name.isidentifier() else f'_{name}'}"
         return copies[node]
 
     args, kwargs = fx.node.map_arg((source.args, source.kwargs), copied)
