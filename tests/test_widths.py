@@ -96,8 +96,6 @@ class Own(nn.Module):
     def __init__(self, width: int, step: Callable[[Own, Tensor], Tensor]) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
-        self.register_buffer("running_mean", torch.zeros(width))
-        self.register_buffer("running_var", torch.ones(width))
         self.step, self.width = step, width
 
     def forward(self, x: Tensor) -> Tensor:
@@ -110,7 +108,6 @@ OWN: dict[str, Callable[[Own, Tensor], Tensor]] = {
     "index": lambda m, x: x * m.weight[:, None, None] + m.bias[None, :, None, None],
     "unsqueeze": lambda m, x: x * m.weight.unsqueeze(-1).unsqueeze(-1) + m.bias.unsqueeze(1).unsqueeze(2),
     "computed": lambda m, x: x * torch.exp(m.weight - 1).view(1, -1, 1, 1) + (2 * m.bias)[:, None, None],
-    "batch_norm": lambda m, x: F.batch_norm(x, m.running_mean, m.running_var, m.weight, m.bias, m.training),
     "layer_norm": lambda m, x: F.layer_norm(x.permute(0, 2, 3, 1), (m.width,), m.weight, m.bias).permute(0, 3, 1, 2),
 }
 
