@@ -89,10 +89,11 @@ class Subject:
     def takes(self, size: Size) -> bool:
         """Whether the source runs on images of a size, and makes one row of scores, or one map, of each image.
 
-        One that folds the positions of a larger map into the batch does not.
+        One that folds the positions of a larger map into the batch, or into the scores, does not.
         """
         try:
-            return self.source_shape(size)[0] == _BATCH
+            shape = self.source_shape(size)
+            return shape[0] == _BATCH and (len(shape) > 2 or shape == self.source_shape(self.td.report.input_size))
         except Exception:
             return False
 
