@@ -42,8 +42,15 @@ class BottomUpAgain(nn.Module):
         called: the names of the layers' buffers that a run may change.
     """
 
-    def __init__(self, source: nn.Module, graph: fx.Graph, layers: dict[fx.Node, nn.Module]) -> None:
+    def __init__(
+        self,
+        source: nn.Module,
+        graph: fx.Graph,
+        layers: dict[fx.Node, nn.Module],
+        constants: dict[str, torch.Tensor] | None = None,
+    ) -> None:
         super().__init__()
+        self._constants = constants or {}  # tensors that the source makes or keeps beside its parameters and buffers
         self.source = source
         self.graph = graph
         self._layers = layers
@@ -66,7 +73,10 @@ class BottomUpAgain(nn.Module):
                 return result
             elif node.op == "get_attr":
                 path = str(node.meta["origin"].target)
-                values[node] = self.training if path == "training" else _attribute(self.source, path)
+                if path in self._constants:
+                    values[node] = self._constants[path].to(images.device)
+                else:
+                    values[node] = self.training if path == "training" else _attribute(self.source, path)
             elif node.op == "call_module":
                 values[node] = self._layers[node](*args, **kwargs)
             elif node.op == "call_method":
@@ -110,7 +120,8 @@ def bottom_up_again(conversion: Conversion) -> BottomUpAgain:
     parts.check()
     layers = _Layers(conversion, source)
     graph = parts.chain()
-    return BottomUpAgain(source, graph, {node: layers.of(node) for node in graph.nodes if node.op == "call_module"})
+    called = {node: layers.of(node) for node in graph.nodes if node.op == "call_module"}
+    return BottomUpAgain(source, graph, called, conversion.captured.constants)
 
 
 @dataclass
