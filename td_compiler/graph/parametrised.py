@@ -32,7 +32,7 @@ def computed_tensors(module: nn.Module) -> dict[str, list[Maker]]:
     """The parameters of a layer that are computed of others, and what computes each, in order."""
     found: dict[str, list[Maker]] = {}
     if parametrize.is_parametrized(module):
-        found = {name: list(steps) for name, steps in module.parametrizations.items()}  # type: ignore[operator, union-attr, arg-type]
+        found = {name: list(steps) for name, steps in module.parametrizations.items()}  # type: ignore[operator, union-attr]
     hooks = list(module._forward_pre_hooks.values())
     for name, value in vars(module).items():
         if isinstance(value, torch.Tensor) and name in ("weight", "bias") and hooks:

@@ -38,9 +38,8 @@ class _Named:
         """What stands for a function of torch's that was made inside another; None for all that pickles as it is."""
         if not isinstance(target, types.FunctionType) or "<locals>" not in target.__qualname__:
             return None
-        home = sys.modules.get(target.__module__)
-        found = getattr(home, target.__name__, None) if home is not None else None
-        return cls(target.__module__, target.__name__) if found is target else None
+        module, name = target.__module__, target.__name__
+        return cls(module, name) if getattr(sys.modules.get(module), name, None) is target else None
 
     @property
     def function(self) -> Any:

@@ -122,7 +122,7 @@ def _may_be_projection(module: nn.Module) -> bool:
 
 def made_anew(model: nn.Module, td: nn.Module) -> tuple[str, ...]:
     """How the names of tensors begin of which a weight is computed whose shape has changed: all of them are new."""
-    found = []
+    found: list[str] = []
     for path, before, after in common_layers(model, td):
         was, is_now = computed_tensors(before), computed_tensors(after)
         for name in was.keys() & is_now.keys():
