@@ -150,8 +150,9 @@ def _downsamplings(unit: Unit) -> int:
     """The most downsamplings on any path through a unit."""
     most: dict[fx.Node, int] = {}
     for node in unit.nodes:
-        before = max((most.get(n, 0) for n in node.all_input_nodes), default=0)
-        most[node] = before + (node.meta["stride"] != (1, 1))
+        strides = node.meta["stride"] != (1, 1)
+        maps = node.all_input_nodes[:1] if strides else node.all_input_nodes  # offsets beside a map are no way of it
+        most[node] = max((most.get(n, 0) for n in maps), default=0) + strides
     return most[unit.output]
 
 
