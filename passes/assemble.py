@@ -192,7 +192,7 @@ def _cost(module_of, value_of, nodes: Iterable[fx.Node], scale: Pair, units: int
     last = None
     for node in nodes:
         module, value = module_of(node), value_of(node)
-        if not isinstance(value, torch.Tensor):
+        if not isinstance(value, torch.Tensor) or not value.dim():  # a number, of no image
             continue
         last = value
         activations += value[0].numel() * value.element_size()

@@ -12,7 +12,9 @@ from torch import nn
 from td_compiler.capture.build import key_of
 from td_compiler.capture.meta import ShapesOnly
 from td_compiler.capture.numbers import Dim, Made, Size
+from td_compiler.capture.places import at_line
 from td_compiler.capture.recording import Call, Of, Recording, Result, Span, Value
+from td_compiler.errors import ConversionError
 from td_compiler.graph.operators import FUNCTIONS, METHODS, Kind, layer_row
 from td_compiler.layers.steps import FunctionStep
 
@@ -122,6 +124,9 @@ def fold_functions(recording: Recording) -> dict[str, nn.Module]:
     """Fold what runs in the forward of an autograd function into one call of it: its backward is its own.
 
     Returns the modules, by path, that call them.
+
+    Raises:
+        ConversionError: if one runs layers that it is given: its backward is made for these, whose widths change.
     """
     made: dict[str, nn.Module] = {}
     at = 0
@@ -137,6 +142,13 @@ def fold_functions(recording: Recording) -> dict[str, nn.Module]:
             at += 1
             continue
         last = recording.calls[stop - 1]
+        layers = [a for a in tag[2] if isinstance(a, nn.Module) and any(True for _ in a.parameters())]
+        if layers:
+            raise ConversionError(
+                f"the autograd function {tag[1].__name__} at {at_line(last.place)} runs layers that it is given"
+                f" ({', '.join(type(layer).__name__ for layer in layers)}), and its backward is made for these: call"
+                " the layers in the module's forward, and let autograd find the gradients."
+            )
         home = f"{last.stack[-1][0]}." if last.stack else ""
         path = f"{home}{tag[1].__name__.lower()}"
         path += str(sum(other.startswith(path) for other in made) or "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -53,7 +54,7 @@ class Constructors:
         wanted = _description(module)
         for compact in (True, False):
             arguments = _arguments(module, path, compact=compact)
-            positional = [name for name in arguments if _is_positional(kind, name)]
+            positional = list(itertools.takewhile(lambda name: _is_positional(kind, name), arguments))
             docs = {name: literal(value, name) for name, value in arguments.items()}
             doc = call(name, *(docs.pop(name) for name in positional), **docs)
             if self._describe(kind, flat(doc), arguments) == wanted:
