@@ -9,6 +9,7 @@
 | 1.1 channels and sizes | `trace_channels` |
 | 1.0 paddings | `adopt_padding` |
 | 1.2 units between cut points, 1.3 downsampling | `find_units` |
+| 2.13 two tensors between units | `find_cells`, which `find_units` calls |
 | 1.4 stem, 1.5 head, stages | `find_stages` |
 | 2.3 order, 2.7 stem downsampling | `reverse_stages` |
 | 6.5 a classifier of pixels | `replace_head` |

@@ -215,7 +215,7 @@ def _merge_blocks(
     merged: list[tuple[list[fx.Node], bool]] = []
     last_home: str | None = None
     for piece, joined in zip(pieces, joins, strict=True):
-        home = next((path for path, kind in _shared_modules(piece) if kind in classes), None)
+        home = next((path for path, kind in _shared_modules(piece) if kind in classes and path not in containers), None)
         if home is not None and home == last_home:
             merged[-1][0].extend(piece)
         else:

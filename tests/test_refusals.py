@@ -155,6 +155,23 @@ class SideBySide(nn.Module):
         return self.fc((self.coarse(coarse) + self.last(fine)).mean((2, 3)))
 
 
+class AroundStages(nn.Module):
+    """A residual network of residual networks: one more shortcut around all of its stages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.around = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1, stride=4)
+        self.blocks = nn.ModuleList(nn.Conv2d(8, 8, 3, stride=s, padding=1) for s in (1, 2, 1, 2, 1))
+        self.shortcuts = nn.ModuleList(nn.Conv2d(8, 8, 1, stride=s) for s in (1, 2, 1, 2, 1))
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = root = self.stem(x)
+        for block, shortcut in zip(self.blocks, self.shortcuts, strict=True):
+            x = F.relu(block(x)) + shortcut(x)
+        return self.fc((x + self.around(root)).mean((2, 3)))
+
+
 REFUSALS = [
     (OneResolution, "one resolution"),
     (NoConvolution, "no 2D convolution"),
@@ -169,6 +186,7 @@ REFUSALS = [
     (Attends, "the network attends at 'attend'"),
     (AttendsLinearly, "the network attends at 'attend'"),
     (SideBySide, "from 'down' to 'add.*' the network keeps several resolutions side by side"),
+    (AroundStages, "from 'blocks.1' to 'add.*' the network makes its map smaller 2 times and hands on two tensors"),
     (torchvision.models.vit_b_32, "the network attends at 'encoder"),
     (torchvision.models.swin_t, "the network attends at 'features.1.0.attn'"),
 ]
