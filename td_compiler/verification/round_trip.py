@@ -8,8 +8,9 @@ in, put elsewhere or given another layer on the way.
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ from td_compiler.options import Options
 from td_compiler.passes import PIPELINE
 from td_compiler.passes.reverse_stages import ReverseStages
 from td_compiler.verification.checks import Skipped, Violation
-from td_compiler.verification.subject import Size, Subject, tensors_in
+from td_compiler.verification.subject import Size, Subject
 
 __all__ = ["BottomUpAgain", "bottom_up_again", "compare", "cut", "round_trip"]
 
@@ -39,18 +40,15 @@ class BottomUpAgain(nn.Module):
     Attributes:
         source: the network whose layers and parameters it runs.
         graph: its operations: one placeholder, the images (N, C, H, W), one output.
+        constants: tensors that it reads beside the source's parameters and buffers, by path.
         called: the names of the layers' buffers that a run may change.
     """
 
     def __init__(
-        self,
-        source: nn.Module,
-        graph: fx.Graph,
-        layers: dict[fx.Node, nn.Module],
-        constants: dict[str, torch.Tensor] | None = None,
+        self, source: nn.Module, graph: fx.Graph, layers: dict[fx.Node, nn.Module], constants: dict[str, torch.Tensor]
     ) -> None:
         super().__init__()
-        self._constants = constants or {}  # tensors that the source makes or keeps beside its parameters and buffers
+        self.constants = constants
         self.source = source
         self.graph = graph
         self._layers = layers
@@ -73,10 +71,7 @@ class BottomUpAgain(nn.Module):
                 return result
             elif node.op == "get_attr":
                 path = str(node.meta["origin"].target)
-                if path in self._constants:
-                    values[node] = self._constants[path].to(images.device)
-                else:
-                    values[node] = self.training if path == "training" else _attribute(self.source, path)
+                values[node] = self.training if path == "training" else self._attribute(path, images)
             elif node.op == "call_module":
                 values[node] = self._layers[node](*args, **kwargs)
             elif node.op == "call_method":
@@ -84,6 +79,11 @@ class BottomUpAgain(nn.Module):
             else:
                 values[node] = node.target(*args, **kwargs)
         raise AssertionError("a graph without output")
+
+    def _attribute(self, path: str, images: torch.Tensor) -> Any:
+        if path in self.constants:  # a tensor that the network makes, or keeps beside its parameters and buffers
+            return self.constants[path].to(images.device)
+        return functools.reduce(getattr, path.split("."), self.source)
 
 
 def cut(model: nn.Module, options: Options, input_size: Size) -> Conversion:
@@ -112,15 +112,12 @@ def bottom_up_again(conversion: Conversion) -> BottomUpAgain:
         Violation: if a part is missing, or stands in two places, or an operation changed.
         Skipped: if the model does not copy, or a layer of the graph is none of the model's.
     """
-    try:
-        source = copy.deepcopy(conversion.model)
-    except Exception as error:
-        raise Skipped(f"not looked at: the network does not copy ({type(error).__name__}: {error})") from error
+    source = _copied(conversion.model)
     parts = _Parts(conversion)
     parts.check()
     layers = _Layers(conversion, source)
     graph = parts.chain()
-    called = {node: layers.of(node) for node in graph.nodes if node.op == "call_module"}
+    called = {node: layers.of(node) for node in graph.find_nodes(op="call_module")}
     return BottomUpAgain(source, graph, called, conversion.captured.constants)
 
 
@@ -309,7 +306,7 @@ class _Run:
     def _forward_and_back(self, network: nn.Module, images: torch.Tensor) -> torch.Tensor:
         with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []), torch.enable_grad():
             torch.manual_seed(_SEED)
-            output = next(iter(tensors_in(network(images.clone()))))
+            output = next(_tensors(network(images.clone())))
             if output.requires_grad:
                 weights = torch.linspace(-1, 1, output.numel(), device=output.device, dtype=output.dtype)
                 (output.flatten() * weights).sum().backward()
@@ -355,7 +352,7 @@ def round_trip(subject: Subject) -> str:
         raise Skipped("not looked at: there are no values on the meta device")
     size = subject.td.report.input_size
     again = bottom_up_again(cut(subject.model, subject.options, size))
-    source = copy.deepcopy(subject.model)
+    source = _copied(subject.model)
     seen: dict[str, list[str]] = {}
     reasons: list[str] = []
     for batch, side in ((2, subject.small), (3, _other_size(subject))):
@@ -412,7 +409,27 @@ def _buffers(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     return module.named_buffers(remove_duplicate=False)
 
 
-def _attribute(root: Any, path: str) -> Any:
-    for name in path.split("."):
-        root = getattr(root, name)
-    return root
+def _copied(model: nn.Module) -> nn.Module:
+    """A deep copy; of a weight that a hook computes anew, as that of the old `weight_norm`, the last value.
+
+    Raises:
+        Skipped: if there is none.
+    """
+    held = (value for module in model.modules() for value in vars(module).values())
+    computed = {id(v): v.detach().clone() for v in held if isinstance(v, torch.Tensor) and not v.is_leaf}
+    try:
+        return copy.deepcopy(model, computed)
+    except Exception as error:
+        raise Skipped(f"not looked at: the network does not copy ({type(error).__name__}: {error})") from error
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in what a network returns: itself, or those of a tuple, list, mapping or object."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        yield from itertools.chain.from_iterable(map(_tensors, value))
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif hasattr(value, "__dict__"):
+        yield from _tensors(list(vars(value).values()))
