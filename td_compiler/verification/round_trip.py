@@ -243,7 +243,7 @@ class _Layers:
         held = [*layer.parameters(), *layer.buffers()]
         strange = [tensor for tensor in held if id(tensor) not in self._values]
         if strange:
-            raise Skipped(f"not looked at: the source has no parameter for {type(layer).__name__}")
+            raise Skipped(f"the source has no parameter for {type(layer).__name__}")
         return {id(tensor): self._values[id(tensor)] for tensor in held}
 
 
@@ -265,7 +265,7 @@ def compare(source: nn.Module, again: BottomUpAgain, images: torch.Tensor, *, tr
     try:
         expected = _Run(source, source, images, training)
     except Exception as error:
-        raise Skipped(f"not looked at: the source does not run {what} ({type(error).__name__}: {error})") from error
+        raise Skipped(f"the source does not run {what} ({type(error).__name__}: {error})") from error
     try:
         found = _Run(again, again.source, images, training)
     except Exception as error:
@@ -274,7 +274,7 @@ def compare(source: nn.Module, again: BottomUpAgain, images: torch.Tensor, *, tr
     if not different:
         return
     if _difference(_Run(source, source, images, training), expected, again.called):
-        raise Skipped("not looked at: the source computes something else every time")
+        raise Skipped("the source computes something else every time")
     raise Violation(f"{different} {what}")
 
 
@@ -349,7 +349,7 @@ def _off(found: torch.Tensor, expected: torch.Tensor, scale: float) -> str:
 def round_trip(subject: Subject) -> str:
     """Put together again, the parts compute what the source does: outputs, gradients, statistics (SPEC 9.1)."""
     if subject.on_meta:
-        raise Skipped("not looked at: there are no values on the meta device")
+        raise Skipped("there are no values on the meta device")
     size = subject.td.report.input_size
     again = bottom_up_again(cut(subject.model, subject.options, size))
     source = _copied(subject.model)
@@ -420,7 +420,7 @@ def _copied(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model, computed)
     except Exception as error:
-        raise Skipped(f"not looked at: the network does not copy ({type(error).__name__}: {error})") from error
+        raise Skipped(f"the network does not copy ({type(error).__name__}: {error})") from error
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
