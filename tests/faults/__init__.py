@@ -1,0 +1,1 @@
+"""Small networks that were once converted wrongly, crashed, or were refused without need; each with the right value."""
