@@ -130,7 +130,8 @@ def _run_on_meta(conversion: Conversion) -> dict[fx.Node, torch.Tensor]:
     """Every node's value for as many images as the source was traced with, without computing one."""
     bones = nn.Module()
     plant(bones, {**conversion.modules, **conversion.parameters})
-    bones = skeleton(bones)
+    if conversion.device.type != "meta":
+        bones = skeleton(bones)
     values: dict[fx.Node, torch.Tensor] = {}
     images = conversion.captured.image.meta["value"]
     if (prologue := conversion.prologue_graph) is not None:

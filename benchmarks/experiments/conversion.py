@@ -47,7 +47,7 @@ class ConversionJob:
     """
 
     experiment: ClassVar[str] = "conversion"
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     data: ClassVar[str] = ""
 
     network: str
@@ -61,19 +61,24 @@ class ConversionJob:
         return f"conversion of {self.network}{f' with {self.depth} layers' if self.depth else ''}"
 
     def run(self, machine: Machine) -> dict[str, Any]:
-        """Seconds of every conversion, how many operations the top-down network has, and bytes."""
+        """Seconds of every conversion, and of Torch-Pruning's dependency graph in turn; operations; bytes."""
         from td_compiler import reverse
 
         model = self.build("meta")
         reverse(model)  # the first one imports and fills caches
         seconds: list[float] = []
+        graphs: list[float] = []
         for _ in progress(self.repeats, machine, self.name):
             gc.collect()
             start = time.process_time()
             top_down = reverse(model)
             seconds.append(time.process_time() - start)
+            if self.depth is None:
+                gc.collect()
+                graphs += _dependency_graph(model, top_down.report.input_size)
         return {
             "seconds": seconds,
+            "graph_seconds": graphs,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "operations": sum(len(segment.graph.nodes) for segment in top_down.segments),
             "weights": _weights(model),
@@ -92,6 +97,20 @@ class ConversionJob:
             return load_source(self.network, {}, device=device).model.to(device)
         with torch.device(device):
             return resnet(self.depth)
+
+
+def _dependency_graph(model: nn.Module, size: tuple[int, int, int]) -> list[float]:
+    """Seconds that Torch-Pruning takes for the graph of a network; none where it cannot make one."""
+    import torch
+    import torch_pruning
+
+    images = torch.empty(1, *size, device="meta")
+    start = time.process_time()
+    try:
+        torch_pruning.DependencyGraph().build_dependency(model.eval(), example_inputs=images)
+    except Exception:  # whatever it does not understand
+        return []
+    return [time.process_time() - start]
 
 
 def _weights(network: nn.Module) -> int:
@@ -116,8 +135,9 @@ def _section(results: Sequence[Result]) -> Section:
     grows = f" Seconds grow with the operations to the power of {law}." if law else ""
     return Section(
         title="Conversion",
-        intro="How much time of one processor `reverse` takes on the meta device, and by how much a process with the"
-        " network's weights grows at most while it converts them: by the new weights, and what is needed meanwhile.",
+        intro="How much time of one processor `reverse` takes on the meta device, beside the dependency graph of"
+        " Torch-Pruning, which is one run of the network, measured in turn; and by how much a process with its"
+        " weights grows at most while it converts them: by the new weights, and what is needed meanwhile.",
         tables=[
             *([_table("Networks", "network", others)] if others else []),
             *([_table("Pre-activation ResNets for 32x32 images", "layers", deep, grows)] if deep else []),
@@ -128,7 +148,7 @@ def _section(results: Sequence[Result]) -> Section:
 
 
 _COLUMNS = (
-    *("parameters", "operations", "best (ms)", "median (ms)", "µs / operation"),
+    *("parameters", "operations", "best (ms)", "median (ms)", "of Torch-Pruning", "µs / operation"),
     *("weights", "new weights", "growth at peak"),
 )
 
@@ -152,11 +172,18 @@ def _row(result: Result) -> tuple[Cell, ...]:
         figures["operations"],
         f"{1e3 * best:.0f}",
         f"{1e3 * statistics.median(figures['seconds']):.0f}",
+        _ratio(figures["seconds"], figures["graph_seconds"]),
         f"{1e6 * best / figures['operations']:.0f}",
         byte_count(figures["weights"]),
         byte_count(figures["new_weights"]),
         byte_count(growth) if growth is not None else None,
     )
+
+
+def _ratio(seconds: Sequence[float], others: Sequence[float]) -> Cell:
+    """The median of paired ratios; None where there is nothing to pair."""
+    ratios = [one / other for one, other in zip(seconds, others, strict=False)]
+    return f"{statistics.median(ratios):.1f}" if ratios else None
 
 
 def _plot(deep: Sequence[Result], others: Sequence[Result]) -> Plot:

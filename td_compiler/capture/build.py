@@ -25,7 +25,7 @@ from td_compiler.capture.recording import (
 )
 from td_compiler.errors import ConversionError
 
-__all__ = ["Builder", "Twins", "key_of", "shape_of"]
+__all__ = ["Ambiguous", "Builder", "Twins", "key_of", "shape_of"]
 
 _NEAR = 12  # how many calls back a number's origin is looked for
 
@@ -43,6 +43,10 @@ def shape_of(value: Value, images: torch.Tensor) -> tuple[int, ...] | None:
         return None
     made = tensor_of(value)
     return tuple(made.shape) if isinstance(made, torch.Tensor) else None
+
+
+class Ambiguous(Exception):
+    """A run that differs in size and mode at once leaves open which of the two something follows."""
 
 
 class Twins:
@@ -89,13 +93,16 @@ class Builder:
         constants: tensors by the name under which `get_attr` nodes read them.
     """
 
-    def __init__(self, images: torch.Tensor, tensors: dict[str, torch.Tensor], twins: Sequence[Twins]) -> None:
+    def __init__(
+        self, images: torch.Tensor, tensors: dict[str, torch.Tensor], twins: Sequence[Twins], *, strict: bool = False
+    ) -> None:
         self.graph = fx.Graph()
         self.nodes: dict[Any, fx.Node] = {}
         self.constants: dict[str, torch.Tensor] = {}
         self._images = images
         self._tensors = tensors
         self._twins = twins
+        self._strict = strict  # the one run beside this one is in training as well
         self._folded: dict[Call, Any] = {}
         self._modes: dict[Call, Call] = {}
         self._recent: list[Value] = []
@@ -185,8 +192,12 @@ class Builder:
     def _number(self, given: Any, twins: list[Any], mode: Any) -> Any:
         for pairs, other in zip(self._twins, twins, strict=False):
             if type(other) in (int, float, bool, Dim) and other != given:
+                if self._strict and isinstance(given, bool) and isinstance(other, bool):
+                    continue
                 plain = int(other) if isinstance(other, Dim) else other
                 term = None if isinstance(given, bool) else explain(given, plain, list(self._known(pairs)))
+                if term is None and self._strict:
+                    raise Ambiguous
                 if term is None:
                     raise ConversionError(
                         f"the number {given} at {at_line(self._call.place if self._call else None)} follows the size of"

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from td_compiler.capture.build import Builder, Twins, shape_of
+from td_compiler.capture.build import Ambiguous, Builder, Twins, key_of, shape_of
 from td_compiler.capture.copying import copy_module
 from td_compiler.capture.modes import aligned, training_steps
 from td_compiler.capture.places import at_line
@@ -156,11 +156,28 @@ class _Reader:
         base = self._first_run()
         name, value = _only_output(base, self.bones)
         self._check_batch(value)
-        twins, recordings = self._other_runs(base)
-        training, notes = self._training_run(base)
-        runs = [base, *recordings, *([training] if training else [])]
+        try:
+            return self._compare(base, name, *self._both_at_once(base))
+        except Ambiguous:
+            base = self._first_run()
+            images, recordings = self._other_runs(base)
+            training, notes = self._training_run(base)
+            return self._compare(base, name, images, recordings, training, notes)
+
+    def _compare(
+        self,
+        base: Recording,
+        name: str,
+        images: list[torch.Tensor],
+        recordings: list[Recording],
+        training: Recording | None,
+        notes: list[str],
+    ) -> Capture:
+        """The graph of the first run, what differs from others written as what it follows."""
+        at_once = training in recordings
+        runs = [base, *recordings, *([training] if training is not None and not at_once else [])]
         modules = self._fold(base, runs, training)
-        pairs = [Twins(base, self.images, run, images) for run, images in zip(recordings, twins, strict=True)]
+        pairs = [Twins(base, self.images, run, each) for run, each in zip(recordings, images, strict=True)]
         notes += _size_notes(pairs)
         tensors = {path: tensor for path, tensor in self._tensors()}
         modes: dict[Any, Any] = {}
@@ -169,9 +186,11 @@ class _Reader:
             steps, more = training_steps(
                 base, training, modes, lambda: Builder(self.images, tensors, ()), set(self.modules)
             )
+            if at_once and (steps or more):
+                raise Ambiguous
             modules |= steps
             notes += more
-        builder = Builder(self.images, tensors, pairs)
+        builder = Builder(self.images, tensors, pairs, strict=at_once)
         builder.trained_as(modes)
         builder.image("x")
         for call in base.calls:
@@ -245,6 +264,23 @@ class _Reader:
                 f"the network refuses images of {size}: it returns {shape[0]} rows for {_BATCH} images; give another"
                 " input_size=(C, H, W)."
             )
+
+    def _both_at_once(self, base: Recording) -> tuple[list[torch.Tensor], list[Recording], Recording | None, list[str]]:
+        """One run in training and with another batch and size: enough for a network that does the same in it.
+
+        Raises:
+            Ambiguous: where it does not: what follows the size and what the mode then takes a run of each to tell.
+        """
+        images = self._images(_OTHER_BATCH, self.input_size[1] + 64, self.input_size[2] + 96)
+        self.bones.train()
+        try:
+            run = self._run(images)
+        finally:
+            self.bones.eval()
+        same = run.error is None and [key_of(call) for call in run.calls] == [key_of(call) for call in base.calls]
+        if not same or [span.path for span in run.spans] != [span.path for span in base.spans]:
+            raise Ambiguous
+        return [images], [run], run, []
 
     def _other_runs(self, base: Recording) -> tuple[list[torch.Tensor], list[Recording]]:
         """Runs with another batch and size: one where the network takes it, else one of each."""

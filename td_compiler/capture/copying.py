@@ -1,8 +1,9 @@
-"""Copying modules, without the time that their many empty registries take."""
+"""Copying modules, without the time that `copy.deepcopy` takes for what cannot change."""
 
 from __future__ import annotations
 
 import copy
+import functools
 from collections import OrderedDict
 from typing import Any, TypeVar
 
@@ -13,15 +14,18 @@ __all__ = ["copy_module"]
 
 M = TypeVar("M", bound=nn.Module)
 
+_FIXED = {int, float, bool, str, bytes, complex, type(None), type, torch.dtype, torch.device, torch.Size, range}
+
 
 def copy_module(module: M, instead: dict[int, Any] | None = None) -> M:
     """A deep copy of a module.
 
+    A module is two dozen attributes, most of them numbers and empty registries of hooks. What `copy.deepcopy` does for
+    each of them takes more time than all the rest, so modules are copied attribute by attribute, and `deepcopy` is
+    asked for what is neither a number nor empty.
+
     A weight that a hook computed of other parameters, which torch refuses to copy, is copied as a plain value; the hook
     will compute it anew.
-
-    Every module has a dozen registries of hooks, most of them empty. Copying those one by one takes more time than all
-    the rest, so each is replaced by a new one of its kind.
 
     Args:
         module: what to copy.
@@ -30,11 +34,42 @@ def copy_module(module: M, instead: dict[int, Any] | None = None) -> M:
     memo = dict(instead or {})
     for part in module.modules():
         for value in vars(part).values():
-            if type(value) in (dict, OrderedDict) and not value:
-                memo.setdefault(id(value), type(value)())
-            elif isinstance(value, torch.Tensor) and not value.is_leaf:
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
                 memo.setdefault(id(value), _computed(value, weightless=bool(instead)))
-    return copy.deepcopy(module, memo)
+    made: M = _copy(module, memo)
+    return made
+
+
+def _copy(item: Any, memo: dict[int, Any]) -> Any:
+    kind = type(item)
+    if kind in _FIXED or (kind is tuple and all(type(each) in _FIXED for each in item)):
+        return item
+    if id(item) in memo:
+        return memo[id(item)]
+    if kind is set and all(type(each) in _FIXED for each in item):
+        return set(item)
+    if kind in (dict, OrderedDict):
+        made: Any = kind()
+        memo[id(item)] = made
+        for key, value in item.items():
+            made[key if type(key) in _FIXED else copy.deepcopy(key, memo)] = _copy(value, memo)
+        return made
+    if isinstance(item, nn.Module) and _is_plain(kind):
+        made = kind.__new__(kind)
+        memo[id(item)] = made
+        for name, value in vars(item).items():
+            made.__dict__[name] = _copy(value, memo)
+        return made
+    return copy.deepcopy(item, memo)
+
+
+@functools.cache
+def _is_plain(kind: type[nn.Module]) -> bool:
+    """Whether a class is copied as any object is, by its attributes."""
+    own = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__getnewargs__", "__getnewargs_ex__")
+    inherited = all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in own)
+    of_torch = kind.__setstate__.__module__.startswith("torch.nn.")  # those only fill in what old files lack
+    return inherited and of_torch and kind.__new__ is object.__new__
 
 
 def _computed(value: torch.Tensor, *, weightless: bool) -> torch.Tensor:

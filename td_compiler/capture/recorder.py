@@ -237,8 +237,12 @@ class Recorder(TorchFunctionMode):
     def _compute(self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         """Run a function: on the meta device where a traced tensor is among its arguments, else for real."""
         traced = real = False
-        for tensor in tensors_in((args, kwargs)):
-            traced, real = traced or tensor.is_meta, real or not tensor.is_meta
+        for given in (*args, *kwargs.values()) if kwargs else args:
+            if isinstance(given, torch.Tensor):
+                traced, real = traced or given.is_meta, real or not given.is_meta
+            elif isinstance(given, (tuple, list)):
+                for tensor in tensors_in(given):
+                    traced, real = traced or tensor.is_meta, real or not tensor.is_meta
         if traced and real:
             args, kwargs = _map(args, self._mirror), {key: _map(value, self._mirror) for key, value in kwargs.items()}
         elif not traced and self._names_meta(args, kwargs):

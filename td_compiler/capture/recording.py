@@ -150,9 +150,9 @@ def tensors_in(item: Any) -> Iterator[torch.Tensor]:
     """All tensors in arguments, or in what a function returned."""
     if isinstance(item, torch.Tensor):
         yield item
-    elif isinstance(item, (tuple, list)):
-        for each in item:
-            yield from tensors_in(each)
-    elif isinstance(item, dict):
-        for each in item.values():
-            yield from tensors_in(each)
+    elif isinstance(item, (tuple, list, dict)):
+        for each in item.values() if isinstance(item, dict) else item:
+            if isinstance(each, torch.Tensor):
+                yield each
+            elif isinstance(each, (tuple, list, dict)):
+                yield from tensors_in(each)
