@@ -182,7 +182,7 @@ REFUSALS = [
     (TwoInputs, "needs mask beside the images"),
     (DataDependent, r"the forward of DataDependent depends on the values of a tensor, at .*test_refusals.py:\d+.*leaf"),
     (ReadsData, r"the forward of ReadsData depends on the values of a tensor, at .*test_refusals.py:\d+"),
-    (UnknownOperator, "no rule says how channels flow through einsum at 'mix'"),
+    (UnknownOperator, "no rule says how channels flow through einsum, which reads mix.weight, at 'mix'"),
     (Attends, "the network attends at 'attend'"),
     (AttendsLinearly, "the network attends at 'attend'"),
     (SideBySide, "from 'down' to 'add.*' the network keeps several resolutions side by side"),
