@@ -138,7 +138,7 @@ def _run_on_meta(conversion: Conversion) -> dict[fx.Node, torch.Tensor]:
         for node in prologue.nodes:
             values[node] = images if node.op == "placeholder" else _evaluate(node, bones, values)
         images = values[prologue.output_node()]
-    carried = (images,)
+    carried: tuple[torch.Tensor, ...] = (images,)
     for graph, scale in zip(conversion.graphs(), [*(s.scale for s in conversion.stages), (1, 1)], strict=True):
         size = conversion.map_size(scale)
         for node in graph.nodes:
