@@ -42,7 +42,7 @@ def drop_empty(conversion: Conversion) -> None:
             if "pads" in node.meta and not any(node.meta["pads"]):
                 node.replace_all_uses_with(node.all_input_nodes[0])
             elif _joins(conversion, node) and any(n.meta.get("width") == 0 for n in node.all_input_nodes):
-                left = [n for n in node.args[0] if n.meta.get("width") != 0]  # type: ignore[union-attr]
+                left = [n for n in node.args[0] if n.meta.get("width") != 0]
                 if len(left) == 1:
                     node.replace_all_uses_with(left[0])
                 else:

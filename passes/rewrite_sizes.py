@@ -135,7 +135,7 @@ def _pad(node: fx.Node) -> None:
     """Channels that a padding puts in front and behind."""
     if "pads" in node.meta and node.op == "call_function":
         front, behind = node.meta["pads"]
-        node.update_arg(1, [*node.args[1][:-2], front, behind])  # type: ignore[index]
+        node.update_arg(1, [*list(node.args[1])[:-2], front, behind])  # type: ignore[arg-type]
 
 
 def _zeros(node: fx.Node) -> None:

@@ -120,7 +120,7 @@ class _Solver:
                     self.channels[node] = self._relate(node, place)
                     if "total" in node.meta:
                         start, total = self._starts[node.meta["unit"]], int(node.meta["total"])
-                        self._wish(start - 1, self.channels[node], lambda total=total: total)
+                        self._wish(start - 1, self.channels[node], _constant(total))
         self._settle()
         self._note()
 
@@ -230,7 +230,7 @@ class _Solver:
         self._read.append(read)
         for other in maps[1:]:  # what mixes the filters, one number for each expert
             fix(self.channels[other], int(other.meta["source"].meta["width"]))
-        wish = int(node.meta["wanted"] if "wanted" in node.meta else source.meta["width"])
+        wish = int(node.meta.get("wanted", source.meta["width"] if source is not None else 0))
         groups, inputs, outputs = _grouping(node, layer)
         is_own = layer is None or layer.own  # a new layer takes the groups that fit
         if groups == inputs == outputs > 1:
@@ -399,6 +399,10 @@ def _pixels(source: fx.Node) -> int:
     """Height times width that a flatten folds into the features: the size that its map has in the source too."""
     before = next(n for n in source.all_input_nodes if "width" in n.meta)
     return math.prod(before.meta["size"])
+
+
+def _constant(total: int) -> Callable[[], int]:
+    return lambda: total
 
 
 def _grouping(node: fx.Node, layer: Layer | None) -> tuple[int, int, int]:

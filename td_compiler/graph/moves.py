@@ -39,10 +39,12 @@ def permutation(node: fx.Node, dims: int) -> list[int] | None:
         one, other = _argument(node, 1, "dim0", "axis0") % dims, _argument(node, 2, "dim1", "axis1") % dims
         order[one], order[other] = order[other], order[one]
         return order
-    if name in {"movedim", "moveaxis"} and all(isinstance(d, int) for d in args) and len(args) == 2:
-        order = [d for d in range(dims) if d != args[0] % dims]  # type: ignore[operator]
-        order.insert(args[1] % dims, args[0] % dims)  # type: ignore[operator]
-        return order
+    if name in {"movedim", "moveaxis"}:
+        start, end = _argument(node, 1, "source"), _argument(node, 2, "destination")
+        if isinstance(start, int) and isinstance(end, int):
+            order = [d for d in range(dims) if d != start % dims]
+            order.insert(end % dims, start % dims)
+            return order
     return None
 
 
