@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from td_compiler.capture.capture import capture
+from td_compiler.capture.capture import capture, skeleton
+from td_compiler.capture.meta import ShapesOnly
 from td_compiler.network.base import TopDownNet
 from td_compiler.verification.settings import common_layers, is_depthwise, layers_of, named_layers, source_names
-from td_compiler.verification.subject import Subject
+from td_compiler.verification.subject import Subject, tensors_in
 
 __all__ = ["Presence", "changed_filters", "presence"]
 
@@ -57,6 +58,9 @@ def presence(subject: Subject) -> Presence:
     drops = sum("drop" in str(n.target) or "stochastic" in str(n.target) for n in _operations(td))
     for path in [path for path in lost if not any(True for _ in ran[path].parameters())][:drops]:
         lost.remove(path)
+    if random := [path for path in lost if not any(True for _ in ran[path].parameters())]:
+        unread = _unread(subject, random)
+        lost = [path for path in lost if path not in unread]
     return Presence(tuple(lost), tuple(order[:first]), tuple(p for p in gone if p in projections), sum(kept))
 
 
@@ -99,6 +103,32 @@ def _run_order(subject: Subject) -> dict[str, nn.Module]:
 
 def _note(ran: dict[str, nn.Module], path: str, module: nn.Module, *_: Any) -> None:
     ran.setdefault(path, module)
+
+
+def _unread(subject: Subject, paths: list[str]) -> set[str]:
+    """Those of some layers that compute what nothing reads, seen by the gradients' graph in training mode."""
+    network = skeleton(subject.model).train()
+    made: dict[str, list[torch.Tensor]] = {path: [] for path in paths}
+    for path in paths:
+        network.get_submodule(path).register_forward_hook(partial(_note_output, made[path]))
+    try:
+        with ShapesOnly(), torch.enable_grad():
+            scores = network(subject.images(subject.sizes[0], "meta"))
+    except Exception:  # it needs values: then nobody can tell
+        return set()
+    reached: set[Any] = set()
+    waiting: list[Any] = [tensor.grad_fn for tensor in tensors_in(scores)]
+    while waiting:
+        step = waiting.pop()
+        if step is not None and step not in reached:
+            reached.add(step)
+            waiting += [before for before, _ in step.next_functions]
+    known = {path for path in paths if made[path] and all(tensor.grad_fn is not None for tensor in made[path])}
+    return {path for path in known if reached.isdisjoint(tensor.grad_fn for tensor in made[path])}
+
+
+def _note_output(made: list[torch.Tensor], _: nn.Module, __: Any, output: Any) -> None:
+    made += tensors_in(output)
 
 
 def _dropped_shortcuts(subject: Subject, gone: set[str], ran: set[str]) -> set[str]:
