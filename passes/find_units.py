@@ -267,8 +267,11 @@ class _Parser:
         kind = self.conversion.kind(nodes[-1])
         current = self.units[-1] if self.units and not self._pending else None
         if is_block:
-            self._flush()
-            self._add(nodes, UnitKind.BLOCK)
+            if _shared_modules(self._pending) != _shared_modules(
+                nodes
+            ):  # where it is written with them they are its own
+                self._flush()
+            self._add([*self._take_pending(), *nodes], UnitKind.BLOCK)
         elif nodes[-1] in self._states:  # the stem of a chain of cells, which hands on its input too
             self._add([*self._take_pending(), *nodes], UnitKind.CONV)
         elif len(nodes) == 1 and kind is Kind.CONV:

@@ -145,7 +145,7 @@ def test_what_cannot_be_told_is_not_looked_at() -> None:
     body = (nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3))
     model = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     again = bottom_up_again(cut(model, Options(), SIZE))
-    restless, calls = copy.deepcopy(model), itertools.count()
+    restless, calls = copy.deepcopy(model), itertools.count(1)
     restless.register_forward_hook(lambda module, given, output: output + next(calls))
     with pytest.raises(Skipped, match="every time"):
         compare(restless, again, torch.randn(2, *SIZE), training=False)
