@@ -115,7 +115,7 @@ def draw(seed: int, kinds: tuple[str, ...] = ("plain", "post", "pre")) -> Recipe
     stages = tuple(_stage(pick, kind, i) for i in range(count))
     if stages[-1].units[-1].kind == "conv" and stages[-1].units[-1].kernel == 1:  # it could be read as the head's
         stages = (*stages[:-1], Stage(stages[-1].units[:1], stages[-1].down, stages[-1].drop))
-    heads = ("linear", "linear", "conv") if kind == "plain" else ("linear",)
+    heads = ("linear", "linear", "conv", "flatten") if kind == "plain" else ("linear",)
     return Recipe(
         size,
         stages,
