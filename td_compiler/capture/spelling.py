@@ -88,7 +88,8 @@ def spelled(
     is_method = getattr(torch.Tensor, name, None) is function or (
         getattr(function, "__objclass__", None) is not None and hasattr(torch.Tensor, name)
     )
-    if name in _OPERATORS and not kwargs and (is_method or name == "__getitem__"):
+    special = function is getattr(torch.Tensor, f"__{name}__", None)  # of `x ** 2` torch says that it is called pow
+    if name in _OPERATORS and not kwargs and (is_method or special or name == "__getitem__"):
         return "call_function", _OPERATORS[name], tuple(args), {}
     if name in _REFLECTED and not kwargs and len(args) == 2:
         return "call_function", _REFLECTED[name], (args[1], args[0]), {}
