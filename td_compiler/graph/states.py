@@ -125,10 +125,26 @@ class Conversion:
     def growth(self, node: fx.Node) -> Pair:
         """The factor (height, width) by which a bottom-up node makes its map larger; a padding's rounds to 1."""
         size = node.meta.get("size")
-        before = [n.meta["size"] for n in node.all_input_nodes if n.meta.get("size") not in {None, (1, 1)}]
-        if size is None or not before or self.kind(node) is Kind.PAD:
+        before = [n.meta["size"] for n in node.all_input_nodes if n.meta.get("size") is not None]
+        if size in {None, (1, 1)} or not before or self.kind(node) is Kind.PAD:
+            return 1, 1
+        if len(before) == 1 and before[0] != size and (undone := self._undone(node, size, before[0])):
+            return undone
+        before = [each for each in before if each != (1, 1)]
+        if not before:
             return 1, 1
         return max(1, min(round(size[0] / b[0]) for b in before)), max(1, min(round(size[1] / b[1]) for b in before))
+
+    def _undone(self, node: fx.Node, size: Pair, before: Pair) -> Pair | None:
+        """The stride on the way to a node that it makes good, whatever its rounding left: 14 to 3 and back is 4."""
+        while len(inputs := [n for n in node.all_input_nodes if n.meta.get("size") is not None]) == 1:
+            node = inputs[0]
+            if node.meta["size"] != before:
+                return None
+            if self.kind(node) in {Kind.CONV, Kind.POOL} and (stride := self.stride(node)) != (1, 1):
+                fits = all(n // s <= b <= -(-n // s) for n, s, b in zip(size, stride, before, strict=True))
+                return stride if fits else None
+        return None
 
     def growth_into(self, stage: TopDownStage) -> Pair:
         """The factor (height, width) by which the map grows from the stage before into a top-down stage."""

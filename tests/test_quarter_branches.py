@@ -1,0 +1,35 @@
+"""Branches computed at a quarter of a size that four does not divide, down to a map of one pixel."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from td_compiler import reverse, verify
+
+
+class Calibrated(nn.Module):
+    """A gate computed at a quarter of the size."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv, self.low = nn.Conv2d(inputs, outputs, 3, stride, 1), nn.Conv2d(inputs, inputs, 3, padding=1)
+        self.short = nn.Conv2d(inputs, outputs, 1, stride)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        low = F.interpolate(self.low(F.avg_pool2d(x, 4)), size=x.shape[2:])
+        return F.relu(self.conv(x * torch.sigmoid(x + low)) + self.short(x))
+
+
+@pytest.mark.parametrize("filters", ["mirror", "uniform", "reversed"])
+@pytest.mark.parametrize("side", [28, 32])
+def test_a_gate_at_a_quarter_of_the_size_is_the_blocks_own_business(side: int, filters: str) -> None:
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), Calibrated(8, 8, 1), Calibrated(8, 12, 2)),
+        *(Calibrated(12, 16, 2), Calibrated(16, 16, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)),
+    )
+    td = reverse(model, input_size=(3, side, side), filters=filters)
+    assert td.scales == (1, 2, 4)
+    assert verify(model, td, input_size=(3, side, side), filters=filters).passed
