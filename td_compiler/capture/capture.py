@@ -443,19 +443,29 @@ def _functions_as_layers(captured: Capture) -> None:
         if make is None:
             continue
         given = _arguments(node)
-        path, dot, name = str(getattr(given["weight"], "target", "")).rpartition(".")
-        if name != "weight" or not dot or given["weight"].op != "get_attr" or path not in captured.modules:
+        path = str(getattr(given["weight"], "target", "")).rpartition(".")[0]
+        if not path or path not in captured.modules or not _named_alike(given, path):
             continue
         layer = make(given)
         owner = captured.modules[path]
         for part in list(layer._parameters):
             layer._parameters[part] = getattr(owner, part, None)
         for part in list(layer._buffers):
-            layer._buffers[part] = getattr(owner, part, None)
+            if hasattr(owner, part) or (given.get(part) is None and part in given):
+                layer._buffers[part] = getattr(owner, part, None)
         captured.modules[path] = layer
         made.add(path)
         node.op, node.target, node.args, node.kwargs = "call_module", path, (given["input"],), {}
     _rename_children(captured, made)
+
+
+def _named_alike(given: dict[str, Any], path: str) -> bool:
+    """Whether a function reads its parameters from the names that a layer at a path would keep them under."""
+    tensors = {name: given[name] for name in ("weight", "bias", "running_mean", "running_var") if name in given}
+    return all(
+        value is None or (isinstance(value, fx.Node) and value.op == "get_attr" and value.target == f"{path}.{name}")
+        for name, value in tensors.items()
+    )
 
 
 def _arguments(node: fx.Node) -> dict[str, Any]:
@@ -480,8 +490,9 @@ def _size_of(node: Any) -> torch.Size:
 
 
 def _batch_norm(given: dict[str, Any]) -> nn.Module:
-    momentum = given["momentum"]
-    return nn.BatchNorm2d(_size_of(given["weight"])[0], given["eps"], momentum, device="meta")
+    tracks = given["running_mean"] is not None
+    size, momentum = _size_of(given["weight"])[0], given["momentum"]
+    return nn.BatchNorm2d(size, given["eps"], momentum, track_running_stats=tracks, device="meta")
 
 
 def _conv(given: dict[str, Any]) -> nn.Module:
