@@ -43,7 +43,7 @@ def test_families_come_back(name: str) -> None:
 @pytest.mark.parametrize("filters", ["mirror", "uniform", "reversed"])
 def test_the_papers_networks_come_back(name: str, filters: str) -> None:
     size = (3, 32, 32) if name == "resnet20" else (1, 28, 28)
-    returns(zoo.ZOO[name](), size, options=Options(filters=filters, input_size=size))  # type: ignore[arg-type]
+    returns(zoo.ZOO[name](), size, options=Options(filters=filters, input_size=size))
 
 
 def test_a_leading_stem_comes_back() -> None:

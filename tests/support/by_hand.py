@@ -5,7 +5,7 @@ Nothing here is shared with the passes, nor with the layers that they put in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from tests.support.recipes import Recipe, Stage, Unit
 
 __all__ = ["TopDownByHand"]
 
-_ACTS = {"relu": nn.ReLU, "leaky": lambda: nn.LeakyReLU(0.1), "silu": nn.SiLU}
+_ACTS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "leaky": lambda: nn.LeakyReLU(0.1), "silu": nn.SiLU}
 
 
 def gaussian(images: torch.Tensor, factor: int) -> torch.Tensor:
@@ -68,7 +68,7 @@ class Grow(nn.Module):
         self.size: tuple[int, int] = (0, 0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x if x.shape[2:] == self.size else F.interpolate(x, self.size, **self.options)  # type: ignore[arg-type]
+        return x if x.shape[2:] == self.size else F.interpolate(x, self.size, **self.options)
 
 
 class Residual(nn.Module):
