@@ -15,12 +15,12 @@ class Calibrated(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.conv, self.low = nn.Conv2d(inputs, outputs, 3, stride, 1), nn.Conv2d(inputs, inputs, 3, padding=1)
+        self.conv, self.low = nn.Conv2d(inputs, outputs, 3, stride, 1), nn.Conv2d(inputs, 1, 3, padding=1)
         self.short = nn.Conv2d(inputs, outputs, 1, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         low = F.interpolate(self.low(F.avg_pool2d(x, 4)), size=x.shape[2:])
-        return F.relu(self.conv(x * torch.sigmoid(x + low)) + self.short(x))
+        return F.relu(self.conv(x * torch.sigmoid(low)) + self.short(x))
 
 
 @pytest.mark.parametrize("filters", ["mirror", "uniform", "reversed"])

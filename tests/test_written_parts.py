@@ -63,3 +63,28 @@ class SizeOfResult(nn.Module):
 def test_the_size_of_an_autograd_functions_result_is_a_size() -> None:
     model = SizeOfResult()
     assert verify(model, reverse(model, input_size=(3, 16, 16)), input_size=(3, 16, 16)).passed
+
+
+class DoubledInTraining(nn.Module):
+    """An autograd function and a dropout that run in training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
+        self.pool, self.drop, self.classify = nn.MaxPool2d(2), nn.Dropout(0.9), nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.second(self.pool(self.first(x).relu())).relu()
+        if self.training:
+            x = self.drop(Doubled.apply(x))
+        scores: torch.Tensor = self.classify(x.mean((2, 3)))
+        return scores
+
+
+def test_layers_and_functions_of_training_alone_run_in_training() -> None:
+    model = DoubledInTraining()
+    td = reverse(model, input_size=(3, 16, 16))
+    assert verify(model, td, input_size=(3, 16, 16)).passed
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(td.eval()(images), td(images))
+    assert not torch.equal(td.train()(images), td(images))

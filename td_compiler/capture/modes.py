@@ -198,7 +198,13 @@ class _Steps:
                 builder.graph.erase_node(node)
         for node in builder.graph.find_nodes(op="get_attr"):
             node.target = str(node.target).replace(".", "_")
+        inner = {call.target: call.module for call in cone if call.op == "call_module"}
+        own = {path: f"{path.rpartition('.')[2]}{i or ''}" for i, path in enumerate(inner)}
+        for node in builder.graph.find_nodes(op="call_module"):
+            node.target = own[str(node.target)]
         module = TrainingStep(builder.graph)
+        for path, layer in inner.items():  # without parameters: an autograd function, a dropout
+            module.add_module(own[path], layer)
         for name, tensor in builder.constants.items():
             module.register_buffer(name.replace(".", "_"), tensor)
         return module, inputs
