@@ -382,7 +382,7 @@ class _Solver:
             reads = f", which reads {of_function[0]}," if of_function else ""
             raise ConversionError(
                 f"no rule says how channels flow through {what}{reads} at {place_of(node.meta['source'])!r}:"
-                " add a row to the operator table (td_compiler.graph.operators)."
+                " say it with td_compiler.register (docs/adding-an-operator.md)."
             )
 
     def _folds_map(self, source: fx.Node) -> bool:

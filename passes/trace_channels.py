@@ -59,7 +59,7 @@ def _check(conversion: Conversion, node: fx.Node, source: fx.Node) -> None:
     if row is None and _has_weights(node, module) and _factor(source.meta["size"], _sides(node)) != (1, 1):
         raise ConversionError(
             f"{what} at {place_of(node)!r} makes its map smaller and has weights, and no rule says how its channels"
-            " flow: add a row to the operator table (td_compiler.graph.operators)."
+            " flow: say it with td_compiler.register (docs/adding-an-operator.md)."
         )
 
 

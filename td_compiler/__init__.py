@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from td_compiler import zoo
     from td_compiler.capture.leaves import leaf
     from td_compiler.convert import reverse
+    from td_compiler.graph.registry import register
     from td_compiler.network.base import TopDownNet
     from td_compiler.network.fuse import fuse
     from td_compiler.network.pretrained import from_pretrained, save_pretrained
@@ -29,6 +30,7 @@ __all__ = [
     "from_pretrained",
     "fuse",
     "leaf",
+    "register",
     "reverse",
     "save_pretrained",
     "verify",
@@ -42,6 +44,7 @@ _HOMES = {
     "from_pretrained": "td_compiler.network.pretrained",
     "fuse": "td_compiler.network.fuse",
     "leaf": "td_compiler.capture.leaves",
+    "register": "td_compiler.graph.registry",
     "reverse": "td_compiler.convert",
     "save_pretrained": "td_compiler.network.pretrained",
     "verify": "td_compiler.verification.verify",
