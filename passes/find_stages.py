@@ -129,10 +129,10 @@ def _balanced(conversion: Conversion, unit: Unit) -> tuple[list[fx.Node], bool]:
     candidates = [node for node in strided if ways.get(node) == {True}]
     taken: list[fx.Node] = []
     for grown in [node for node in unit.nodes if conversion.growth(node) != (1, 1)]:
-        before, (up, along) = ancestors(grown), conversion.growth(grown)
+        above, (up, along) = ancestors(grown), conversion.growth(grown)
         levels: dict[Pair, list[fx.Node]] = {}  # scale -> what makes maps of it smaller, side by side
         for node in candidates:
-            if node in before and node not in taken:
+            if node in above and node not in taken:
                 levels.setdefault(node.all_input_nodes[0].meta["scale"], []).append(node)
         own: list[fx.Node] = []
         for level in sorted(levels.values(), key=lambda nodes: any(conversion.kind(n) is not Kind.POOL for n in nodes)):

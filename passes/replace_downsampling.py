@@ -150,7 +150,8 @@ def _return_to_size(conversion: Conversion, stage: TopDownStage, unit: Unit, nod
         return
     layer = conversion.captured.module(source)
     given = vars(layer) if isinstance(layer, nn.Upsample) else node.kwargs if node.target is F.interpolate else None
-    grow = {"nearest": upsample_nearest, "bilinear": upsample_bilinear}.get((given or {}).get("mode", "nearest"))
+    mode = str((given or {}).get("mode", "nearest"))
+    grow = {"nearest": upsample_nearest, "bilinear": upsample_bilinear}.get(mode)
     before = stage.copies[unit][entrance].all_input_nodes[0]
     if given is None or grow is None or given.get("align_corners") or channel_axis(before) != 1:
         return

@@ -10,6 +10,7 @@ Every case follows from its seed. What is not right is printed with it; the exit
 from __future__ import annotations
 
 import argparse
+import functools
 import random
 import sys
 import time
@@ -81,8 +82,8 @@ def recipes(seed: int) -> Iterator[Outcome]:
     for filters in FILTERS:
         chosen = {"filters": filters, **options}
         yield _judge(
-            seed, recipe, PLAIN, chosen, lambda c=chosen: TopDownByHand(recipe, **c, last_map=last_map(recipe))
-        )  # type: ignore[misc]
+            seed, recipe, PLAIN, chosen, functools.partial(TopDownByHand, recipe, **chosen, last_map=last_map(recipe))
+        )
 
 
 def styles(seed: int, count: int = STYLES) -> Iterator[Outcome]:

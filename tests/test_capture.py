@@ -25,7 +25,9 @@ SIZE = (3, 32, 32)
 class Net(nn.Module):
     """A convolution, what a test is about, a classifier of 8 features."""
 
-    def __init__(self, middle: Callable[[nn.Module, torch.Tensor], torch.Tensor]) -> None:
+    shift: torch.Tensor
+
+    def __init__(self, middle: Callable[[Net, torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
         self.conv, self.fc = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, 5)
         self.drop, self.relu = nn.Dropout(0.5), nn.ReLU(inplace=True)
@@ -55,56 +57,56 @@ def ran(captured: Capture, model: nn.Module, images: torch.Tensor) -> torch.Tens
     return output
 
 
-def halves(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def halves(net: Net, x: torch.Tensor) -> torch.Tensor:
     n, c, h, w = x.shape
     one, two = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w).chunk(2, dim=1)
     return torch.cat([two, one], 1)
 
 
-def by_float(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def by_float(net: Net, x: torch.Tensor) -> torch.Tensor:
     return F.interpolate(x, size=(int(x.shape[2] / 2), round(x.size(3) * 0.5)))
 
 
-def scaled(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def scaled(net: Net, x: torch.Tensor) -> torch.Tensor:
     return x * (x.shape[2] * x.shape[3]) ** -0.5
 
 
-def alone(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def alone(net: Net, x: torch.Tensor) -> torch.Tensor:
     return x + net.drop(x)  # in evaluation dropout hands on its very input
 
 
-def written(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def written(net: Net, x: torch.Tensor) -> torch.Tensor:
     y = x.clone()
     y[:, 2:4] = 0
     y[:, :2] *= 3
     return y + x
 
 
-def overwritten(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def overwritten(net: Net, x: torch.Tensor) -> torch.Tensor:
     y = x * 2
     z = net.relu(y)
     return y + z  # both are what ReLU left in y
 
 
-def chained(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def chained(net: Net, x: torch.Tensor) -> torch.Tensor:
     return x.add_(1).clamp_(min=0).mul_(net.gain).sub_(net.shift.view(1, -1, 1, 1))
 
 
-def constants(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def constants(net: Net, x: torch.Tensor) -> torch.Tensor:
     kernel = torch.outer(torch.tensor([1.0, 2.0, 1.0]), torch.tensor([1.0, 2.0, 1.0])).to(x.device)
     return F.conv2d(x, (kernel / kernel.sum()).repeat(x.shape[1], 1, 1, 1), padding=1, groups=x.shape[1])
 
 
-def grid(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def grid(net: Net, x: torch.Tensor) -> torch.Tensor:
     rows = torch.arange(x.shape[2], device=x.device, dtype=x.dtype).view(1, 1, -1, 1)
     return x + rows.expand(x.shape[0], 1, -1, x.shape[3])
 
 
-def reflected(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def reflected(net: Net, x: torch.Tensor) -> torch.Tensor:
     return 1 - 2 / (1 + x * x) ** 2 + -x
 
 
-def listed(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def listed(net: Net, x: torch.Tensor) -> torch.Tensor:
     maps = {"a": [x, x.relu()], "b": (None, x.sigmoid())}
     return sum(m for part in maps.values() for m in part if m is not None)  # type: ignore[return-value]
 
@@ -131,7 +133,7 @@ def test_nothing_works_in_place_in_a_graph(middle: Callable[..., torch.Tensor]) 
         assert node.kwargs.get("inplace") is not True
 
 
-def noisy(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def noisy(net: Net, x: torch.Tensor) -> torch.Tensor:
     if net.training:
         noise = torch.randn(x.shape[0], 1, 1, 1, device=x.device)
         x = x * (1 + noise)
@@ -161,7 +163,7 @@ def test_a_mode_that_is_an_argument_stays_one() -> None:
 
 
 def test_a_buffer_changed_by_hand_in_training_is_said() -> None:
-    def counted(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def counted(net: Net, x: torch.Tensor) -> torch.Tensor:
         if net.training:
             net.shift.add_(1)
         return x
@@ -218,7 +220,7 @@ def test_refusals_name_the_line(middle: Callable[..., torch.Tensor], message: st
 
 
 def test_a_number_that_cannot_be_explained_is_refused_by_line() -> None:
-    def odd(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def odd(net: Net, x: torch.Tensor) -> torch.Tensor:
         return x * float(sum(int(digit) for digit in str(int(x.shape[2])))) + x * len(str(int(x.shape[3] ** 3)))
 
     with pytest.raises(ConversionError, match=r"the number .* at .*test_capture\.py:\d+ follows the size"):

@@ -29,11 +29,11 @@ class Halves(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.half = width // 2
-        self.conv = nn.Conv2d(self.half, self.half, 3, padding=1)
+        self.part = width // 2
+        self.conv = nn.Conv2d(self.part, self.part, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        kept, worked = torch.split(x, [self.half, self.half], 1)
+        kept, worked = torch.split(x, [self.part, self.part], 1)
         return torch.cat([kept, F.relu(self.conv(worked))], 1)
 
 
@@ -48,6 +48,8 @@ def split_widths() -> nn.Module:
 
 class Normalised(nn.Module):
     """A plain network of which the last map is flattened, of images that are normalised inside."""
+
+    mean: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()

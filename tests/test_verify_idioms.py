@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -95,7 +96,7 @@ def gated() -> nn.Module:
     model = network(wide)
     for module in model:
         if isinstance(module, Block):
-            module.gate = Pixels(module.body[1][0].out_channels)  # type: ignore[index, arg-type]
+            module.gate = Pixels(module.body[1][0].out_channels)
     return model
 
 
@@ -134,7 +135,7 @@ def test_a_given_network_is_checked_by_its_own_options() -> None:
     assert verify(model, td).passed
     assert not verify(model, td, head_width=None, filters="mirror").passed
     with pytest.raises(ConversionError, match="not a top-down network"):
-        verify(model, model)  # type: ignore[arg-type]
+        verify(model, model)
 
 
 def test_a_lost_body_is_seen() -> None:
@@ -142,7 +143,7 @@ def test_a_lost_body_is_seen() -> None:
 
     class Longer(Block):
         def __init__(self, inputs: int, width: int, stride: int) -> None:
-            super().__init__(inputs, width, stride, Averaged)
+            super().__init__(inputs, width, stride, short=Averaged)
             self.more = unit(width, width)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -152,7 +153,7 @@ def test_a_lost_body_is_seen() -> None:
         blocks = kind(8, 8, 1), kind(8, 16, 2)
         return nn.Sequential(unit(3, 8), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
 
-    td = reverse(build(lambda *sizes: Block(*sizes, Averaged)), input_size=SIZE)
+    td = reverse(build(partial(Block, short=Averaged)), input_size=SIZE)
     failed = verify(build(Longer), td, init="fresh").failures
     assert "layers and parameters keep their names" in {check.name for check in failed}
 

@@ -176,10 +176,10 @@ class Builder:
             ]
             return made if kind is list else tuple(made)
         if isinstance(given, dict):
-            rest = [t if isinstance(t, dict) and t.keys() == given.keys() else None for t in (*twins, mode)]
+            named = [t if isinstance(t, dict) and t.keys() == given.keys() else None for t in (*twins, mode)]
             return {
                 key: self._settle(
-                    item, [t[key] for t in rest[:-1] if t is not None], rest[-1][key] if rest[-1] else None
+                    item, [t[key] for t in named[:-1] if t is not None], named[-1][key] if named[-1] else None
                 )
                 for key, item in given.items()
             }

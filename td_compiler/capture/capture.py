@@ -196,7 +196,7 @@ class _Reader:
         for call in base.calls:
             builder.write(call)
         output = builder.graph.output(builder.node(dict(base.outputs)[name]))
-        output.meta["value"] = output.args[0].meta["value"]  # type: ignore[union-attr]
+        output.meta["value"] = output.args[0].meta["value"]
         self.modules.update(modules)
         captured = Capture(builder.graph, self.bones)
         captured.modules.update(modules)

@@ -54,8 +54,8 @@ def _copy(item: Any, memo: dict[int, Any]) -> Any:
         for key, value in item.items():
             made[key if type(key) in _FIXED else copy.deepcopy(key, memo)] = _copy(value, memo)
         return made
-    if isinstance(item, nn.Module) and _is_plain(kind):
-        made = kind.__new__(kind)
+    if isinstance(item, nn.Module) and _is_plain(type(item)):  # type: ignore[arg-type]  # a class has a hash too
+        made = object.__new__(kind)  # as the class itself makes them: `_is_plain`
         memo[id(item)] = made
         for name, value in vars(item).items():
             made.__dict__[name] = _copy(value, memo)

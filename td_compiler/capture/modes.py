@@ -149,8 +149,8 @@ class _Steps:
         self.taken.add(path)
         self.modules[path] = module
         output = tensor_of(given) if isinstance(given, Result) else None
-        place = cone[0].place if cone else (where.place if where else ("", 0))
-        step = Call("call_module", path, (given, *inputs), {}, output, stack, place, module)
+        begins = cone[0].place if cone else (where.place if where else ("", 0))
+        step = Call("call_module", path, (given, *inputs), {}, output, stack, begins, module)
         self._insert.append((call, step))
         self._made[key] = Result(step)
         return self._made[key]

@@ -47,6 +47,9 @@ class Dim(int):
         self.term = term
         return self
 
+    def __neg__(self) -> Dim:
+        return Dim(-int(self), Made(operator.neg, (self.term,)))
+
     def __reduce__(self) -> Any:
         return int, (int(self),)
 
@@ -69,7 +72,6 @@ def _arithmetic(name: str, function: Callable[..., Any]) -> None:
 
 for _name in ("add", "sub", "mul", "floordiv", "mod"):
     _arithmetic(_name, getattr(operator, _name))
-Dim.__neg__ = lambda self: Dim(-int(self), Made(operator.neg, (self.term,)))  # type: ignore[method-assign]
 
 
 def term_of(number: Any) -> Any:

@@ -202,7 +202,7 @@ class Recorder(TorchFunctionMode):
         before = next(tensors_in(args), None)
         if changed and before is not None:
             self.writes.mark(before, place)
-        elif output is before:
+        elif before is not None and output is before:
             if name in _SAME:
                 return output
             output = self._alias(output)

@@ -76,7 +76,7 @@ def _unit_stride(node: fx.Node, module: nn.Module | None) -> Pair:
 
 def _module_stride(node: fx.Node, module: nn.Module | None) -> Pair:
     stride = getattr(module, "stride", None)
-    return pair(stride if stride is not None else module.kernel_size)  # type: ignore[union-attr, arg-type]
+    return pair(stride if stride is not None else module.kernel_size)  # type: ignore[union-attr]
 
 
 def pool_kernel(node: fx.Node, module: nn.Module | None) -> Pair | None:
@@ -169,7 +169,7 @@ def _filter_size(layer: nn.Module) -> float:
 
 
 def _experts_filter_size(layer: nn.Module) -> float:
-    return layer.weight[0].numel() / int(layer.out_channels)  # type: ignore[index, arg-type]
+    return layer.weight[0].numel() / int(layer.out_channels)  # type: ignore[index, arg-type, operator]
 
 
 def _folded_products(layer: nn.Module) -> float:

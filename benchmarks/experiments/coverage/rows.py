@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -159,17 +159,18 @@ def _convert(task: Task) -> Row:
         return replace(row, result="not made", why=(_one_line(error),))
     if task.device == "meta":
         source.model.to("meta")  # some networks can only be made with values
-    model, options = source.model, {"filters": task.filters, "input_size": source.input_size}
+    model = source.model
+    options: dict[str, Any] = {"filters": task.filters, "input_size": source.input_size}
     before = fingerprint(model)
     start = time.perf_counter()
     try:
-        td = reverse(model, **options)  # type: ignore[arg-type]
+        td = reverse(model, **options)
         seconds = round(time.perf_counter() - start, 2)
         untouched(before, fingerprint(model))
         del before
         verification = verify(model, td, **options)
         if task.device != "meta" and verification.passed:
-            _one_step(td, Subject(model, td, Options(**options)).small)  # type: ignore[arg-type]
+            _one_step(td, Subject(model, td, Options(**options)).small)
     except Breakdown as error:
         return replace(row, result="failed", why=(_one_line(error),))
     except ConversionError as error:
