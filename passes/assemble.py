@@ -9,9 +9,9 @@ from dataclasses import replace
 import torch
 from torch import fx, nn
 
-from td_compiler.capture.capture import skeleton
 from td_compiler.capture.evaluate import evaluate
 from td_compiler.capture.meta import ShapesOnly
+from td_compiler.capture.skeleton import skeleton
 from td_compiler.errors import ConversionError
 from td_compiler.graph.operators import Kind, Pair, lookup
 from td_compiler.graph.states import Conversion, Pass

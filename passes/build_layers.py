@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from td_compiler.capture.capture import works_in_place
 from td_compiler.capture.copying import copy_module
+from td_compiler.capture.spelling import works_in_place
 from td_compiler.errors import ConversionError
 from td_compiler.graph.initialise import initialise_he
 from td_compiler.graph.operators import layer_row

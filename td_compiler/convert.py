@@ -5,8 +5,10 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from td_compiler.capture.capture import Capture, capture, check_output, unwrapped
+from td_compiler.capture.capture import capture, check_output
+from td_compiler.capture.captured import Capture
 from td_compiler.capture.input_size import find_input_size
+from td_compiler.capture.skeleton import unwrapped
 from td_compiler.errors import ConversionError, no_other_error
 from td_compiler.graph.states import Conversion
 from td_compiler.layers.pyramid import Downsample

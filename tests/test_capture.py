@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from td_compiler import ConversionError, leaf
-from td_compiler.capture.capture import Capture, RefusedImages, capture
+from td_compiler.capture.capture import RefusedImages, capture
+from td_compiler.capture.captured import Capture
 from td_compiler.capture.copying import copy_module
 from td_compiler.capture.evaluate import evaluate
 from td_compiler.capture.numbers import Made, Size, explain

@@ -9,27 +9,26 @@ what it computed (tensors on the meta device, plain numbers for sizes), and `met
 from __future__ import annotations
 
 import inspect
-import itertools
-import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from td_compiler.capture.build import Ambiguous, Builder, Twins, key_of, shape_of
-from td_compiler.capture.copying import copy_module
+from td_compiler.capture.captured import Capture
+from td_compiler.capture.functions import functions_as_layers
 from td_compiler.capture.modes import aligned, training_steps
 from td_compiler.capture.places import at_line
 from td_compiler.capture.recorder import NeedsScripts, Recorder, needs_data
-from td_compiler.capture.recording import Parameter, Recording, Stack, Value
+from td_compiler.capture.recording import Recording, Stack, Value
+from td_compiler.capture.skeleton import refuse_scripts, weightless
 from td_compiler.capture.spans import differing, fold_functions, fold_modules, shrinking, with_functions
 from td_compiler.capture.watching import Watch
 from td_compiler.errors import ConversionError
 from td_compiler.options import Task
 
-__all__ = ["Capture", "RefusedImages", "capture", "check_output", "skeleton", "unwrapped", "works_in_place"]
+__all__ = ["RefusedImages", "capture", "check_output"]
 
 _BATCH = 2  # not 1, so that nothing squeezes or specialises on it
 _OTHER_BATCH = 3
@@ -37,89 +36,6 @@ _OTHER_BATCH = 3
 
 class RefusedImages(ConversionError):
     """The network does not run on images of a size."""
-
-
-class Capture:
-    """A network as a graph.
-
-    Attributes:
-        graph: its operations; `node.meta["value"]` is what each computed, `node.meta["nn_module_stack"]` in which
-            modules, `node.meta["place"]` on which line.
-        modules: the skeleton's modules by path, parameters on the meta device.
-        constants: tensors that the network makes or keeps beside its parameters and buffers, by path.
-        image: the placeholder of the images (N, C, H, W).
-        output: the node of what the network returns: class scores (N, K), an encoder's map (N, C, h, w).
-        notes: sentences for the report on what could not be kept.
-        refusals: what the network does that no graph can say, as sentences.
-    """
-
-    def __init__(self, graph: fx.Graph, root: nn.Module) -> None:
-        self.graph = graph
-        self.modules = dict(root.named_modules(remove_duplicate=False))
-        self.constants: dict[str, torch.Tensor] = {}
-        self.image = next(node for node in graph.nodes if node.op == "placeholder")
-        self.notes: list[str] = []
-        self.refusals: list[str] = []
-
-    @property
-    def output(self) -> fx.Node:
-        """What the graph returns."""
-        return self.graph.output_node().args[0]  # type: ignore[return-value]
-
-    def module(self, node: fx.Node) -> nn.Module | None:
-        """The layer that a `call_module` node calls, else None."""
-        return self.modules[str(node.target)] if node.op == "call_module" else None
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The network behind `torch.compile` or data parallelism."""
-    while True:
-        if type(model).__name__ == "OptimizedModule" and isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
-        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        else:
-            return model
-
-
-def skeleton(model: nn.Module) -> nn.Module:
-    """A deep copy of a model in evaluation mode whose parameters and buffers are on the meta device.
-
-    No weight is copied or read, so this costs the memory of the module objects alone.
-    """
-    return _skeleton(model)[0]
-
-
-def _skeleton(model: nn.Module) -> tuple[nn.Module, dict[int, Value]]:
-    """The skeleton, and what the tensors of both model and skeleton are, by `id`."""
-    weightless: dict[int, Any] = {}
-    values: dict[int, Value] = {}
-    for path, parameter in model.named_parameters():
-        weightless[id(parameter)] = nn.Parameter(_without_values(parameter), parameter.requires_grad)
-        values[id(parameter)] = Parameter(path.replace("_orig_mod.", ""))
-    for module in model.modules():
-        for value in vars(
-            module
-        ).values():  # what an old weight_norm computes before every run cannot be copied as it is
-            if isinstance(value, torch.Tensor) and not value.is_leaf:
-                weightless[id(value)] = _without_values(value)
-    for path, buffer in model.named_buffers():
-        weightless[id(buffer)] = _without_values(buffer)
-        values[id(buffer)] = Parameter(path.replace("_orig_mod.", ""))
-    values |= {id(tensor): values[key] for key, tensor in weightless.items() if key in values}
-    bones = copy_module(model, weightless).eval()
-    for module in bones.modules():
-        if module._compiled_call_impl is not None:
-            module._compiled_call_impl = None
-        for name, child in module._modules.items():
-            if child is not None and (inner := unwrapped(child)) is not child:
-                module._modules[name] = inner
-    return bones, values
-
-
-def _without_values(tensor: torch.Tensor) -> torch.Tensor:
-    """The same on the meta device, where `empty_like` would take five times as long."""
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
 def capture(model: nn.Module, input_size: tuple[int, int, int]) -> Capture:
@@ -140,10 +56,10 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> Capture:
 
 class _Reader:
     def __init__(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
-        _refuse_scripts(model)
+        refuse_scripts(model)
         self.model = model
         self.input_size = input_size
-        self.bones, self.values = _skeleton(model)
+        self.bones, self.values = weightless(model)
         self.modules = dict(self.bones.named_modules(remove_duplicate=False))
         self.scripts = False
         floating = (p.dtype for p in self.bones.parameters() if p.is_floating_point())
@@ -205,7 +121,7 @@ class _Reader:
         captured.refusals = base.refusals
         _drop_unused(captured.graph)
         _drop_identities(captured)
-        _functions_as_layers(captured)
+        functions_as_layers(captured)
         return captured
 
     def _images(self, batch: int, height: int, width: int) -> torch.Tensor:
@@ -340,15 +256,6 @@ class _Reader:
         return made
 
 
-def _refuse_scripts(model: nn.Module) -> None:
-    for path, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            where = f"{path!r} is" if path else "the network is"
-            raise ConversionError(
-                f"{where} a TorchScript module, which cannot be read: hand over the module that it was scripted from."
-            )
-
-
 def _check_signature(root: nn.Module) -> None:
     """Refuse a forward that cannot be called with a batch of images alone."""
     try:
@@ -418,118 +325,6 @@ def _drop_identities(captured: Capture) -> None:
         if isinstance(captured.module(node), nn.Identity):
             node.replace_all_uses_with(node.args[0])
             captured.graph.erase_node(node)
-
-
-def works_in_place(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether an operation overwrites its first input."""
-    if not node.args or not isinstance(node.args[0], fx.Node):
-        return False
-    if node.op == "call_module":
-        return bool(getattr(module, "inplace", False))
-    if node.op == "call_method":
-        return str(node.target).endswith("_") and not str(node.target).endswith("__")
-    name = str(getattr(node.target, "__name__", ""))
-    return node.kwargs.get("inplace") is True or node.target is operator.iadd or name.endswith("_")
-
-
-def _functions_as_layers(captured: Capture) -> None:
-    """`F.batch_norm(x, ..., self.weight, ...)` and its kin become plain layers at the path of their parameters.
-
-    So a norm with an activation of its own is read as norm and activation, and follows the mode as any norm does.
-    """
-    made: set[str] = set()
-    for node in captured.graph.nodes:
-        make = _LAYERS_OF.get(node.target) if node.op == "call_function" else None
-        if make is None:
-            continue
-        given = _arguments(node)
-        path = str(getattr(given["weight"], "target", "")).rpartition(".")[0]
-        if not path or path not in captured.modules or not _named_alike(given, path):
-            continue
-        layer = make(given)
-        owner = captured.modules[path]
-        for part in list(layer._parameters):
-            layer._parameters[part] = getattr(owner, part, None)
-        for part in list(layer._buffers):
-            if hasattr(owner, part) or (given.get(part) is None and part in given):
-                layer._buffers[part] = getattr(owner, part, None)
-        captured.modules[path] = layer
-        made.add(path)
-        node.op, node.target, node.args, node.kwargs = "call_module", path, (given["input"],), {}
-    _rename_children(captured, made)
-
-
-def _named_alike(given: dict[str, Any], path: str) -> bool:
-    """Whether a function reads its parameters from the names that a layer at a path would keep them under."""
-    tensors = {name: given[name] for name in ("weight", "bias", "running_mean", "running_var") if name in given}
-    return all(
-        value is None or (isinstance(value, fx.Node) and value.op == "get_attr" and value.target == f"{path}.{name}")
-        for name, value in tensors.items()
-    )
-
-
-def _arguments(node: fx.Node) -> dict[str, Any]:
-    """A call's arguments by name, defaults filled in; torch's own functions have no signature to ask."""
-    if node.target in _BUILTIN_ARGUMENTS:
-        defaults = _BUILTIN_ARGUMENTS[node.target]
-        return defaults | dict(zip(defaults, node.args, strict=False)) | node.kwargs
-    bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
-    bound.apply_defaults()
-    return bound.arguments
-
-
-_BUILTIN_ARGUMENTS: dict[Any, dict[str, Any]] = {
-    F.conv2d: {"input": None, "weight": None, "bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1},
-    F.linear: {"input": None, "weight": None, "bias": None},
-}
-
-
-def _size_of(node: Any) -> torch.Size:
-    size: torch.Size = node.meta["value"].shape
-    return size
-
-
-def _batch_norm(given: dict[str, Any]) -> nn.Module:
-    tracks = given["running_mean"] is not None
-    size, momentum = _size_of(given["weight"])[0], given["momentum"]
-    return nn.BatchNorm2d(size, given["eps"], momentum, track_running_stats=tracks, device="meta")
-
-
-def _conv(given: dict[str, Any]) -> nn.Module:
-    outputs, inputs, height, width = _size_of(given["weight"])
-    groups = given["groups"]
-    return nn.Conv2d(
-        inputs * groups, outputs, (height, width), given["stride"], given["padding"], given["dilation"], groups,
-        bias=given["bias"] is not None, device="meta",
-    )  # fmt: skip
-
-
-def _linear(given: dict[str, Any]) -> nn.Module:
-    outputs, inputs = _size_of(given["weight"])
-    return nn.Linear(inputs, outputs, given["bias"] is not None, device="meta")
-
-
-_LAYERS_OF: dict[Any, Callable[[dict[str, Any]], nn.Module]] = {
-    F.batch_norm: _batch_norm,
-    F.layer_norm: lambda given: nn.LayerNorm(_size_of(given["weight"]), given["eps"], device="meta"),
-    F.group_norm: lambda given: nn.GroupNorm(
-        given["num_groups"], _size_of(given["weight"])[0], given["eps"], device="meta"
-    ),
-    F.conv2d: _conv,
-    F.linear: _linear,
-}
-
-
-def _rename_children(captured: Capture, made: set[str]) -> None:
-    """What was a child of a module that is now a layer stands beside it: `bn1.act` -> `bn1_act`."""
-    for node in captured.graph.find_nodes(op="call_module"):
-        target = str(node.target)
-        parents = itertools.accumulate(target.split(".")[:-1], "{}.{}".format)
-        path = next((parent for parent in parents if parent in made), None)
-        module = captured.modules[target]
-        if path is not None and next(module.parameters(), None) is None:
-            node.target = path + "_" + target[len(path) + 1 :].replace(".", "_")
-            captured.modules[node.target] = module
 
 
 def check_output(captured: Capture, task: Task) -> None:

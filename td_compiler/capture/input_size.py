@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from td_compiler.capture.capture import Capture, RefusedImages, capture, skeleton
+from td_compiler.capture.capture import RefusedImages, capture
+from td_compiler.capture.captured import Capture
+from td_compiler.capture.skeleton import skeleton
 from td_compiler.errors import ConversionError
 
 __all__ = ["check_is_cnn", "declared_input_size", "find_input_size", "with_own_channels"]

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import fx, nn
 
-__all__ = ["in_place", "is_random", "spelled"]
+__all__ = ["in_place", "is_random", "spelled", "works_in_place"]
 
 _OPERATORS: dict[str, Callable[..., Any]] = {
     "add": operator.add,
@@ -108,3 +109,15 @@ def _out_of_place(name: str) -> str | None:
     if not name.endswith("_") or name.endswith("__") or name in _KEPT_IN_PLACE:
         return None
     return name[:-1] if hasattr(torch.Tensor, name[:-1]) else None
+
+
+def works_in_place(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether an operation overwrites its first input."""
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    if node.op == "call_module":
+        return bool(getattr(module, "inplace", False))
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    name = str(getattr(node.target, "__name__", ""))
+    return node.kwargs.get("inplace") is True or node.target is operator.iadd or name.endswith("_")

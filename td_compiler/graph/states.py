@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import fx, nn
 
-from td_compiler.capture.capture import Capture
+from td_compiler.capture.captured import Capture
 from td_compiler.graph.names import free_name
 from td_compiler.graph.operators import Kind, Operator, Pair, convolution, lookup
 from td_compiler.graph.units import Layer, StageGraph, TopDownStage, Unit

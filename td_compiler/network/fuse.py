@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from td_compiler.capture.capture import skeleton
+from td_compiler.capture.skeleton import skeleton
 from td_compiler.emission.leaves import plain_layer
 from td_compiler.emission.units import used_modules
 from td_compiler.errors import ConversionError

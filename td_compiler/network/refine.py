@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from td_compiler.capture.capture import skeleton
 from td_compiler.capture.meta import ShapesOnly
+from td_compiler.capture.skeleton import skeleton
 from td_compiler.errors import ConversionError
 from td_compiler.graph.operators import Pair
 from td_compiler.layers.pyramid import factor_pair

@@ -17,8 +17,10 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from td_compiler.capture.capture import Capture, capture, skeleton
+from td_compiler.capture.capture import capture
+from td_compiler.capture.captured import Capture
 from td_compiler.capture.input_size import find_input_size
+from td_compiler.capture.skeleton import skeleton
 from td_compiler.graph.states import Conversion
 from td_compiler.graph.units import scale_key
 from td_compiler.layers.pyramid import Pyramid

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from td_compiler.capture.capture import capture, skeleton
+from td_compiler.capture.capture import capture
 from td_compiler.capture.meta import ShapesOnly
+from td_compiler.capture.skeleton import skeleton
 from td_compiler.network.base import TopDownNet
 from td_compiler.verification.settings import common_layers, is_depthwise, layers_of, named_layers, source_names
 from td_compiler.verification.subject import Subject, tensors_in

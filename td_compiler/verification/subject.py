@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from td_compiler.capture.capture import skeleton
 from td_compiler.capture.meta import ShapesOnly
+from td_compiler.capture.skeleton import skeleton
 from td_compiler.emission import emit_source
 from td_compiler.errors import ConversionError
 from td_compiler.graph.operators import Width, lookup

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from td_compiler.capture.capture import unwrapped
+from td_compiler.capture.skeleton import unwrapped
 from td_compiler.convert import check_source, reverse
 from td_compiler.errors import Breakdown, ConversionError
 from td_compiler.network.base import TopDownNet

@@ -17,7 +17,7 @@ from benchmarks.lab.machine import Machine
 from benchmarks.lab.memory import saved_bytes
 from benchmarks.training.networks import NetworkSpec
 from benchmarks.training.training import Normalised, Training, evaluate, trained
-from td_compiler.capture.capture import skeleton
+from td_compiler.capture.skeleton import skeleton
 from td_compiler.network.refine import Refined
 
 __all__ = ["CostJob", "WindowJob", "count_macs", "refine_jobs"]
