@@ -253,7 +253,6 @@ def _resize(
         setattr(module, attribute, shape if is_tuple else sizes[which])
     old = getattr(layer.prototype, list(row.sizes)[-1])
     old = old[-1] if isinstance(old, tuple) else old
-    _resize_others(module, row.axes, old, width_out)
     for name, axes in row.axes.items():
         tensor = getattr(module, name, None)
         if tensor is None:
@@ -265,13 +264,18 @@ def _resize(
             module._parameters[name] = nn.Parameter(fresh, tensor.requires_grad)
         else:
             module._buffers[name] = fresh
+    _resize_others(module, layer.prototype, row.axes, old, width_out)
 
 
-def _resize_others(module: nn.Module, known: Container[str], old: int, new: int) -> None:
-    """Parameters that a subclass adds, one number per channel (the gain of a weight-standardised convolution)."""
+def _resize_others(module: nn.Module, before: nn.Module, known: Container[str], old: int, new: int) -> None:
+    """Parameters that a subclass adds: one number per channel (the gain of a weight-standardised convolution), or one
+    for each of the weight's (a mask).
+    """
+    weights: list[Any] = [getattr(each, "weight", None) for each in (before, module)]
     for name, parameter in list(module.named_parameters(recurse=False)):
         if name not in known and parameter.dim() and parameter.shape[0] == old:
-            shape = (new, *parameter.shape[1:])
+            is_mask = weights[0] is not None and parameter.shape == weights[0].shape
+            shape = tuple(weights[1].shape) if is_mask else (new, *parameter.shape[1:])
             fresh = torch.empty(shape, device="meta", dtype=parameter.dtype)
             module._parameters[name] = nn.Parameter(fresh, parameter.requires_grad)
 

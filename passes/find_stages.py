@@ -116,7 +116,7 @@ def _balanced(conversion: Conversion, unit: Unit) -> tuple[list[fx.Node], bool]:
     """The strided nodes that growing ones behind them make good; and whether some have ways out of both kinds.
 
     Of those whose every way out grows, as many as that makes good; the others are the unit's own stride. Poolings come
-    first. A growing node is told the first of its own, in `entrance`.
+    first, the innermost before the others. A growing node is told the first of its own, in `entrance`.
     """
     ways: dict[fx.Node, set[bool]] = {unit.output: {False}}  # node -> whether the ways from it to the output grow
     for node in reversed(unit.nodes):
@@ -135,7 +135,9 @@ def _balanced(conversion: Conversion, unit: Unit) -> tuple[list[fx.Node], bool]:
             if node in above and node not in taken:
                 levels.setdefault(node.all_input_nodes[0].meta["scale"], []).append(node)
         own: list[fx.Node] = []
-        for level in sorted(levels.values(), key=lambda nodes: any(conversion.kind(n) is not Kind.POOL for n in nodes)):
+        innermost = [*levels.values()][::-1]
+        poolings = [nodes for nodes in innermost if all(conversion.kind(n) is Kind.POOL for n in nodes)]
+        for level in [*poolings, *(nodes for nodes in levels.values() if nodes not in poolings)]:
             down, across = level[0].meta["stride"]
             if (up, along) != (1, 1) and up % down == 0 and along % across == 0:
                 own += level

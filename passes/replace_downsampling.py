@@ -12,7 +12,7 @@ from td_compiler.graph.axes import channel_axis, in_order
 from td_compiler.graph.operators import Kind, Pair, layer_row
 from td_compiler.graph.states import Conversion, Pass, kind_of, layer_of, operator_of
 from td_compiler.graph.units import Layer, TopDownStage, Unit
-from td_compiler.layers.upsample import TransposedUpsample, upsample_bilinear, upsample_nearest
+from td_compiler.layers.upsample import TransposedUpsample, upsample_aligned, upsample_bilinear, upsample_nearest
 from td_compiler.passes.find_prologue import ancestors
 from td_compiler.passes.nodes import channel_padding, is_spatial
 from td_compiler.passes.trace_channels import is_map
@@ -151,9 +151,10 @@ def _return_to_size(conversion: Conversion, stage: TopDownStage, unit: Unit, nod
     layer = conversion.captured.module(source)
     given = vars(layer) if isinstance(layer, nn.Upsample) else node.kwargs if node.target is F.interpolate else None
     mode = str((given or {}).get("mode", "nearest"))
-    grow = {"nearest": upsample_nearest, "bilinear": upsample_bilinear}.get(mode)
+    bilinear = upsample_aligned if (given or {}).get("align_corners") else upsample_bilinear
+    grow = {"nearest": upsample_nearest, "bilinear": bilinear}.get(mode)
     before = stage.copies[unit][entrance].all_input_nodes[0]
-    if given is None or grow is None or given.get("align_corners") or channel_axis(before) != 1:
+    if given is None or grow is None or channel_axis(before) != 1:
         return
     unused = [n for n in node.all_input_nodes if n is not node.args[0]]
     node.op, node.target, node.args, node.kwargs = "call_function", grow, (node.args[0], before), {}

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from td_compiler.layers.folding import ConcatConv2d, FoldedConv2d
-from td_compiler.layers.upsample import TransposedUpsample, upsample_bilinear, upsample_nearest
+from td_compiler.layers.upsample import TransposedUpsample, upsample_aligned, upsample_bilinear, upsample_nearest
 
 __all__ = ["FUNCTIONS", "LAYERS", "LIBRARY_LAYERS", "METHODS", "Kind", "Operator", "Width", "layer_row", "lookup"]
 
@@ -343,7 +343,7 @@ FUNCTIONS: dict[Callable[..., Any], Operator] = {
     torch.flatten: _FLATTEN,
     **dict.fromkeys((F.scaled_dot_product_attention, F.multi_head_attention_forward), _ATTENTION),
     **dict.fromkeys((operator.matmul, torch.matmul, torch.bmm, torch.baddbmm, torch.einsum), _PRODUCT),
-    **dict.fromkeys((upsample_nearest, upsample_bilinear), _UPSAMPLE),
+    **dict.fromkeys((upsample_nearest, upsample_bilinear, upsample_aligned), _UPSAMPLE),
     **dict.fromkeys((operator.pow, torch.pow, torch.square, torch.sqrt, torch.exp, torch.log), _POWER),
     **dict.fromkeys((torch.abs, operator.abs), _RANGE),
     **dict.fromkeys((torch.clamp, torch.clip, torch.clamp_min), _CLAMP),

@@ -8,7 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["TransposedUpsample", "upsample_bilinear", "upsample_nearest"]
+__all__ = [
+    "TransposedUpsample",
+    "upsample_aligned",
+    "upsample_bilinear",
+    "upsample_nearest",
+]
 
 
 def upsample_nearest(x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
@@ -19,6 +24,11 @@ def upsample_nearest(x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
 def upsample_bilinear(x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     """Bring a map (N, C, h, w) to the size (H, W) of an image by bilinear weights."""
     return F.interpolate(x, size=image.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def upsample_aligned(x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """Bring a map (N, C, h, w) to the size (H, W) of an image, corners to corners."""
+    return F.interpolate(x, size=image.shape[-2:], mode="bilinear", align_corners=True)
 
 
 class TransposedUpsample(nn.Module):

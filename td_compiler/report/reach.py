@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from td_compiler.graph.operators import Kind, Pair, lookup, pair
 from td_compiler.layers.folding import ConcatConv2d, FoldedConv2d
-from td_compiler.layers.upsample import upsample_bilinear
+from td_compiler.layers.upsample import upsample_aligned, upsample_bilinear
 
 __all__ = ["REACH_OF_FILTER", "Span", "UnknownReach", "Walk", "bilinear", "hull", "window"]
 
@@ -149,7 +149,9 @@ class Walk:
             left, top = self._padding(node)
             return window((-top, -left), (-top, -left), (1, 1))
         if kind is Kind.UPSAMPLE:
-            return (bilinear if node.target is upsample_bilinear else nearest)(node.meta.get("growth", self._growth))
+            return (bilinear if node.target in {upsample_bilinear, upsample_aligned} else nearest)(
+                node.meta.get("growth", self._growth)
+            )
         if before not in {None, (1, 1)} and after is not None and before != after:
             return self._resizing(node, before, after)
         if after is None and self._name(node) in _INTERPOLATIONS:
