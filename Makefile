@@ -9,7 +9,7 @@ SEED ?= $(shell date +%s)
 BIN := $(abspath $(VENV))/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint typecheck coverage coverage-all snapshots oracles docs wheel clean
+.PHONY: help demo test lint typecheck coverage coverage-all snapshots oracles faults-verify docs wheel clean
 
 help:
 	@echo "make demo      convert ResNet32, show its stages, take one training step of the result"
@@ -20,6 +20,7 @@ help:
 	@echo "make snapshots  whether one network of each family converts to what it did; minutes"
 	@echo "make oracles   N=1000 recipes against networks written by hand, and 3 styles of N / 3; a fifth of a second each"
 	@echo "make docs      the pictures of docs/, drawn anew"
+	@echo "make faults-verify  verify on every case of tests/faults"
 	@echo "make fuzz      convert and check N=1000 random networks; about a second each"
 	@echo "make wheel     build the package into dist/"
 	@echo "make clean     remove builds and caches; .venv stays"
@@ -82,6 +83,9 @@ docs: $(VENV)/.dev
 	$(BIN)/tdc inspect zoo:lenet_fc --plot docs/images/lenet_fc.svg --force
 	$(BIN)/tdc inspect torchvision:resnet18 --plot docs/images/resnet18.svg --force
 	$(BIN)/tdc inspect torchvision:mobilenet_v2 --plot docs/images/mobilenet_v2.svg --force
+
+faults-verify: $(VENV)/.dev
+	TD_FAULTS=all $(BIN)/python -m pytest -n $(JOBS) tests/faults/test_verify.py
 
 fuzz: $(VENV)/.dev
 	FUZZ_EXAMPLES=$(N) FUZZ_SEED=$(SEED) $(BIN)/python -m pytest -n $(JOBS) -x tests/test_fuzz_networks.py

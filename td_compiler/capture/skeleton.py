@@ -11,7 +11,7 @@ from td_compiler.capture.copying import copy_module
 from td_compiler.capture.recording import Parameter, Value
 from td_compiler.errors import ConversionError
 
-__all__ = ["refuse_scripts", "skeleton", "unwrapped", "weightless"]
+__all__ = ["refuse_scripts", "skeleton", "unwrap_parts", "unwrapped", "weightless"]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -23,6 +23,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
             model = model.module
         else:
             return model
+
+
+def unwrap_parts(network: nn.Module) -> None:
+    """Take every part of a network out from behind `torch.compile` and data parallelism, in place."""
+    for module in network.modules():
+        if module._compiled_call_impl is not None:
+            module._compiled_call_impl = None
+        for name, child in module._modules.items():
+            if child is not None and (inner := unwrapped(child)) is not child:
+                module._modules[name] = inner
 
 
 def skeleton(model: nn.Module) -> nn.Module:
@@ -51,12 +61,7 @@ def weightless(model: nn.Module) -> tuple[nn.Module, dict[int, Value]]:
         values[id(buffer)] = Parameter(path.replace("_orig_mod.", ""))
     values |= {id(tensor): values[key] for key, tensor in weightless.items() if key in values}
     bones = copy_module(model, weightless).eval()
-    for module in bones.modules():
-        if module._compiled_call_impl is not None:
-            module._compiled_call_impl = None
-        for name, child in module._modules.items():
-            if child is not None and (inner := unwrapped(child)) is not child:
-                module._modules[name] = inner
+    unwrap_parts(bones)
     return bones, values
 
 

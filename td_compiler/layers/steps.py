@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from td_compiler.graph.pickled import from_pickle, to_pickle
+
 __all__ = ["FunctionStep", "TrainingStep"]
 
 
@@ -30,10 +32,12 @@ class TrainingStep(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Functions compiled at run time do not pickle: they are made anew from the graph."""
-        return {name: value for name, value in self.__dict__.items() if name != "_function"}
+        state = {name: value for name, value in self.__dict__.items() if name != "_function"}
+        return {**state, "graph": to_pickle(self.graph)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        from_pickle(self.graph)
         self._function = _compile(self.graph)
 
 

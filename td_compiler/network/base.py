@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import linecache
-import sys
-import types
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +14,7 @@ import torch
 from torch import fx, nn
 
 from td_compiler.graph.names import is_attribute
+from td_compiler.graph.pickled import from_pickle, to_pickle, with_targets
 from td_compiler.layers.pyramid import Pyramid, factor_pair
 from td_compiler.network.checkpointing import StageKey, chosen_stages, run_checkpointed
 
@@ -24,29 +22,6 @@ if TYPE_CHECKING:
     from td_compiler.report.report import Report
 
 __all__ = ["HEAD", "RESERVED", "Segment", "StageMaps", "TopDownNet", "carried", "handed_on", "plant"]
-
-
-@dataclass(frozen=True)
-class _Named:
-    """In a pickle the place of a function that pickle does not find by itself, such as `F.max_pool2d`."""
-
-    module: str
-    name: str
-
-    @classmethod
-    def of(cls, target: object) -> _Named | None:
-        """What stands for a function of torch's that was made inside another; None for all that pickles as it is."""
-        if not isinstance(target, types.FunctionType) or "<locals>" not in target.__qualname__:
-            return None
-        module, name = target.__module__, target.__name__
-        return cls(module, name) if getattr(sys.modules.get(module), name, None) is target else None
-
-    @property
-    def function(self) -> Any:
-        return getattr(importlib.import_module(self.module), self.name)
-
-    def __call__(self) -> None:
-        """Torch asks of what a node calls that it can be called."""
 
 
 @dataclass
@@ -87,14 +62,12 @@ class Segment:
     def __getstate__(self) -> dict[str, Any]:
         """Functions compiled at run time do not pickle: they are made anew from the graph."""
         state = {name: value for name, value in self.__dict__.items() if name != "_function"}
-        state["graph"] = _with_targets(self.graph, lambda node: _Named.of(node.target) or node.target)
+        state["graph"] = to_pickle(self.graph)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        for node in self.graph.nodes:
-            if isinstance(node.target, _Named):
-                node.target = node.target.function
+        from_pickle(self.graph)
         self._function = _compile(self.graph, self.name)
 
 
@@ -140,7 +113,7 @@ def _quote_paths(graph: fx.Graph) -> tuple[fx.Graph, dict[str, str]]:
     while any(target.startswith(start) for target in targets):
         start += "_"
     places = {path: f"{start}{i}_" for i, path in enumerate(odd)}
-    copy = _with_targets(
+    copy = with_targets(
         graph, lambda node: places.get(str(node.target), node.target) if node.op in _BY_PATH else node.target
     )
     expressions = {}
@@ -153,17 +126,6 @@ def _quote_paths(graph: fx.Graph) -> tuple[fx.Graph, dict[str, str]]:
 
 
 _BY_PATH = ("call_module", "get_attr")
-
-
-def _with_targets(graph: fx.Graph, target_of: Callable[[fx.Node], Any]) -> fx.Graph:
-    """A copy of a graph with other targets; a graph keeps, and pickles, those that its nodes ever had."""
-    copy = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), copies.__getitem__)
-        copies[node] = copy.create_node(node.op, target_of(node), args, kwargs, node.name, node.type)
-        copies[node].meta = dict(node.meta)
-    return copy
 
 
 def _is_odd(name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from torch import fx, nn
 from td_compiler.capture.capture import capture
 from td_compiler.capture.meta import ShapesOnly
 from td_compiler.capture.skeleton import skeleton
+from td_compiler.graph.operators import Kind, lookup
 from td_compiler.network.base import TopDownNet
 from td_compiler.verification.settings import common_layers, is_depthwise, layers_of, named_layers, source_names
 from td_compiler.verification.subject import Subject, tensors_in
@@ -165,7 +166,8 @@ def _value(node: fx.Node) -> Any:
 def changed_filters(subject: Subject) -> tuple[int, list[str]]:
     """How many convolutions choose their filters, and in words those that have others than in the source.
 
-    A depthwise convolution follows its input, one that gates a map, or reads a single pixel, what it gates.
+    A depthwise convolution follows its input, and so does one whose output is added to what it reads; one that gates a
+    map, or reads a single pixel, follows what it gates.
     """
     sizes: dict[str, torch.Size] = {}
 
@@ -177,12 +179,12 @@ def changed_filters(subject: Subject) -> tuple[int, list[str]]:
 
     subject.run_source(watch, subject.sizes[0])
     td = subject.td
-    gates = {path for part in td.parts for path in _gates(td, part.graph)}
+    followers = {path for part in td.parts for path in _followers(td, part.graph)}
     compared = [
         (path, before.out_channels, after.out_channels)
         for path, before, after in common_layers(subject.model, td)
         if isinstance(before, nn.Conv2d) and isinstance(after, nn.Conv2d)
-        if not is_depthwise(before) and sizes.get(path) != (1, 1) and path not in gates
+        if not is_depthwise(before) and sizes.get(path) != (1, 1) and path not in followers
     ]
     return len(compared), [f"{path} ({old} to {new})" for path, old, new in compared if old != new]
 
@@ -192,24 +194,51 @@ def _note_size(sizes: dict[str, torch.Size], path: str, _: nn.Module, inputs: An
         sizes[path] = inputs[0].shape[2:]
 
 
-def _gates(td: TopDownNet, graph: fx.Graph) -> Iterator[str]:
-    """The layers whose output is multiplied with another map and used by nothing else, functions of it on the way."""
+def _followers(td: TopDownNet, graph: fx.Graph) -> Iterator[str]:
+    """The layers whose output is multiplied with another map, or added to what they read, and used by nothing else.
+
+    Functions of the output may be on the way.
+    """
     for node in graph.find_nodes(op="call_module"):
-        own, waiting, gates = {node}, list(node.users), bool(node.users)
-        while waiting and gates:
+        own, waiting, follows = {node}, list(node.users), bool(node.users)
+        read = _width_givers(td, node.all_input_nodes)
+        while waiting and follows:
             user = waiting.pop()
-            if len(user.all_input_nodes) == 1 and not _sets_width(td, user):
+            others = [each for each in _maps(user) if each not in own]
+            if not others and not _sets_width(td, user):
                 own.add(user)
                 waiting += user.users
             else:
-                gates = _is_product(user) and not own.issuperset(user.all_input_nodes)
-        if gates:
+                is_sum = user.target in _SUMS and all(_width_givers(td, [each]) & read for each in others)
+                follows = bool(others) and (_is_product(user) or is_sum)
+        if follows:
             yield str(node.target)
+
+
+def _width_givers(td: TopDownNet, nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """Nodes and those that their maps come from, up to and with the first that may set another width."""
+    found: set[fx.Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        each = waiting.pop()
+        found.add(each)
+        if len(_maps(each)) == 1 and not _sets_width(td, each):
+            waiting += _maps(each)
+    return found
+
+
+def _maps(node: fx.Node) -> list[fx.Node]:
+    """The nodes that give an operation its channels: not the map whose size an upsampling takes over."""
+    row = lookup(node, None)
+    return node.all_input_nodes[: 1 if row is not None and row.kind is Kind.UPSAMPLE else None]
 
 
 def _sets_width(td: TopDownNet, node: fx.Node) -> bool:
     layer = td.get_submodule(str(node.target)) if node.op == "call_module" else None
     return node.op == "output" or isinstance(layer, (nn.Conv2d, nn.Linear, nn.ConvTranspose2d))
+
+
+_SUMS = {operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub, "add", "add_", "sub", "sub_"}
 
 
 def _is_product(node: fx.Node) -> bool:

@@ -19,11 +19,13 @@ from torch import fx, nn
 from torch.fx.node import map_arg
 
 from td_compiler.capture.capture import capture
+from td_compiler.capture.skeleton import unwrap_parts
 from td_compiler.graph.states import Conversion
 from td_compiler.graph.units import TopDownStage, Unit
 from td_compiler.options import Options
 from td_compiler.passes import PIPELINE
 from td_compiler.passes.reverse_stages import ReverseStages
+from td_compiler.surroundings import own_draws
 from td_compiler.verification.checks import Skipped, Violation
 from td_compiler.verification.subject import Size, Subject
 
@@ -306,7 +308,8 @@ class _Run:
     def _forward_and_back(self, network: nn.Module, images: torch.Tensor) -> torch.Tensor:
         with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []), torch.enable_grad():
             torch.manual_seed(_SEED)
-            output = next(_tensors(network(images.clone())))
+            with own_draws():  # of the generator just seeded: those of `verify` go on from run to run
+                output = next(_tensors(network(images.clone())))
             if output.requires_grad:
                 weights = torch.linspace(-1, 1, output.numel(), device=output.device, dtype=output.dtype)
                 (output.flatten() * weights).sum().backward()
@@ -410,7 +413,9 @@ def _buffers(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    """A deep copy; of a weight that a hook computes anew, as that of the old `weight_norm`, the last value.
+    """A deep copy, with nothing of `torch.compile` around a part.
+
+    Of a weight that a hook computes anew, as that of the old `weight_norm`, it has the last value.
 
     Raises:
         Skipped: if there is none.
@@ -418,9 +423,11 @@ def _copied(model: nn.Module) -> nn.Module:
     held = (value for module in model.modules() for value in vars(module).values())
     computed = {id(v): v.detach().clone() for v in held if isinstance(v, torch.Tensor) and not v.is_leaf}
     try:
-        return copy.deepcopy(model, computed)
+        copied = copy.deepcopy(model, computed)
     except Exception as error:
         raise Skipped(f"the network does not copy ({type(error).__name__}: {error})") from error
+    unwrap_parts(copied)
+    return copied
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

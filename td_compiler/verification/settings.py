@@ -80,7 +80,7 @@ def common_layers(model: nn.Module, td: nn.Module) -> Iterator[tuple[str, nn.Mod
 
 def is_depthwise(module: nn.Module) -> bool:
     """Whether a layer filters every channel by itself."""
-    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
+    return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and module.groups == module.in_channels > 1
 
 
 def compare_settings(model: nn.Module, td: nn.Module, filters: str) -> tuple[int, list[str]]:
