@@ -44,7 +44,8 @@ def _chain(conversion: Conversion, piece: list[fx.Node], entry: fx.Node) -> dict
     on is its output, and one tensor of that state at most: a tensor made within the cell is its own business. A stem
     may precede the first cell, which then reads the stem's output and its input. Cells that stay at one scale are left
     in one piece, which is one stage's in any case, as is a piece of two cells of which one alone makes the map smaller:
-    that is what a block with a long and a short way looks like.
+    that is what a block with a long and a short way looks like. Nor is a piece a chain whose input is handed on at every
+    cut: a block that sums up branches of it.
     """
     scales = entry.meta["scale"], piece[-1].meta["scale"]
     if scales[0] == scales[1]:
@@ -73,6 +74,8 @@ def _chain(conversion: Conversion, piece: list[fx.Node], entry: fx.Node) -> dict
     while at >= 0:
         chain.insert(0, at)
         at = before[at]
+    if len(chain) > 1 and all(entry in cuts[at] for at in chain):
+        return {}
     between = [at for at in chain if cells[at] > 0]  # cells, not a stem and a cell
     splits_strides = any(piece[at].meta["scale"] not in scales for at in between)
     return {at: cuts[at] for at in chain} if len(between) > 1 or splits_strides else {}
