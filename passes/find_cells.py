@@ -44,8 +44,8 @@ def _chain(conversion: Conversion, piece: list[fx.Node], entry: fx.Node) -> dict
     on is its output, and one tensor of that state at most: a tensor made within the cell is its own business. A stem
     may precede the first cell, which then reads the stem's output and its input. Cells that stay at one scale are left
     in one piece, which is one stage's in any case, as is a piece of two cells of which one alone makes the map smaller:
-    that is what a block with a long and a short way looks like. Nor is a piece a chain whose input is handed on at every
-    cut: a block that sums up branches of it.
+    that is what a block with a long and a short way looks like. Nor is it a chain where its input is handed on at every
+    cut: that is a block which sums up branches of it.
     """
     scales = entry.meta["scale"], piece[-1].meta["scale"]
     if scales[0] == scales[1]:

@@ -75,7 +75,7 @@ def _sides(node: fx.Node) -> tuple[int, ...] | None:
 
 
 # What makes a map (N, C, H, W) of a tensor with more or fewer axes.
-_UNFOLDING = {"view", "reshape", "unflatten", "squeeze", "sum", "mean", "getitem", "unbind"}
+_UNFOLDING = {"view", "reshape", "flatten", "unflatten", "squeeze", "sum", "mean", "getitem", "unbind"}
 
 
 def _known_factor(node: fx.Node) -> dict[str, Any]:
@@ -84,8 +84,8 @@ def _known_factor(node: fx.Node) -> dict[str, Any]:
 
 
 def is_map(node: fx.Node) -> bool:
-    """Whether a node carries a map (N, C, H, W), or the like in another order."""
-    return node.meta.get("size") is not None
+    """Whether a node carries a map (N, C, H, W), or the like in another order; several in a tuple are none."""
+    return node.meta.get("size") is not None and isinstance(node.meta["value"], torch.Tensor)
 
 
 def _first_map(node: fx.Node) -> fx.Node | None:
