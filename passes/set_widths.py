@@ -11,10 +11,13 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 from fractions import Fraction
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import fx
 
+from td_compiler.capture.evaluate import evaluate
 from td_compiler.errors import ConversionError
 from td_compiler.graph.checks import check_layers, check_merge, check_stage
 from td_compiler.graph.moves import inserted
@@ -287,12 +290,49 @@ class _Solver:
         if padding := channel_padding(self.conversion, node):
             sides = self._padded[node] = [fresh(n, default=n, least=0) for n in padding]
             return [*sides[0], *channels, *sides[1]]
+        if (pooled := self._pooled_map(source)) is not None:
+            read = maps[0]
+            while "source" in read.meta and not is_map(read.meta["source"]):
+                read = self._maps(read)[0]
+            made, of_map = fresh(int(source.meta["width"])), self.channels[read]
+            self._wish(place, made, lambda: self._features(source, pooled, width_of(of_map) or 0))
+            return made
         made = self._follow(node, maps, own, place)
         if row is not None and row.axes:
             self._read.append(made)
         self._resize_arguments(node, channels, made)
         self._resize_parameters(node, made)
         return made
+
+    def _pooled_map(self, source: fx.Node) -> fx.Node | None:
+        """The map that a function or module of a user's own makes features of, if they are no multiple of its channels
+        (a covariance of all pairs of them); None for any other node.
+        """
+        before = [n for n in source.all_input_nodes if "width" in n.meta]
+        plain = source.meta["axis"] == 1 and source.meta["value"].dim() == 2 and not any(map(is_map, before))
+        if source not in self.conversion.found.head or not plain or source.meta["width"] == before[0].meta["width"]:
+            return None
+        found: set[fx.Node] = set()
+        while before:
+            node = before.pop()
+            if is_map(node):
+                found.add(node)
+            else:
+                before += [n for n in node.all_input_nodes if "width" in n.meta]
+        return found.pop() if len(found) == 1 else None
+
+    def _features(self, source: fx.Node, start: fx.Node, width: int) -> int:
+        """How many features there are of a map with so many channels: what the source's own code makes of one."""
+        given = start.meta["value"]
+        values: dict[fx.Node, Any] = {start: given.new_empty((len(given), width, *given.shape[2:]))}
+        behind, root = {start}, SimpleNamespace(get_submodule=self.conversion.captured.modules.__getitem__)
+        for node in self.conversion.captured.graph.nodes:
+            if not behind.isdisjoint(node.all_input_nodes):
+                behind.add(node)
+                values[node] = evaluate(node, root, lambda n: values.get(n, n.meta.get("value")))  # type: ignore[arg-type]
+                if node is source:
+                    return int(values[node].shape[1])
+        return int(source.meta["width"])
 
     def _follow(self, node: fx.Node, maps: list[fx.Node], own: list[int], place: int) -> Channels:
         source = node.meta["source"]
