@@ -12,7 +12,7 @@ from td_compiler.graph.operators import Kind, Pair
 from td_compiler.graph.states import Conversion, Pass
 from td_compiler.graph.units import Boundary, Stage, StageGraph, Unit, UnitKind
 from td_compiler.passes.find_prologue import ancestors
-from td_compiler.passes.find_units import refuse_decoder
+from td_compiler.passes.find_units import refuse_decoder, shuffles
 from td_compiler.passes.nodes import is_spatial, place_of
 from td_compiler.passes.trace_channels import is_map
 
@@ -164,7 +164,7 @@ def _classifies(conversion: Conversion, body: list[Unit], head: list[Unit]) -> b
     if unit.stride != (1, 1) or unit.kind is UnitKind.BLOCK:
         return False
     if unit.kind is UnitKind.OTHER:
-        return True
+        return not shuffles(unit.nodes)
     if not conversion.head:  # an encoder: it ends in a map
         return False
     convolutions = [conversion.layer(n) for n in unit.nodes if conversion.kind(n) is Kind.CONV]

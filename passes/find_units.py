@@ -20,7 +20,7 @@ from td_compiler.passes.find_prologue import cut_pieces
 from td_compiler.passes.nodes import is_depthwise, module_path, place_of
 from td_compiler.passes.trace_channels import is_map
 
-__all__ = ["FindUnits", "averages_all", "refuse_decoder"]
+__all__ = ["FindUnits", "averages_all", "refuse_decoder", "shuffles"]
 
 _GENERIC = {nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Module}  # what holds blocks, or their parts, of any kind
 
@@ -210,7 +210,7 @@ def _merge_blocks(
     """Join the pieces that lie in one instance of a block class; the flag says whether a piece is a block."""
     joins = [len(piece) > 1 and joins_paths(conversion, piece) for piece in pieces]
     homes = [_common_module(piece) for piece, joined in zip(pieces, joins, strict=True) if joined]
-    containers = _containers(pieces, states)
+    containers = _containers(conversion, pieces, joins, states)
     classes = {home[1] for home in homes if home and home[0] not in containers} - _GENERIC
     merged: list[tuple[list[fx.Node], bool]] = []
     last_home: str | None = None
@@ -224,17 +224,31 @@ def _merge_blocks(
     return merged
 
 
-def _containers(pieces: list[list[fx.Node]], states: Collection[fx.Node]) -> set[str]:
-    """The modules that make the map smaller at several cut points, or hold two cells: they are no block."""
+def _containers(
+    conversion: Conversion, pieces: list[list[fx.Node]], joins: list[bool], states: Collection[fx.Node]
+) -> set[str]:
+    """The modules that are no block: those that make the map smaller at several cut points, hold two cells, all that
+    there is, or all blocks of the network, at several scales.
+    """
+    homes = [{path for path, _ in _shared_modules(piece)} for piece in pieces]
+    read = [conversion.prepared, *(piece[-1] for piece in pieces)]
     strides = Counter(
         path
-        for before, piece in itertools.pairwise(pieces)
-        if piece[-1].meta["scale"] != before[-1].meta["scale"]
-        for path, _ in _shared_modules(piece)
+        for before, piece, home in zip(read, pieces, homes, strict=False)
+        if piece[-1].meta["scale"] != before.meta["scale"]
+        for path in home
     )
     cells = (pair for pair in itertools.pairwise(pieces) if pair[0][-1] in states)
     shared = ({path for path, _ in _shared_modules([*before, *after])} for before, after in cells)
-    return {path for path, count in strides.items() if count > 1}.union(*shared)
+    found = {path for path, count in strides.items() if count > 1}.union(*shared)
+    if len(pieces) > 1:
+        found |= set.intersection(*homes)
+    blocks = [
+        (home, piece[-1].meta["scale"]) for home, piece, joined in zip(homes, pieces, joins, strict=True) if joined
+    ]
+    if len({scale for _, scale in blocks}) > 1:
+        found |= set.intersection(*(home for home, _ in blocks))
+    return found
 
 
 def _shared_modules(piece: list[fx.Node]) -> list[tuple[str, type]]:
@@ -259,6 +273,7 @@ class _Parser:
         self._pending: list[fx.Node] = []  # norm, activation or padding that waits for its convolution
         order = [node for piece, _ in pieces for node in piece]
         self._population = Counter(path for node in order for path, _ in module_path(node))
+        self._activates_first = any(is_block and _activates_first(conversion, nodes) for nodes, is_block in pieces)
         for nodes, is_block in pieces:
             self._read(nodes, is_block)
         self._flush()
@@ -305,9 +320,15 @@ class _Parser:
         return not weights and not any(row is not None and row.width is Width.FREE for row in rows)
 
     def _closes_block(self, block: Unit, nodes: list[fx.Node], kind: Kind | None) -> bool:
-        """An activation in the module that joined the paths belongs to the block; after a norm it would not."""
+        """Whether what is written in the module that joined the paths belongs to the block.
+
+        An activation does, unless blocks begin with theirs; after a norm it would not. What changes the order of the
+        channels that were joined does too.
+        """
         homes = (module_path(block.output), _shared_modules(block.nodes))
-        return kind is Kind.ACTIVATION and not block.path and module_path(nodes[0]) in homes
+        if block.path or module_path(nodes[0]) not in homes:
+            return False
+        return shuffles(nodes) or (kind is Kind.ACTIVATION and not self._activates_first)
 
     def _is_depthwise(self, nodes: list[fx.Node]) -> bool:
         modules = [self.conversion.layer(n) for n in nodes if self.conversion.kind(n) is Kind.CONV]
@@ -344,6 +365,22 @@ class _Parser:
         homes = [m for m in homes if m[1] is not nn.Sequential] or homes[-1:]
         named = homes and len(unit.nodes) > 1
         unit.path, unit.class_name = (homes[0][0], homes[0][1].__name__) if named else ("", "")
+
+
+def shuffles(nodes: list[fx.Node]) -> bool:
+    """Whether nodes without weights put the channels of a map in another order, by way of other axes."""
+    plain = all(
+        node.op != "call_module" and not any(n.op == "get_attr" for n in node.all_input_nodes) for node in nodes
+    )
+    return plain and any(node.meta["axis"] is None for node in nodes)
+
+
+def _activates_first(conversion: Conversion, nodes: list[fx.Node]) -> bool:
+    """Whether a block adds what comes in to what it makes of its activation: a pre-activation block."""
+    read = {n for node in nodes for n in node.all_input_nodes if "width" in n.meta}.difference(nodes)
+    firsts = [node for node in nodes if not read.isdisjoint(node.all_input_nodes)]
+    kinds = {conversion.kind(node) for node in firsts}
+    return kinds <= {Kind.ACTIVATION, Kind.NORM, Kind.JOIN} and Kind.ACTIVATION in kinds and Kind.JOIN in kinds
 
 
 def refuse_decoder(conversion: Conversion, nodes: list[fx.Node]) -> None:

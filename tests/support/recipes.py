@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-__all__ = ["RESIDUAL", "Recipe", "Stage", "Stem", "Unit", "draw"]
+__all__ = ["RESIDUAL", "Recipe", "Stage", "Stem", "Unit", "changes", "draw"]
 
 RESIDUAL = ("basic", "bottleneck", "gated")
 
@@ -127,6 +127,16 @@ def draw(seed: int, kinds: tuple[str, ...] = ("plain", "post", "pre")) -> Recipe
         valid=valid,
         head=pick.choice(heads),
     )
+
+
+def changes(recipe: Recipe) -> list[bool]:
+    """Whether a unit strides or has another width than what it reads, for every unit."""
+    width, found = recipe.stem.width if recipe.stem else recipe.size[0], []
+    for stage in recipe.stages:
+        for i, unit in enumerate(stage.units):
+            found.append((stage.down == "stride" and i == 0) or unit.width != width)
+            width = unit.width
+    return found
 
 
 def _stem(pick: random.Random, kind: str) -> Stem | None:
