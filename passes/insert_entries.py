@@ -135,11 +135,14 @@ def _add_convolution(
 def _left_out(conversion: Conversion, nodes: list[fx.Node]) -> set[fx.Node]:
     """What makes a map smaller, pads or drops, and the steps that lead to nothing else, as in a space-to-depth."""
     found: set[fx.Node] = set()
+    ending: set[fx.Node] = set()  # what is left out, and what leads to nothing else
     for node in reversed(nodes):
-        readers = [user for user in node.users if "width" in user.meta]
-        is_step = node.meta["size"] is None and readers and found.issuperset(readers)
-        if conversion.kind(node) in _LEFT_OUT or is_step:
+        kind, readers = conversion.kind(node), [user for user in node.users if "width" in user.meta]
+        is_step = bool(readers) and ending.issuperset(readers)
+        if kind in _LEFT_OUT or (is_step and node.meta["size"] is None):
             found.add(node)
+        if node in found and (kind is not Kind.IDENTITY or is_step):
+            ending.add(node)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -164,8 +165,11 @@ def _reshaped(node: fx.Node, axis: int | None, value: torch.Tensor, before: torc
 
 
 def _factor(before: Sequence[int] | None, after: Sequence[int] | None) -> tuple[int, int]:
-    """How much smaller a map became, rounded: 7 to 4 is 2, 'valid' 13 to 6 is 2; a map of one pixel is a vector."""
-    if before is None or after is None or tuple(after) == (1, 1):
+    """How much smaller a map became, rounded: 7 to 4 is 2, 'valid' 13 to 6 is 2; a map of one pixel is a vector.
+
+    As many pixels in other rows, as attention pooling reads them, are not fewer.
+    """
+    if before is None or after is None or tuple(after) == (1, 1) or math.prod(before) == math.prod(after):
         return 1, 1
     down, across = (max(1, round(b / a)) for b, a in zip(before, after, strict=True))
     return down, across
