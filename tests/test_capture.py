@@ -173,6 +173,15 @@ def test_a_buffer_changed_by_hand_in_training_is_said() -> None:
     assert any("shift is changed by hand in training" in note and "test_capture.py:" in note for note in captured.notes)
 
 
+def test_numbers_drawn_by_python_are_said() -> None:
+    def skipped(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return x * 0 if net.training and random.random() < 0.5 else x
+
+    captured = capture(Net(skipped), SIZE)
+    assert any("draws numbers by Python's or NumPy's generator" in note for note in captured.notes)
+    assert not captured.graph.find_nodes(op="call_function", target=F.dropout)
+
+
 def test_a_model_is_left_as_it_was() -> None:
     model = Net(alone)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

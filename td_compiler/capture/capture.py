@@ -9,6 +9,8 @@ what it computed (tensors on the meta device, plain numbers for sizes), and `met
 from __future__ import annotations
 
 import inspect
+import random
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -75,9 +77,9 @@ class _Reader:
         try:
             return self._compare(base, name, *self._both_at_once(base))
         except Ambiguous:
+            training, notes = self._training_run()  # before the others: it may find modules that need values
             base = self._first_run()
             images, recordings = self._other_runs(base)
-            training, notes = self._training_run(base)
             return self._compare(base, name, images, recordings, training, notes)
 
     def _compare(
@@ -188,13 +190,15 @@ class _Reader:
             Ambiguous: where it does not: what follows the size and what the mode then takes a run of each to tell.
         """
         images = self._images(_OTHER_BATCH, self.input_size[1] + 64, self.input_size[2] + 96)
+        before = _python_draws()
         self.bones.train()
         try:
             run = self._run(images)
         finally:
             self.bones.eval()
         same = run.error is None and [key_of(call) for call in run.calls] == [key_of(call) for call in base.calls]
-        if not same or [span.path for span in run.spans] != [span.path for span in base.spans]:
+        same = same and [span.path for span in run.spans] == [span.path for span in base.spans]
+        if not same or _python_draws() != before:
             raise Ambiguous
         return [images], [run], run, []
 
@@ -215,8 +219,9 @@ class _Reader:
             raise self._refused(run, run.error) from run.error
         return [images, found[0][0]], [run, found[1][0]]
 
-    def _training_run(self, base: Recording) -> tuple[Recording | None, list[str]]:
+    def _training_run(self) -> tuple[Recording | None, list[str]]:
         """The run in training; None, and why, where there is none."""
+        before = _python_draws()
         self.bones.train()
         try:
             run = self._run(self.images)
@@ -228,7 +233,12 @@ class _Reader:
             if not path or path in self.watch.opaque or module is None or next(module.parameters(), None) is not None:
                 break
             self.watch.opaque.add(path)
-            return self._training_run(base)
+            return self._training_run()
+        if _python_draws() != before:
+            return None, [
+                "In training the network draws numbers by Python's or NumPy's generator, which no graph can hold: the"
+                " top-down network does in training what the source does in evaluation; draw by torch instead."
+            ]
         if run.error is None:
             return run, []
         where = run.error_stack[-1][0] if run.error_stack else ""
@@ -254,6 +264,13 @@ class _Reader:
         if factors:
             fold_modules(runs, lambda i, span: {"factor": factors[i]} if i in factors else None)
         return made
+
+
+def _python_draws() -> tuple[Any, ...]:
+    """The state of the generators of Python and NumPy, which user code may draw from."""
+    numpy = sys.modules.get("numpy")
+    state = numpy.random.get_state() if numpy is not None else ()
+    return random.getstate(), *(each.tobytes() if hasattr(each, "tobytes") else each for each in state)
 
 
 def _check_signature(root: nn.Module) -> None:
