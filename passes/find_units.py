@@ -168,15 +168,20 @@ def _pools_for_gate(conversion: Conversion, node: fx.Node) -> Callable[..., torc
     if conversion.kind(node) is not Kind.POOL or node.meta["size"] != (1, 1) or not _covers_map(conversion, node):
         return None
     name = _pool_name(conversion, node)
-    stack, reached = [node], set()
+    stack, reached = [node], {node}
     while stack:
-        for user in stack.pop().users:
-            if user.meta.get("size") not in {None, (1, 1)}:
-                return F.adaptive_avg_pool2d if "avg" in name else F.adaptive_max_pool2d if "max" in name else None
-            if user not in reached and "width" in user.meta:
-                reached.add(user)
-                stack.append(user)
-    return None
+        users = [user for user in stack.pop().users if user not in reached and "width" in user.meta]
+        reached.update(users)
+        stack.extend(users)
+    large = {
+        n
+        for user in reached - {node}
+        for n in (user, *user.all_input_nodes)
+        if n.meta.get("size") not in {None, (1, 1)}
+    }
+    if all(n in reached for n in large):  # it may have grown again, as before a head that is made for one size
+        return None
+    return F.adaptive_avg_pool2d if "avg" in name else F.adaptive_max_pool2d if "max" in name else None
 
 
 def _set_scales(conversion: Conversion, nodes: list[fx.Node]) -> None:

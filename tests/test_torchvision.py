@@ -15,10 +15,12 @@ from td_compiler.options import Filters
 NETWORKS = ("resnet18", "resnet34", "resnet50", "vgg11_bn", "vgg16", "mobilenet_v2")
 ARRANGEMENTS: tuple[Filters, ...] = ("mirror", "uniform", "reversed")
 CASES = list(itertools.product(NETWORKS, ARRANGEMENTS))
-STEPS = 30
+# The others are of the same classes; the widest of them in the arrangement that makes it widest.
+TRAINED = [*itertools.product(("resnet18", "vgg11_bn", "mobilenet_v2"), ARRANGEMENTS), ("resnet50", "reversed")]
+STEPS = 20
 
 
-@pytest.mark.parametrize(("name", "filters"), CASES)
+@pytest.mark.parametrize(("name", "filters"), TRAINED)
 def test_trains_on_odd_images(name: str, filters: Filters) -> None:
     """One pyramid level per scale, the right output, a gradient everywhere, and a loss that falls on a fixed batch."""
     torch.manual_seed(0)
