@@ -112,6 +112,8 @@ def _grow_unit(conversion: Conversion, stage: TopDownStage, unit: Unit, small: d
                     node.replace_input_with(read, copy)
                     span.append(copy)
             grown.add(node)
+        elif inputs and not maps and grown.issuperset(inputs):  # a vector of a grown map, expanded to its size
+            grown.add(node)
         else:
             ungrown = [scales[n] for n in maps if n in scales]
             if ungrown:
