@@ -79,7 +79,7 @@ def _make_entry(conversion: Conversion, stage: TopDownStage, first: Unit) -> fx.
     assert stage.image is not None
     style = style_of(conversion, stage)
     if style.pre_activation:
-        style = Style(style.conv, (), None, pre_activation=False)
+        style = Style(style.conv, (), (), pre_activation=False)
     kernels = [max(conv.kernel_size) for conv in _convolutions(conversion, first)]
     kernel = next((k for k in kernels if k > 1), 1)
     path = f"entry.{stage.key}"

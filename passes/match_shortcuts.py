@@ -304,4 +304,4 @@ def _copy_projection(
 def _projection_style(conversion: Conversion, stage: TopDownStage) -> Style:
     """A bare convolution before a norm to come, convolution and norm in a post-activation network."""
     style = style_of(conversion, stage)
-    return Style(style.conv, () if style.pre_activation else style.norm, None, pre_activation=False)
+    return Style(style.conv, () if style.pre_activation else style.norm, (), pre_activation=False)

@@ -1,4 +1,4 @@
-"""Graphs in pickles: what pickle does not find by itself is named, in `torch.save`'s protocol too."""
+"""Graphs in pickles: of any length, and what pickle does not find by itself by its name."""
 
 from __future__ import annotations
 
@@ -42,23 +42,55 @@ class _Named:
         """Torch asks of what a node calls that it can be called."""
 
 
-def to_pickle(graph: fx.Graph) -> fx.Graph:
-    """A copy of a graph that pickles."""
-    named = with_targets(graph, lambda node: _Named.of(node.target))
-    for node in named.nodes:
-        node.args, node.kwargs = map_aggregate(node.args, _Named.of), map_aggregate(node.kwargs, _Named.of)
-    return named
+@dataclass(frozen=True)
+class _At:
+    """In a pickle the place of a node among the arguments of another: where it stands in the list."""
+
+    index: int
 
 
-def from_pickle(graph: fx.Graph) -> None:
-    """Put back, in place, what `to_pickle` named."""
+def to_pickle(graph: fx.Graph) -> list[tuple[Any, ...]]:
+    """A graph as a list of its nodes: pickle walks a graph from node to node, and breaks down where it is long.
+
+    Of what nodes know, plain values are kept.
+    """
+    places = {node: _At(i) for i, node in enumerate(graph.nodes)}
+
+    def named(item: Any) -> Any:
+        return places[item] if isinstance(item, fx.Node) else _Named.of(item)
+
+    return [
+        (
+            node.op,
+            _Named.of(node.target),
+            map_aggregate(tuple(node.args), named),
+            map_aggregate(dict(node.kwargs), named),
+            node.name,
+            {key: value for key, value in node.meta.items() if _is_plain(value)},
+        )
+        for node in graph.nodes
+    ]
+
+
+def from_pickle(nodes: list[tuple[Any, ...]]) -> fx.Graph:
+    """The graph that `to_pickle` listed."""
+    graph = fx.Graph()
+    made: list[fx.Node] = []
 
     def meant(item: Any) -> Any:
-        return item.meant if isinstance(item, _Named) else item
+        return made[item.index] if isinstance(item, _At) else item.meant if isinstance(item, _Named) else item
 
-    for node in graph.nodes:
-        node.target = meant(node.target)
-        node.args, node.kwargs = map_aggregate(node.args, meant), map_aggregate(node.kwargs, meant)
+    for op, target, args, kwargs, name, meta in nodes:
+        args, kwargs = map_aggregate(args, meant), map_aggregate(kwargs, meant)
+        made.append(graph.create_node(op, meant(target), args, kwargs, name))
+        made[-1].meta = dict(meta)
+    return graph
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def with_targets(graph: fx.Graph, target_of: Callable[[fx.Node], Any]) -> fx.Graph:

@@ -5,16 +5,19 @@ What the compiler adds (entries, transitions, merges, projections) is built in t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
+from td_compiler.graph.activations import written_activation
 from td_compiler.graph.axes import channel_axis, in_order
 from td_compiler.graph.norms import written_norm
 from td_compiler.graph.operators import Kind
 from td_compiler.graph.states import Conversion
 from td_compiler.graph.units import Layer, TopDownStage, Unit
+from td_compiler.layers.steps import FunctionStep
 
 __all__ = ["Style", "add_chain", "add_layers", "style_of"]
 
@@ -26,13 +29,13 @@ class Style:
     Attributes:
         conv: a convolution of the unit.
         norm: the bottom-up node of its norm, or the nodes of a norm that is written out; none if it has none.
-        activation: the bottom-up node of its activation, None if it has none.
+        activation: the bottom-up nodes of its activation, several of one that is written out; none if it has none.
         pre_activation: whether norm and activation precede the convolution.
     """
 
     conv: nn.Conv2d
     norm: tuple[fx.Node, ...]
-    activation: fx.Node | None
+    activation: tuple[fx.Node, ...]
     pre_activation: bool
 
 
@@ -44,11 +47,13 @@ def style_of(conversion: Conversion, stage: TopDownStage) -> Style:
     everywhere = [unit for native in conversion.found.stages for unit in native.units]
     styles = (_read(conversion, [unit]) for unit in [*stage.units, *everywhere])
     first = next(style for style in styles if style is not None)
-    if first.activation is not None:
+    if first.activation:
         return first
     whole = _read(conversion, everywhere)
     assert whole is not None, "a stage's units are the network's"
-    return replace(first, norm=first.norm or whole.norm, activation=whole.activation)
+    return replace(
+        first, norm=first.norm or whole.norm, activation=whole.activation or _function(conversion, everywhere)
+    )
 
 
 def _read(conversion: Conversion, units: Iterable[Unit]) -> Style | None:
@@ -57,17 +62,29 @@ def _read(conversion: Conversion, units: Iterable[Unit]) -> Style | None:
         for node in unit.nodes:
             kind = conversion.kind(node)
             is_plain = kind is not Kind.CONV or isinstance(conversion.layer(node), nn.Conv2d)
-            if kind in {Kind.CONV, Kind.NORM, Kind.ACTIVATION} and is_plain:
+            written = written_activation(conversion, unit.nodes, unit.nodes.index(node))
+            if written and Kind.ACTIVATION not in first:
+                first[Kind.ACTIVATION] = written
+            elif kind in {Kind.CONV, Kind.NORM, Kind.ACTIVATION} and is_plain:
                 first.setdefault(kind, (node,))
-            elif Kind.NORM not in first and (written := written_norm(unit.nodes, unit.nodes.index(node))):
-                first[Kind.NORM] = written
+            elif Kind.NORM not in first and (norm := written_norm(unit.nodes, unit.nodes.index(node))):
+                first[Kind.NORM] = norm
     if Kind.CONV not in first:
         return None
     order = list(first)
     conv = conversion.layer(first[Kind.CONV][0])
     assert isinstance(conv, nn.Conv2d)
-    activation = next(iter(first.get(Kind.ACTIVATION, ())), None)
-    return Style(conv, first.get(Kind.NORM, ()), activation, order.index(Kind.CONV) > 0)
+    return Style(conv, first.get(Kind.NORM, ()), first.get(Kind.ACTIVATION, ()), order.index(Kind.CONV) > 0)
+
+
+def _function(conversion: Conversion, units: Iterable[Unit]) -> tuple[fx.Node, ...]:
+    """In a network without an activation of torch's: the user's first autograd function that keeps a map's shape."""
+    for node in itertools.chain.from_iterable(unit.nodes for unit in units):
+        read = [each for each in node.all_input_nodes if "width" in each.meta]
+        if isinstance(conversion.layer(node), FunctionStep) and len(read) == 1:
+            if node.meta["value"].shape == read[0].meta["value"].shape:
+                return (node,)
+    return ()
 
 
 def add_layers(
@@ -89,8 +106,7 @@ def add_layers(
         *(1, 1, kernel_size), padding=kernel_size // 2, bias=like.bias is not None, padding_mode=like.padding_mode,
         device="meta", dtype=like.weight.dtype,
     )  # fmt: skip
-    activation = (style.activation,) if style.activation is not None else ()
-    steps: list[tuple[str, tuple[fx.Node, ...]]] = [("conv", ()), ("norm", style.norm), ("act", activation)]
+    steps: list[tuple[str, tuple[fx.Node, ...]]] = [("conv", ()), ("norm", style.norm), ("act", style.activation)]
     if style.pre_activation:
         steps = [*steps[1:], steps[0]]
     nodes: list[fx.Node] = []

@@ -67,7 +67,7 @@ class Segment:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        from_pickle(self.graph)
+        self.graph = from_pickle(state["graph"])
         self._function = _compile(self.graph, self.name)
 
 
