@@ -21,7 +21,8 @@ _SHARE = 0.9
 class ChooseLayout(Pass):
     """Weights of convolutions, and so the maps that they put out, are laid out channels last where it pays.
 
-    So they are, too, where the source's are. It changes no number but by rounding, and a state_dict not at all.
+    So they are, too, where the source's are. It changes no number but by rounding, and a state_dict not at all. Where
+    the network's own code may take views all stays as it is, for a view may need numbers that lie one after the other.
     """
 
     def requires(self, conversion: Conversion) -> None:
@@ -29,7 +30,11 @@ class ChooseLayout(Pass):
 
     def apply(self, conversion: Conversion) -> None:
         plain = all(p.dim() != 5 for module in conversion.modules.values() for p in module.parameters())
-        if conversion.options.fast and plain and (_is_channels_last(conversion.model) or _pays(conversion)):
+        if (
+            conversion.options.fast
+            and plain
+            and (_is_channels_last(conversion.model) or (_pays(conversion) and not _takes_views(conversion)))
+        ):
             for module in conversion.modules.values():
                 module.to(memory_format=torch.channels_last)
 
@@ -42,6 +47,18 @@ def _is_channels_last(model: nn.Module) -> bool:
     return any(not p.is_contiguous() for p in kernels) and all(
         p.is_contiguous(memory_format=torch.channels_last) for p in kernels
     )
+
+
+def _takes_views(conversion: Conversion) -> bool:
+    """Whether the network's own code may take views of a map or a kernel, which need not have its channels last."""
+    for stage in conversion.stages:
+        for node in stage.graph.nodes:
+            if node.op == "call_method" and node.target in {"view", "view_as", "as_strided"}:
+                read = node.meta.get("source", node).all_input_nodes[0]
+                if read.meta.get("size") not in {None, (1, 1)}:
+                    return True
+    kernels = (module for module in conversion.modules.values() if any(p.dim() == 4 for p in module.parameters()))
+    return any(not type(module).forward.__module__.startswith(("torch.", "td_compiler.")) for module in kernels)
 
 
 def _pays(conversion: Conversion) -> bool:

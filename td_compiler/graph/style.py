@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import fx, nn
 
 from td_compiler.graph.activations import written_activation
@@ -17,7 +18,6 @@ from td_compiler.graph.norms import written_norm
 from td_compiler.graph.operators import Kind
 from td_compiler.graph.states import Conversion
 from td_compiler.graph.units import Layer, TopDownStage, Unit
-from td_compiler.layers.steps import FunctionStep
 
 __all__ = ["Style", "add_chain", "add_layers", "style_of"]
 
@@ -78,11 +78,17 @@ def _read(conversion: Conversion, units: Iterable[Unit]) -> Style | None:
 
 
 def _function(conversion: Conversion, units: Iterable[Unit]) -> tuple[fx.Node, ...]:
-    """In a network without an activation of torch's: the user's first autograd function that keeps a map's shape."""
+    """In a network without an activation of torch's the first step of the user's own that stands in its place.
+
+    That is an autograd function, or a module without parameters around one, behind a norm or a convolution.
+    """
     for node in itertools.chain.from_iterable(unit.nodes for unit in units):
         read = [each for each in node.all_input_nodes if "width" in each.meta]
-        if isinstance(conversion.layer(node), FunctionStep) and len(read) == 1:
-            if node.meta["value"].shape == read[0].meta["value"].shape:
+        layer = conversion.layer(node)
+        is_own = layer is not None and conversion.row(node) is None and not any(True for _ in layer.parameters())
+        if is_own and len(read) == 1 and conversion.kind(read[0]) in {Kind.CONV, Kind.NORM}:
+            made, given = node.meta["value"], read[0].meta["value"]
+            if isinstance(made, torch.Tensor) and made.shape == given.shape:
                 return (node,)
     return ()
 
