@@ -37,6 +37,7 @@ from td_compiler.passes.nodes import (
     pieces_of,
     place_of,
     runs_along_channels,
+    tensors,
     zero_channels,
 )
 from td_compiler.passes.prune import drop_empty, prune
@@ -309,7 +310,9 @@ class _Solver:
         (a covariance of all pairs of them); None for any other node.
         """
         before = [n for n in source.all_input_nodes if "width" in n.meta]
-        plain = source.meta["axis"] == 1 and source.meta["value"].dim() == 2 and not any(map(is_map, before))
+        plain = (
+            source.meta["axis"] == 1 and tensors(source.meta["value"])[0].dim() == 2 and not any(map(is_map, before))
+        )
         if source not in self.conversion.found.head or not plain or source.meta["width"] == before[0].meta["width"]:
             return None
         found: set[fx.Node] = set()
