@@ -16,7 +16,8 @@ __all__ = ["Place", "at_line", "owner_of", "place_and_function", "place_of_error
 Place = tuple[str, int]
 """A line of the user's code: its file and number."""
 
-_OURS = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parents[1]}{os.sep}", "<")
+_GENERATED = ("<frozen ", "<top-down ", "<training step ", "<eval_with_key>", "<__array_function__")
+_OURS = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parents[1]}{os.sep}", *_GENERATED)
 
 
 def at_line(place: Place | None) -> str:
