@@ -86,7 +86,7 @@ def _data_nodes(conversion: Conversion) -> list[fx.Node]:
 def _is_layer(conversion: Conversion, node: fx.Node) -> bool:
     """Whether a node is where the network proper begins: a convolution, a pooling, a learned mix of channels.
 
-    What works on a vector for each image, as the layers of a gate do, is none of these.
+    What works on a vector for each image, as the layers of a gate do, is none of these, nor is a fixed filter.
     """
     row, module = conversion.row(node), conversion.captured.module(node)
     shapes = [tensors(n.meta.get("value"))[0].shape for n in node.all_input_nodes if tensors(n.meta.get("value"))]
@@ -94,11 +94,18 @@ def _is_layer(conversion: Conversion, node: fx.Node) -> bool:
         return False
     if row is not None:
         learned = row.kind is Kind.PRODUCT and any(_is_learned(n) for n in ancestors(node))
-        return row.kind in _LAYERS or row.width is Width.FREE or learned
+        return learned or ((row.kind in _LAYERS or row.width is Width.FREE) and not _is_fixed_filter(row.kind, node))
     parts = module.modules() if module is not None else ()
     if any((own := layer_row(part)) is not None and own.width is Width.FREE for part in parts):
         return True
     return module is not None and any(parameter.dim() > 2 for parameter in module.parameters())
+
+
+def _is_fixed_filter(kind: Kind | None, node: fx.Node) -> bool:
+    """Whether a function convolves with numbers of which no parameter is a part, as an edge filter does."""
+    kernels = node.all_input_nodes[1:] if node.op == "call_function" and kind is Kind.CONV else []
+    made_of = {*kernels, *(before for kernel in kernels for before in ancestors(kernel))}
+    return bool(kernels) and not any(isinstance(n.meta.get("value"), nn.Parameter) for n in made_of)
 
 
 def _is_learned(node: fx.Node) -> bool:
