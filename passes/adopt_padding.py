@@ -28,7 +28,11 @@ class AdoptPadding(Pass):
             mode, value = padding_of(node, conversion.captured.module(node))
             readers = _convolutions(conversion, node)
             for conv in readers:
-                conv.padding_mode = mode  # type: ignore[assignment]
+                module = conversion.captured.module(conv)
+                if isinstance(module, nn.Conv2d):
+                    module.padding_mode = mode  # type: ignore[assignment]
+                else:
+                    conv.meta["padding_mode"] = mode
             if readers and value:
                 conversion.notes.append(f"{node.target} pads with {value}; in the top-down network it is zeros.")
 
@@ -36,15 +40,15 @@ class AdoptPadding(Pass):
         """Nothing that a later pass relies on."""
 
 
-def _convolutions(conversion: Conversion, padding: fx.Node) -> list[nn.Conv2d]:
-    """The convolutions that read a padded map, through norms and activations or not."""
-    found: list[nn.Conv2d] = []
+def _convolutions(conversion: Conversion, padding: fx.Node) -> list[fx.Node]:
+    """The convolutions that read a padded map, through norms and activations or not: layers and functions."""
+    found: list[fx.Node] = []
     readers = list(padding.users)
     while readers:
         node = readers.pop()
         module, kind = conversion.captured.module(node), conversion.kind(node)
-        if isinstance(module, nn.Conv2d):
-            found.append(module)
+        if isinstance(module, nn.Conv2d) or (node.op == "call_function" and kind is Kind.CONV):
+            found.append(node)
         elif kind in _POINTWISE:
             readers.extend(node.users)
     return found

@@ -177,7 +177,7 @@ def _fit_kernels(conversion: Conversion, stage: TopDownStage) -> None:
     if not native or not stage.units:
         return
     convolutions = [
-        node for unit in stage.units for node in stage.spans[unit] if is_spatial(conversion, node.meta["source"])
+        node for unit in stage.units for node in stage.spans[unit] if _has_own_kernel(conversion, node.meta["source"])
     ]
     for i, node in enumerate(convolutions):
         kernel = native[min(i, len(native) - 1)]
@@ -188,5 +188,12 @@ def _fit_kernels(conversion: Conversion, stage: TopDownStage) -> None:
 
 
 def _spatial(conversion: Conversion, stage: Stage) -> list[tuple[int, ...]]:
-    nodes = [node for unit in stage.units for node in unit.nodes if is_spatial(conversion, node)]
+    nodes = [node for unit in stage.units for node in unit.nodes if _has_own_kernel(conversion, node)]
     return [conversion.layer(node).kernel_size for node in nodes]  # type: ignore[union-attr, misc]
+
+
+def _has_own_kernel(conversion: Conversion, node: fx.Node) -> bool:
+    """Whether a bottom-up node is a convolution over pixels whose kernel is trained: a blur's is no scale's."""
+    weight = kernel_parameter(node) if node.op == "call_function" else None
+    is_fixed = weight is not None and not isinstance(weight.meta["value"], nn.Parameter)
+    return is_spatial(conversion, node) and not is_fixed

@@ -163,7 +163,7 @@ def _build_parameter(conversion: Conversion, node: fx.Node) -> torch.Tensor:
         made = _indices(path, made, next(iter(widths.values())), node.meta["picks"])
     elif shape != list(value.shape):
         made = _of_a_kind(value, shape)
-        if not value.is_meta and len(widths) == 1 and (value != value.flatten()[0]).any():
+        if not value.is_meta and len(widths) == 1 and not _is_one_row(value, next(iter(widths))):
             conversion.notes.append(
                 f"{path} has a value of its own for every channel: the {shape[next(iter(widths))]} here are those of"
                 f" the source's {value.shape[next(iter(widths))]}, in order."
@@ -172,11 +172,15 @@ def _build_parameter(conversion: Conversion, node: fx.Node) -> torch.Tensor:
 
 
 def _of_a_kind(value: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """Values of a new shape like those given: the same in turn, or, of filters, as widely spread."""
+    """Values of a new shape like those given: the same in turn, or, of filters that are trained, as widely spread.
+
+    Filters that are all alike are the same in turn too, as those of a blur with one for each channel.
+    """
     if value.is_meta:
         return value.new_empty(shape)
     changed = [axis for axis, n in enumerate(shape) if n != value.shape[axis]]
-    if value.dim() > 1 and len(shape) - sum(n == 1 for n in shape) > 1:  # filters: two alike would stay alike
+    is_filter = value.dim() > 1 and len(shape) - sum(n == 1 for n in shape) > 1
+    if is_filter and value.requires_grad and not all(_is_one_row(value, axis) for axis in changed):
         made = torch.empty(list(shape), dtype=value.dtype, device=value.device)
         nn.init.kaiming_normal_(made)
         return made
@@ -185,6 +189,11 @@ def _of_a_kind(value: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
         turn = torch.arange(shape[axis], device=value.device) % value.shape[axis]
         made = made.index_select(axis, turn)
     return made.clone()
+
+
+def _is_one_row(value: torch.Tensor, axis: int) -> bool:
+    """Whether all that lies along an axis is equal."""
+    return bool((value == value.narrow(axis, 0, 1)).all())
 
 
 def _indices(path: str, value: torch.Tensor, width: int, old: int) -> torch.Tensor:

@@ -40,7 +40,8 @@ class ReplaceDownsampling(Pass):
             for unit in stage.units:
                 if small := _small_inputs(stage, unit):
                     _grow_unit(conversion, stage, unit, small)
-                stage.spans[unit] = [node for node in stage.spans[unit] if not _flatten(conversion, stage, node)]
+                kept = [node for node in stage.spans[unit] if not _flatten(conversion, stage, node)]
+                stage.spans[unit] = [each for node in kept for each in (*_pad_as_given(stage, node), node)]
                 for node in stage.spans[unit]:
                     _return_to_size(conversion, stage, unit, node)
 
@@ -261,6 +262,27 @@ def _same_size_function(conversion: Conversion, node: fx.Node) -> None:
     padding = "same" if any(e % 2 for e in extents) else tuple(e // 2 for e in extents)
     node.args = (given.pop("input"), given.pop("weight"), given.pop("bias", None))
     node.kwargs = {**given, "stride": (1, 1), "padding": padding}
+
+
+def _pad_as_given(stage: TopDownStage, node: fx.Node) -> list[fx.Node]:
+    """Put the padding of a convolution that is a function, where it is not with zeros, before it: it has no mode."""
+    source = node.meta.get("source")
+    mode = source.meta.get("padding_mode", "zeros") if source is not None and node.op == "call_function" else "zeros"
+    amounts = node.kwargs.get("padding")
+    if mode == "zeros" or not isinstance(amounts, tuple) or not any(amounts):
+        return []
+    height, width = amounts
+    read = node.args[0]
+    with stage.graph.inserting_before(node):
+        padded = stage.graph.call_function(F.pad, (read, [width, width, height, height]), {"mode": mode})
+    padded.meta = {
+        "axis": 1,
+        "stride": (1, 1),
+        "unit": node.meta["unit"],
+        "class_name": node.meta.get("class_name", ""),
+    }
+    node.args, node.kwargs = (padded, *node.args[1:]), {**node.kwargs, "padding": (0, 0)}
+    return [padded]
 
 
 def _crops(kind: Kind | None, source: fx.Node) -> bool:

@@ -97,11 +97,21 @@ def styles(seed: int, count: int = STYLES) -> Iterator[Outcome]:
 
     for i in range(count):
         style = draw_style(seed * 1000 + i)
-        # Without norms and identity shortcuts the same graph is a network whose blocks begin, and one whose blocks end,
-        # with activations. SPEC 1.2 cuts on both sides of them: only modules say to which block they belong.
-        if recipe.pre and not recipe.norm and all(changes(recipe)):
-            style = replace(style, units="classes" if style.units == "inline" else style.units)
+        if style.units == "inline" and _is_open(recipe):
+            style = replace(style, units="classes")
         yield _judge(seed, recipe, style, options, plain)
+
+
+def _is_open(recipe: Recipe) -> bool:
+    """Whether SPEC leaves open what the units of a network are where its blocks have no modules.
+
+    It cuts on both sides of an activation (SPEC 1.2), and in two pre-activation networks nothing but modules says to
+    which side it belongs: without norms and identity shortcuts the same graph is one whose blocks end with activations;
+    norm and activation between the stem's convolution and a block with a projection can be the stem's (SPEC 1.4).
+    """
+    changed = changes(recipe)
+    in_doubt = recipe.stem is not None and not recipe.stem.pool and changed[0]
+    return recipe.pre and (in_doubt or (not recipe.norm and all(changed)))
 
 
 def _judge(
