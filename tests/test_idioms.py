@@ -84,6 +84,9 @@ def acting(act: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
 class Normalised(nn.Module):
     """As adversarial training code wraps its networks."""
 
+    mu: Tensor
+    sigma: Tensor
+
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.register_buffer("mu", torch.tensor([0.48, 0.45, 0.41]).view(1, 3, 1, 1), persistent=False)
@@ -335,7 +338,7 @@ class Standardised(Residual):
         super().__init__(cin, cout, stride)
         self.conv1 = StdConv(cin, cout, 3, stride, 1, bias=False)
         self.conv2 = StdConv(cout, cout, 3, 1, 1, bias=False)
-        self.bn1, self.bn2 = nn.GroupNorm(4, cout), nn.GroupNorm(4, cout)
+        self.bn1, self.bn2 = nn.GroupNorm(4, cout), nn.GroupNorm(4, cout)  # type: ignore[assignment]
 
 
 class BlurPool(nn.Module):
@@ -419,7 +422,7 @@ class _Swish(torch.autograd.Function):
 
 class Swish(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return _Swish.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+        return _Swish.apply(x)
 
 
 class Mish(nn.Module):
@@ -450,7 +453,7 @@ class GeM(nn.Module):
 class Pooled(Net):
     def __init__(self) -> None:
         super().__init__()
-        self.pool = GeM()
+        self.pool = GeM()  # type: ignore[assignment]
 
 
 class Described(Net):
@@ -552,7 +555,7 @@ CASES = {
 
 # What could convert and does not yet: a refusal, never another network.
 REFUSED: dict[str, Callable[[], nn.Module]] = {
-    "shuffle by stack": lambda: Net(lambda *widths: Shuffle(*widths, how="stack")),
+    "shuffle by stack": lambda: Net(lambda cin, cout, stride: Shuffle(cin, cout, stride, "stack")),
     "coordinate attention": gated(Coordinate),
 }
 

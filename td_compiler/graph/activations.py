@@ -51,8 +51,8 @@ def _maps(node: fx.Node) -> list[fx.Node]:
 
 
 def _is_pointwise(conversion: Conversion, node: fx.Node, source: fx.Node) -> bool:
-    values = [each.meta.get("value") for each in (node, source)]
-    alike = all(isinstance(value, torch.Tensor) for value in values) and values[0].shape == values[1].shape
+    made, given = node.meta.get("value"), source.meta.get("value")
+    alike = isinstance(made, torch.Tensor) and isinstance(given, torch.Tensor) and made.shape == given.shape
     return alike and conversion.kind(node) in _POINTWISE
 
 
