@@ -295,10 +295,16 @@ def _copy_projection(
             path = home + name[len(model.path) :]
         else:
             paths = (f"projection.{stage.key}.{n}" for n in itertools.count(i))
-            path = next(path for path in paths if path not in conversion.layers)
-        value = add_like(conversion, stage, source, path, {source.all_input_nodes[0]: value}, home)
+            path = next(path for path in paths if path not in conversion.layers and not _is_taken(stage, path))
+        beside = "" if home else path  # parameters of functions have no module of the block to stand in
+        value = add_like(conversion, stage, source, path, {source.all_input_nodes[0]: value}, home, beside)
         nodes.append(value)
     return nodes
+
+
+def _is_taken(stage: TopDownStage, path: str) -> bool:
+    """Whether parameters of functions stand under a path."""
+    return any(str(node.target).startswith(f"{path}.") for node in stage.graph.find_nodes(op="get_attr"))
 
 
 def _projection_style(conversion: Conversion, stage: TopDownStage) -> Style:

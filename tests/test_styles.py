@@ -14,8 +14,8 @@ from tests.oracles import styles
 SIZE = (3, 32, 32)
 
 
-# inline blocks: shuffles in and at the end of stages, an inner module that holds all, activations that open blocks
-@pytest.mark.parametrize("seed", [16, 17, 29])
+# inline: shuffles at the end of stages, a module that holds all, activations that open blocks, functional projections
+@pytest.mark.parametrize("seed", [16, 17, 29, 2019])
 def test_a_block_is_what_its_paths_make_it(seed: int) -> None:
     bad = [outcome for outcome in styles(seed) if outcome.result != "right"]
     assert not bad, f"{bad[0].result}: {bad[0].why}\n{bad[0].text}"
