@@ -9,9 +9,10 @@ from torch import fx, nn
 
 from td_compiler.graph.operators import Kind, Width, layer_row
 from td_compiler.graph.states import Conversion, Pass
+from td_compiler.graph.walks import ancestors
 from td_compiler.passes.nodes import tensors
 
-__all__ = ["FindPrologue", "ancestors", "cut_pieces"]
+__all__ = ["FindPrologue", "cut_pieces"]
 
 _LAYERS = {Kind.CONV, Kind.LINEAR, Kind.POOL, Kind.ATTENTION}
 
@@ -43,18 +44,6 @@ class FindPrologue(Pass):
 
     def ensures(self, conversion: Conversion) -> None:
         assert conversion.image is not None
-
-
-def ancestors(node: fx.Node) -> set[fx.Node]:
-    """All nodes that a node is computed of."""
-    found: set[fx.Node] = set()
-    stack = list(node.all_input_nodes)
-    while stack:
-        before = stack.pop()
-        if before not in found:
-            found.add(before)
-            stack.extend(before.all_input_nodes)
-    return found
 
 
 def cut_pieces(order: list[fx.Node], start: fx.Node) -> list[list[fx.Node]]:

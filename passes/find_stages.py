@@ -11,7 +11,7 @@ from td_compiler.errors import ConversionError
 from td_compiler.graph.operators import Kind, Pair
 from td_compiler.graph.states import Conversion, Pass
 from td_compiler.graph.units import Boundary, Stage, StageGraph, Unit, UnitKind
-from td_compiler.passes.find_prologue import ancestors
+from td_compiler.graph.walks import ancestors
 from td_compiler.passes.find_units import refuse_decoder, shuffles
 from td_compiler.passes.nodes import is_spatial, place_of
 from td_compiler.passes.trace_channels import is_map

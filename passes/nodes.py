@@ -16,7 +16,6 @@ from td_compiler.graph.states import Conversion
 __all__ = [
     "SPLITS",
     "Cut",
-    "arguments",
     "channel_cut",
     "channel_index",
     "channel_padding",
@@ -40,13 +39,6 @@ __all__ = [
 ]
 
 SPLITS = {"split", "split_with_sizes", "chunk"}  # what divides a map by numbers that can be written anew
-
-
-def arguments(node: fx.Node) -> list[fx.Node]:
-    """The nodes among a node's arguments, in order, each as often as it stands there."""
-    found: list[fx.Node] = []
-    fx.node.map_arg((node.args, node.kwargs), lambda n: found.append(n) or n)  # type: ignore[func-returns-value]
-    return found
 
 
 def is_parameter(node: fx.Node) -> bool:

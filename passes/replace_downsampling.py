@@ -12,8 +12,8 @@ from td_compiler.graph.axes import channel_axis, in_order
 from td_compiler.graph.operators import Kind, Pair, layer_row
 from td_compiler.graph.states import Conversion, Pass, kind_of, layer_of, operator_of
 from td_compiler.graph.units import Layer, TopDownStage, Unit
+from td_compiler.graph.walks import ancestors
 from td_compiler.layers.upsample import TransposedUpsample, upsample_aligned, upsample_bilinear, upsample_nearest
-from td_compiler.passes.find_prologue import ancestors
 from td_compiler.passes.nodes import channel_padding, is_spatial
 from td_compiler.passes.trace_channels import is_map
 

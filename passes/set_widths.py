@@ -25,11 +25,11 @@ from td_compiler.graph.operators import Kind, Width
 from td_compiler.graph.parts import Channels, Part, cut, equal_parts, equate, fix, fresh, parts_of, want, width_of
 from td_compiler.graph.states import Conversion, Pass, layer_of, operator_of
 from td_compiler.graph.units import Layer
+from td_compiler.graph.walks import arguments
 from td_compiler.network.base import handed_on
 from td_compiler.passes.nodes import (
     SPLITS,
     Cut,
-    arguments,
     channel_cut,
     channel_index,
     channel_padding,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import fx
 
 from td_compiler.graph.moves import is_reduction, reduces
+from td_compiler.graph.walks import ancestors
 
 __all__ = ["join_norms", "written_norm"]
 
@@ -30,7 +31,8 @@ def written_norm(nodes: Sequence[fx.Node], at: int) -> tuple[fx.Node, ...]:
     if any(n.op == "call_module" for n in inside) or any("width" in n.meta for n in others):
         return ()
     shapes = [tuple(getattr(n.meta["value"], "shape", ())) for n in (*read, inside[-1])]
-    has_parameters = any(n.op == "get_attr" and str(n.target).startswith(f"{home}.") for n in _behind(others))
+    behind = {n for other in others for n in (other, *ancestors(other))}
+    has_parameters = any(n.op == "get_attr" and str(n.target).startswith(f"{home}.") for n in behind)
     alike = shapes[0] == shapes[1] and has_parameters and any(_normalises(n, known) for n in inside)
     return tuple(inside) if alike else ()
 
@@ -47,18 +49,6 @@ def _normalises(node: fx.Node, known: set[fx.Node]) -> bool:
         return False
     axes = {0, source.meta["axis"]} - {None}
     return any(reduces(node, axis, values[0].shape, values[1].shape) for axis in axes)
-
-
-def _behind(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    """Nodes and all that they are made of."""
-    found: set[fx.Node] = set()
-    stack = list(nodes)
-    while stack:
-        node = stack.pop()
-        if node not in found:
-            found.add(node)
-            stack.extend(node.all_input_nodes)
-    return found
 
 
 def join_norms(pieces: list[list[fx.Node]]) -> list[list[fx.Node]]:

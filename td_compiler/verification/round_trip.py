@@ -22,6 +22,7 @@ from td_compiler.capture.capture import capture
 from td_compiler.capture.skeleton import unwrap_parts
 from td_compiler.graph.states import Conversion
 from td_compiler.graph.units import TopDownStage, Unit
+from td_compiler.graph.walks import ancestors, arguments
 from td_compiler.options import Options
 from td_compiler.passes import PIPELINE
 from td_compiler.passes.reverse_stages import ReverseStages
@@ -153,13 +154,13 @@ class _Parts:
         head = conversion.found.head
         units = [unit for unit in conversion.units if unit.nodes[0] not in head]
         start = units[0].input
-        prologue = [node for node in self._main() if node is start or node in _ancestors(start)]
+        prologue = [node for node in self._main() if node is start or node in ancestors(start)]
         self.parts = [_Part(prologue, {}), *map(self._of_unit, units), _Part(head, {})]
 
     def _main(self) -> list[fx.Node]:
         """The bottom-up nodes that carry the image's data to the output, in order; the image itself left out."""
         captured = self.conversion.captured
-        needed = {captured.output, *_ancestors(captured.output)}
+        needed = {captured.output, *ancestors(captured.output)}
         return [n for n in captured.graph.nodes if n in needed and "width" in n.meta and n is not captured.image]
 
     def _of_unit(self, unit: Unit) -> _Part:
@@ -210,7 +211,7 @@ class _Parts:
         if origin not in made:
             if "width" in origin.meta and node not in part.nodes:
                 raise Violation(f"a part reads {_place(origin)}, which none before it computes")
-            places = iter(_arguments(origin))
+            places = iter(arguments(origin))
             read = (node.args, node.kwargs)
             args, kwargs = map_arg(read, lambda n: self._copy(graph, made, part, n, next(places, None)))
             made[origin] = graph.create_node(node.op, node.target, args, kwargs)
@@ -393,24 +394,6 @@ def _other_size(subject: Subject) -> Size:
     channels, height, width = subject.small
     other = channels, height, width + _WIDER
     return other if len(subject.sizes) > 1 and subject.takes(other) else subject.small
-
-
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    stack = list(node.all_input_nodes)
-    while stack:
-        before = stack.pop()
-        if before not in found:
-            found.add(before)
-            stack.extend(before.all_input_nodes)
-    return found
-
-
-def _arguments(node: fx.Node) -> list[fx.Node]:
-    """The nodes among a node's arguments, in order, each as often as it stands there."""
-    found: list[fx.Node] = []
-    map_arg((node.args, node.kwargs), lambda n: found.append(n) or n)  # type: ignore[func-returns-value]
-    return found
 
 
 def _origin(node: fx.Node) -> fx.Node:
