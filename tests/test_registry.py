@@ -1,5 +1,7 @@
 """`register`: rows for layers and functions of a user's own."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -10,9 +12,10 @@ from td_compiler.graph.operators import FUNCTIONS, LAYERS, METHODS
 
 @pytest.fixture(autouse=True)
 def own_tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for table in (FUNCTIONS, LAYERS, METHODS):
+    tables: list[dict[Any, Any]] = [FUNCTIONS, LAYERS, METHODS]
+    for table in tables:
         for key in list(table):
-            monkeypatch.setitem(table, key, table[key])  # type: ignore[arg-type, call-overload]
+            monkeypatch.setitem(table, key, table[key])
 
 
 class Scaled(nn.Module):

@@ -24,13 +24,15 @@ def test_a_block_is_what_its_paths_make_it(seed: int) -> None:
 class Blurred(nn.Module):
     """Residual blocks; the strided one blurs with one fixed filter for each channel before it takes every second."""
 
+    taps: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, padding=1)
         self.one, self.two = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
         self.three, self.short = nn.Conv2d(16, 24, 3, padding=1), nn.Conv2d(8, 24, 1, stride=2)
-        self.register_buffer("taps", torch.tensor([1.0, 2.0, 1.0]).outer(torch.tensor([1.0, 2.0, 1.0])).div(16))
-        self.taps = self.taps.expand(16, 1, 3, 3).clone()
+        row = torch.tensor([1.0, 2.0, 1.0])
+        self.register_buffer("taps", row.outer(row).div(16).expand(16, 1, 3, 3).clone())
         self.fc = nn.Linear(24, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
