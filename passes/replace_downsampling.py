@@ -288,10 +288,12 @@ def _pad_as_given(stage: TopDownStage, node: fx.Node) -> list[fx.Node]:
 def _crops(kind: Kind | None, source: fx.Node) -> bool:
     """Whether a bottom-up node cuts some rows or columns off its map and does nothing else, as a shift by a pixel does.
 
-    Stages keep their size, so there is nothing to cut off in them.
+    Stages keep their size, so there is nothing to cut off in them, unless others take the place of what is cut off.
     """
     before = next((n for n in source.all_input_nodes if n.meta.get("size") is not None), None)
     if kind not in {None, Kind.SIZE} or source.op == "call_module" or before is None or not is_map(source):
+        return False
+    if any(is_map(user) and user.meta["size"] == before.meta["size"] for user in source.users if "size" in user.meta):
         return False
     same = all(source.meta[name] == before.meta[name] for name in ("axis", "width"))
     sides = list(zip(source.meta["size"], before.meta["size"], strict=True))
