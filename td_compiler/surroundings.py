@@ -53,14 +53,15 @@ def neutral_surroundings(*, draws: bool = True) -> Iterator[None]:
 def _python_generators() -> Iterator[None]:
     """Put back the generators of Python and NumPy, which nothing here uses, if a network's own code has.
 
-    With several threads they are anyone's, and putting them back would disturb the others.
+    They are the whole process's, and by custom the main thread's: a call from another thread would disturb that one by
+    putting them back.
     """
     numpy = sys.modules.get("numpy")
     before = random.getstate(), numpy.random.get_state() if numpy is not None else None
     try:
         yield
     finally:
-        if threading.active_count() == 1:
+        if threading.current_thread() is threading.main_thread():
             if random.getstate() != before[0]:
                 random.setstate(before[0])
             if numpy is not None:

@@ -159,8 +159,8 @@ def test_conversion_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
     nin = figures["conversion of zoo:nin"]
     assert nin["parameters"] == 969_822
     assert 4 * 3_368_478 < nin["new_weights"] < 4 * 3_368_478 + 100_000, "the papers' parameters, and norms' buffers"
-    # Torch keeps no tensor of the source or of the result twice.
-    assert not LINUX or nin["new_weights"] <= nin["growth"] < nin["new_weights"] + nin["weights"] + 4 * 2**20
+    # Torch keeps no tensor of the source or of the result twice; graphs and the record of the runs take some MiB.
+    assert not LINUX or nin["new_weights"] <= nin["growth"] < nin["new_weights"] + nin["weights"] + 5 * 2**20
     page = (tmp_path / "conversion.md").read_text()
     assert "| zoo:nin | 969.8k |" in page and "to the power of" in page
 

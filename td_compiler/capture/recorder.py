@@ -97,7 +97,16 @@ class Recorder(TorchFunctionMode):
                 raise NeedsScripts from None
             recording.error = error
             recording.error_place = place_of_error(error)
+        finally:
+            self._forget()
         return recording
+
+    def _forget(self) -> None:
+        """Let go of what only the run needed: the recorder and its writes know each other, and would wait for it long."""
+        for kept in (self.values, self._mirrors, self._function_args):
+            kept.clear()
+        self.alive.clear()
+        self.writes = Writes(self)
 
     def record_layer(self, call: Call, given: Any) -> Any:
         """Note the call of a layer; returns its output as what reads it is to know it."""
