@@ -102,7 +102,7 @@ class Recorder(TorchFunctionMode):
         return recording
 
     def _forget(self) -> None:
-        """Let go of what only the run needed: the recorder and its writes know each other, and would wait for it long."""
+        """Let go of what only the run needed: a recorder and its writes know each other, and would stay for long."""
         for kept in (self.values, self._mirrors, self._function_args):
             kept.clear()
         self.alive.clear()
