@@ -148,15 +148,19 @@ def _dropped_shortcuts(subject: Subject, gone: set[str], ran: set[str]) -> set[s
 
 def _way(source: fx.Node, join: fx.Node) -> set[str]:
     """The layers that matter for one input of a node alone: from where its way parts with the others' on."""
-    if set(source.users) != {join}:
+    if _readers(source) != {join}:
         return set()
-    inside, waiting = {source}, list(source.all_input_nodes)
-    while waiting:
-        node = waiting.pop()
-        if node not in inside and node.op != "placeholder" and set(node.users) <= inside:
+    inside = {source}
+    for node in reversed(source.graph.nodes):  # so that all readers of a node come before it
+        readers = _readers(node)
+        if node.op != "placeholder" and readers and readers <= inside:
             inside.add(node)
-            waiting += node.all_input_nodes
     return {str(node.target) for node in inside if node.op == "call_module"}
+
+
+def _readers(node: fx.Node) -> set[fx.Node]:
+    """What reads a node's values, not its size alone."""
+    return {user for user in node.users if not isinstance(_value(user), int)}
 
 
 def _value(node: fx.Node) -> Any:
