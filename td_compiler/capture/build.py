@@ -21,6 +21,7 @@ from td_compiler.capture.recording import (
     Result,
     Value,
     tensor_of,
+    tensors_in,
     values_in,
 )
 from td_compiler.errors import ConversionError
@@ -103,7 +104,7 @@ class Builder:
         self._tensors = tensors
         self._twins = twins
         self._strict = strict  # the one run beside this one is in training as well
-        self._folded: dict[Call, Any] = {}
+        self._folded: set[Call] = set()
         self._modes: dict[Call, Call] = {}
         self._recent: list[Value] = []
         self._call: Call | None = None
@@ -144,10 +145,7 @@ class Builder:
         if value in self.nodes:
             return self.nodes[value]
         if value.call in self._folded:
-            made = self._folded[value.call]
-            for key in value.at:
-                made = made[key]
-            return self._constant(made, _name_near(value.call))
+            return self._constant(tensor_of(value), _name_near(value.call))
         node, made = self.nodes[value.call], value.call.output
         for key in value.at:
             made = made[key]
@@ -292,7 +290,7 @@ class Builder:
                 return False
         if call in self._modes and not _equal(call.output, self._modes[call].output):
             return False
-        self._folded[call] = call.output
+        self._folded.add(call)
         return True
 
     def _constant(self, tensor: torch.Tensor, name: str) -> fx.Node:
@@ -340,23 +338,15 @@ def _same(one: Value, other: Value) -> bool:
 
 
 def _is_real(output: Any) -> bool:
-    tensors = list(_flat(output))
+    tensors = list(tensors_in(output))
     return bool(tensors) and not any(tensor.is_meta for tensor in tensors)
 
 
 def _equal(one: Any, other: Any) -> bool:
-    pairs = list(_flat(one)), list(_flat(other))
+    pairs = list(tensors_in(one)), list(tensors_in(other))
     return len(pairs[0]) == len(pairs[1]) and all(
         a.shape == b.shape and not b.is_meta and bool(torch.equal(a, b)) for a, b in zip(*pairs, strict=True)
     )
-
-
-def _flat(item: Any) -> Iterator[torch.Tensor]:
-    if isinstance(item, torch.Tensor):
-        yield item
-    elif isinstance(item, (tuple, list)):
-        for each in item:
-            yield from _flat(each)
 
 
 def _on_meta(value: Any) -> Any:

@@ -13,7 +13,7 @@ from td_compiler.capture.build import key_of
 from td_compiler.capture.meta import ShapesOnly
 from td_compiler.capture.numbers import Dim, Made, Size
 from td_compiler.capture.places import at_line
-from td_compiler.capture.recording import Call, Of, Recording, Result, Span, Value
+from td_compiler.capture.recording import Call, Of, Recording, Result, Span, Value, tensor_of
 from td_compiler.errors import ConversionError
 from td_compiler.graph.operators import FUNCTIONS, METHODS, Kind, layer_row
 from td_compiler.layers.steps import FunctionStep
@@ -64,10 +64,9 @@ def _fold(recording: Recording, span: Span, notes: dict[str, Any]) -> None:
     made = [value for value in results if value.call in inside]
     if len(made) != 1 or not isinstance(span.output, Result):
         return  # several outputs, or one that it was given
-    tensor = made[0].call.output
-    for key in made[0].at:
-        tensor = tensor[key]
-    call = Call("call_module", span.path, span.args, span.kwargs, tensor, span.stack, span.place, span.module, notes)
+    call = Call(
+        "call_module", span.path, span.args, span.kwargs, tensor_of(made[0]), span.stack, span.place, span.module, notes
+    )
     _put(recording, span.start, span.stop, call)
     _replace(recording, made[0], Result(call), span.start)
 
@@ -184,9 +183,7 @@ def shrinking(recording: Recording) -> dict[int, tuple[int, int]]:
 def _tensor(value: Any) -> torch.Tensor | None:
     if not isinstance(value, Result):
         return None
-    made = value.call.output
-    for key in value.at:
-        made = made[key]
+    made = tensor_of(value)
     return made if isinstance(made, torch.Tensor) else None
 
 

@@ -146,11 +146,6 @@ class Conversion:
                 return stride if fits else None
         return None
 
-    def growth_into(self, stage: TopDownStage) -> Pair:
-        """The factor (height, width) by which the map grows from the stage before into a top-down stage."""
-        before = self.stages[self.stages.index(stage) - 1].scale
-        return before[0] // stage.scale[0], before[1] // stage.scale[1]
-
     def map_size(self, scale: Pair) -> Pair:
         """The (height, width) of the maps at a scale, for the images that the network is read with."""
         return -(-self.image_size[1] // scale[0]), -(-self.image_size[2] // scale[1])
