@@ -17,6 +17,7 @@ from td_compiler.graph.operators import Kind, Pair, lookup
 from td_compiler.graph.states import Conversion, Pass
 from td_compiler.layers.pyramid import Pyramid
 from td_compiler.network.base import Segment, TopDownNet, handed_on, plant
+from td_compiler.passes.homes import homes_of
 from td_compiler.passes.nodes import place_of
 from td_compiler.report.report import Cost, Report, StageReport
 
@@ -49,7 +50,8 @@ class Assemble(Pass):
         for segment in network.parts:
             for node in segment.graph.nodes:
                 growth = {"growth": node.meta["growth"]} if "growth" in node.meta else {}
-                node.meta = {**{key: node.meta.get(key, "") for key in ("unit", "class_name")}, **growth}
+                known = {key: node.meta.get(key, "") for key in ("unit", "class_name")}
+                node.meta = {**known, "homes": homes_of(conversion, node), **growth}
         conversion.result = network
 
     def ensures(self, conversion: Conversion) -> None:

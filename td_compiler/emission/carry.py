@@ -107,6 +107,7 @@ _COMMON = {
     "F": ("torch.nn.functional", "", "F"),
     "nn": ("torch", "nn", ""),
     "math": ("math", "", ""),
+    "OrderedDict": ("collections", "OrderedDict", ""),
 }
 
 # Helpers that foreign code calls and that are no part of what it computes.

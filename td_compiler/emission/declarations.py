@@ -14,7 +14,7 @@ from td_compiler.emission.layout import WIDTH, Doc, Group, Join, Statement, call
 from td_compiler.emission.leaves import is_of_torch, plain_layer, trace_forward
 from td_compiler.emission.sharing import Declaration, Draft, SharedClass, share
 from td_compiler.emission.tree import Tree, is_bare, is_numbered, own_children
-from td_compiler.emission.units import Unit, is_image
+from td_compiler.emission.units import Unit, is_image, with_inner
 from td_compiler.graph.names import is_attribute
 from td_compiler.layers.steps import TrainingStep
 
@@ -41,6 +41,7 @@ class Declarer:
         layers = self._foreign_layers()
         self._tree.classes |= {layer.path for layer in layers}
         self._add(layers)
+        units = list(with_inner(units))
         paths = {unit.path for unit in units}
         holders = [
             Unit(path, "Parameters", (), {}, None)
@@ -48,9 +49,8 @@ class Declarer:
             if path not in {"", *paths} and self._tree.is_container(path, module) and is_bare(module)
         ]
         self._tree.classes |= paths | {holder.path for holder in holders}
-        for together in _innermost_first(holders):
+        for together in [*_innermost_first(holders), *_by_kind(units)]:
             self._add(together)
-        self._add(units)
 
     def _foreign_layers(self) -> list[Unit]:
         """The layers that are written as what their forward computes."""
@@ -77,7 +77,7 @@ class Declarer:
         tree = self._tree.below(unit.path)
         modules = {path: name for path, name in unit.arguments.items() if isinstance(path, str)}
         values = {node: name for node, name in unit.arguments.items() if not isinstance(node, str)}
-        steps = read_steps(unit.nodes, tree, self._carrier, start=f"{unit.path}.", given=modules)
+        steps = read_steps(unit.nodes, tree, self._carrier, units=unit.inner, start=f"{unit.path}.", given=modules)
         fixed = {node for node, name in values.items() if is_image(node) and name == "image"}
         body = write_body(steps, tree, values, (unit.result,), fixed)
         if isinstance(self._tree.root.get_submodule(unit.path), TrainingStep):
@@ -107,6 +107,9 @@ class Declarer:
         children = {name: self._expression(f"{path}.{name}", child) for name, child in own_children(module).items()}
         if is_numbered(children):
             return Join(("nn.Sequential", Group("(", tuple(_fold_runs(list(children.values()))), ")")))
+        if path in self._tree.chains:
+            pairs = tuple(Group("(", (literal(name), child), ")", is_tuple=True) for name, child in children.items())
+            return call("nn.Sequential", call("OrderedDict", Group("[", pairs, "]")))
         items = tuple(Join((literal(name), ": ", child)) for name, child in children.items())
         return call("nn.ModuleDict", Group("{", items, "}")) if items else call("nn.ModuleDict")
 
@@ -118,6 +121,28 @@ def _innermost_first(units: list[Unit]) -> list[list[Unit]]:
         heights[path] = 1 + max((heights[other] for other in heights if other.startswith(f"{path}.")), default=0)
     units = sorted(units, key=lambda unit: heights[unit.path])
     return [list(same) for _, same in groupby(units, key=lambda unit: heights[unit.path])]
+
+
+def _by_kind(units: list[Unit]) -> list[list[Unit]]:
+    """The units of one kind together, what is inside others first; a kind that holds itself comes level by level."""
+    inside: dict[str, set[str]] = {}  # base -> bases of what its units hold, at any depth
+    for unit in units:
+        inside.setdefault(unit.base, set()).update(inner.base for inner in with_inner(unit.inner))
+    levels = dict.fromkeys((unit.path for unit in units), 0)
+    by_base: dict[str, list[Unit]] = {}
+    for unit in units:
+        by_base.setdefault(unit.base, []).append(unit)
+    changed = True
+    while changed:
+        before = dict(levels)
+        for base, same in by_base.items():
+            own = [1 + max((levels[inner.path] for inner in unit.inner), default=-1) for unit in same]
+            recursive = base in inside[base] or any(base in inside[other] for other in inside[base])
+            for unit, level in zip(same, own, strict=True):
+                levels[unit.path] = level if recursive else max(own)
+        changed = levels != before
+    ordered = sorted(units, key=lambda unit: levels[unit.path])
+    return [list(same) for _, same in groupby(ordered, key=lambda unit: levels[unit.path])]
 
 
 def _layer_unit(path: str, name: str, graph: fx.Graph) -> Unit:

@@ -46,7 +46,7 @@ def read_steps(
     for node in nodes:
         if node in packed:
             if node is packed[node].nodes[-1]:
-                steps.append(_unit_step(packed[node], tree))
+                steps.append(_unit_step(packed[node], tree, start, given))
         elif node.op == "call_module" and str(node.target) in given:
             steps.append(Step(node, _call(given[str(node.target)], node)))
         elif node.op == "call_module":
@@ -82,11 +82,17 @@ def _module_step(node: fx.Node, path: str, tree: Tree) -> Step:
     )
 
 
-def _unit_step(unit: Unit, tree: Tree) -> Step:
+def _unit_step(unit: Unit, tree: Tree, start: str, given: Mapping[str, str]) -> Step:
     assert unit.result is not None
-    arguments = [tree.access(argument) if isinstance(argument, str) else Value(argument) for argument in unit.arguments]
-    path = unit.path if list(unit.arguments.values()) in (["x"], ["image"]) else ""
-    return Step(unit.result, call(tree.access(unit.path), *arguments), path=path, hint=_hint(unit.path), is_unit=True)
+    own = unit.path.removeprefix(start)
+    arguments = [
+        Value(argument)
+        if not isinstance(argument, str)
+        else given.get(argument) or tree.access(argument.removeprefix(start))
+        for argument in unit.arguments
+    ]
+    path = own if list(unit.arguments.values()) in (["x"], ["image"]) else ""
+    return Step(unit.result, call(tree.access(own), *arguments), path=path, hint=_hint(own), is_unit=not start)
 
 
 def _size_hint(node: fx.Node) -> str:

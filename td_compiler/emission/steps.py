@@ -56,7 +56,7 @@ def call_sequences(steps: list[Step], tree: Tree, results: Sequence[fx.Node]) ->
     """Calls of all children of a Sequential in a row become one call of the Sequential, innermost first."""
     parents = {_parent(step.path) for step in steps if "." in step.path}
     ancestors = {path[:end] for path in parents for end in [*_dots(path), len(path)]}
-    sequences = [path for path in ancestors if tree.kind(path) == "sequence"]
+    sequences = [path for path in ancestors if tree.kind(path) in ("sequence", "chain")]
     for path in sorted(sequences, key=lambda path: (-path.count("."), path)):
         children = [f"{path}.{name}" for name in own_children(tree.root.get_submodule(path))]
         uses = count_uses(steps, results)

@@ -34,19 +34,36 @@ class Tree:
     Attributes:
         root: the module that paths start from.
         classes: paths of the containers that become instances of an emitted class.
+        chains: paths of the containers that become a Sequential with names of its own.
     """
 
-    def __init__(self, root: nn.Module, called: set[str], classes: set[str]) -> None:
+    def __init__(self, root: nn.Module, called: set[str], classes: set[str], chains: set[str] | None = None) -> None:
         self.root = root
         self._called = called
         self.classes = classes
+        self.chains = chains if chains is not None else set()
 
     def below(self, path: str) -> Tree:
         """The tree of the module at a path."""
         start = f"{path}."
-        called = {name.removeprefix(start) for name in self._called if name.startswith(start)}
-        classes = {name.removeprefix(start) for name in self.classes if name.startswith(start)}
-        return Tree(self.root.get_submodule(path), called, classes)
+        called, classes, chains = (
+            {name.removeprefix(start) for name in names if name.startswith(start)}
+            for names in (self._called, self.classes, self.chains)
+        )
+        return Tree(self.root.get_submodule(path), called, classes, chains)
+
+    def has(self, path: str) -> bool:
+        """Whether there is a module at a path."""
+        try:
+            self.root.get_submodule(path)
+        except AttributeError:
+            return False
+        return True
+
+    def holds_tensors(self, path: str) -> bool:
+        """Whether the module at a path has parameters or buffers of its own, beside its children."""
+        module = self.root.get_submodule(path)
+        return bool(module._parameters or module._buffers)
 
     def is_container(self, path: str, module: nn.Module) -> bool:
         """Whether a module only holds others: nothing calls it, and it is a Sequential or has no forward of its own."""
@@ -56,10 +73,12 @@ class Tree:
         return without_forward or type(module) is nn.Sequential or isinstance(module, nn.ModuleDict)
 
     def kind(self, path: str) -> str:
-        """What the emitted module at a path is: `class` (attributes), `sequence` or `dict`."""
+        """What the emitted module at a path is: `class` (attributes), `sequence`, `chain` (a named one) or `dict`."""
         module = self.root.get_submodule(path)
         if path == "" or path in self.classes or not self.is_container(path, module) or is_bare(module):
             return "class"
+        if path in self.chains:
+            return "chain"
         return "sequence" if is_numbered(own_children(module)) else "dict"
 
     def is_layer(self, path: str) -> bool:

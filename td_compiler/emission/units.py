@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import builtins
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from td_compiler.emission.tree import Tree, is_numbered, own_children
 from td_compiler.graph.names import free_name, is_attribute
 from td_compiler.network.base import Segment
 
-__all__ = ["RESERVED", "Unit", "find_units", "is_image", "unit_of", "used_modules"]
+__all__ = ["RESERVED", "Unit", "find_units", "is_image", "unit_of", "used_modules", "with_inner"]
 
 RESERVED = frozenset({"F", "nn", "torch", "math", "self", "image", "x", "e", "super", *dir(builtins)})
 """Names that mean something in emitted source, so that no class or argument there may have them."""
 
 _BASES = {"entry": "Entry", "merge": "Merge", "transition": "Transition"}
+_CONTAINERS = {"Sequential", "ModuleList", "ModuleDict"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Unit:
         nodes: its nodes, in order.
         arguments: what its forward takes: values by node, modules of other places by path; and their names in it.
         result: the one value that others use; None for a unit that only holds parameters and layers for others.
+        inner: the units inside it, at paths below its own, that are called as one each.
     """
 
     path: str
@@ -38,6 +41,14 @@ class Unit:
     nodes: tuple[fx.Node, ...]
     arguments: dict[fx.Node | str, str]
     result: fx.Node | None
+    inner: tuple[Unit, ...] = ()
+
+
+def with_inner(units: Sequence[Unit]) -> Iterator[Unit]:
+    """Units and all that are inside them, inner ones first."""
+    for unit in units:
+        yield from with_inner(unit.inner)
+        yield unit
 
 
 def unit_of(node: fx.Node) -> str:
@@ -72,50 +83,117 @@ def used_modules(segments: Sequence[Segment]) -> set[str]:
 
 
 def find_units(segments: Sequence[Segment], tree: Tree) -> list[Unit]:
-    """The units that can be classes, in the order in which they run."""
-    users: dict[str, set[str]] = defaultdict(set)  # path prefix -> units that use something below it
-    homes: dict[str, set[str]] = defaultdict(set)  # unit -> segments
+    """The units that can be classes, those inside others with them, in the order in which they run.
+
+    Containers that a `Sequential` with names of its own was in the source are noted as such in the tree.
+    """
+    finder = _Finder(tree)
     for segment in segments:
-        for node in segment.graph.nodes:
-            homes[unit_of(node)].add(segment.name)
-            if node.op in ("call_module", "get_attr"):
-                names = str(node.target).split(".")
-                owners = {unit_of(user) for user in node.users} if node.op == "get_attr" else {unit_of(node)}
-                for end in range(1, len(names) + 1):
-                    users[".".join(names[:end])] |= owners
+        finder.read(segment)
     found = []
     for segment in segments:
-        nodes = [node for node in segment.graph.nodes if node.op.startswith("call_")]
-        for path in dict.fromkeys(map(unit_of, nodes)):
-            if path and users.get(path) == {path} and len(homes[path]) == 1 and _is_namespace(tree, path):
-                unit = _unit(path, nodes)
-                if unit is not None:
-                    found.append(unit)
+        found += finder.find([node for node in segment.graph.nodes if node.op.startswith("call_")], frozenset())
     return found
 
 
-def _is_namespace(tree: Tree, path: str) -> bool:
-    """Whether a path holds named children that nothing calls as one: a Sequential reads better as it is."""
-    module = tree.root.get_submodule(path)
-    return tree.is_container(path, module) and not is_numbered(own_children(module))
+class _Finder:
+    """Which modules of the source the nodes ran in, and which of those can be called as one."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._homes: dict[fx.Node, dict[str, str]] = {}  # node -> path -> class name, outermost first
+        self._segments: dict[str, set[str]] = defaultdict(set)  # path -> segments
+        self._shared: set[str] = set()  # paths below which something is used from outside
+
+    def read(self, segment: Segment) -> None:
+        """Take note of what the nodes of a segment use."""
+        nodes = list(segment.graph.nodes)
+        for node in nodes:
+            if node.op.startswith("call_"):
+                self._homes[node] = self._homes_of(node)
+                for path in self._homes[node]:
+                    self._segments[path].add(segment.name)
+        for node in nodes:
+            if node.op not in ("call_module", "get_attr"):
+                continue
+            names = str(node.target).split(".")
+            for user in [node] if node.op == "call_module" else node.users:
+                homes = self._homes.get(user, {})
+                paths = (".".join(names[:end]) for end in range(1, len(names) + 1))
+                self._shared.update(path for path in paths if path not in homes)
+
+    def _homes_of(self, node: fx.Node) -> dict[str, str]:
+        unit = unit_of(node)
+        homes = {unit: str(node.meta.get("class_name") or "").lstrip("_")} if unit else {}
+        return homes | {path: kind.lstrip("_") for path, kind in node.meta.get("homes") or ()}
+
+    def find(self, nodes: list[fx.Node], above: frozenset[str]) -> list[Unit]:
+        """The units among nodes, outermost; `above` are the paths of those that hold all of the nodes."""
+        places: dict[str, list[int]] = {}
+        for i, node in enumerate(nodes):
+            for path in self._homes[node]:
+                if path not in above:
+                    places.setdefault(path, []).append(i)
+        found: list[tuple[int, Unit]] = []
+        taken: set[int] = set()
+        for path in sorted(places, key=lambda path: path.count(".")):
+            kind = next((kind for i in places[path] if (kind := self._homes[nodes[i]][path])), "")
+            if not self._is_whole(path, kind) or not taken.isdisjoint(places[path]):
+                continue
+            first, last = self._span(nodes, places[path], above)
+            own = nodes[first:last]
+            unit = self._unit(path, kind, own, above) if own else None
+            if unit is not None:
+                found.append((first, unit))
+                taken.update(range(first, last))
+        return [unit for _, unit in sorted(found, key=lambda pair: pair[0])]
+
+    def _is_whole(self, path: str, kind: str) -> bool:
+        """Whether a path holds children that nothing else uses; a Sequential reads better as it is."""
+        if path in self._shared or len(self._segments[path]) != 1 or not self._tree.has(path):
+            return False
+        module = self._tree.root.get_submodule(path)
+        if not self._tree.is_container(path, module):
+            return False
+        if is_numbered(own_children(module)):
+            return bool(kind) and kind not in _CONTAINERS and not self._tree.holds_tensors(path)
+        if kind == "Sequential":
+            self._tree.chains.add(path)
+            return False
+        return True
+
+    def _span(self, nodes: list[fx.Node], places: list[int], above: frozenset[str]) -> tuple[int, int]:
+        """First and last + 1 of the nodes of a unit, with what was put between them, such as an upsampling; 0, 0: none."""
+        first, last = places[0], places[-1] + 1
+        if last - first > len(places):
+            own, inside = set(places), set(nodes[first:last])
+            for i in range(first, last):
+                node = nodes[i]
+                if i not in own and not (above.issuperset(self._homes[node]) and inside.issuperset(node.users)):
+                    return 0, 0
+        if above and nodes[first].target is torch.cat and last - first > 1:
+            first += 1  # what a layer of a dense block reads: a list that is longer for every layer
+        return first, last
+
+    def _unit(self, path: str, kind: str, own: list[fx.Node], above: frozenset[str]) -> Unit | None:
+        inside = set(own)
+        results = [node for node in own if any(user not in inside for user in node.users)]
+        outside = [value for node in own for value in _values(node) if value not in inside]
+        attributes = [node for member in own for node in member.all_input_nodes if node.op == "get_attr"]
+        if len(results) != 1 or not all(str(node.target).startswith(f"{path}.") for node in attributes):
+            return None
+        base = kind if is_attribute(kind) and kind not in _CONTAINERS else ""
+        base = base or _BASES.get(path.partition(".")[0]) or _camel(path) or "Unit"
+        modules = [str(node.target) for node in own if node.op == "call_module"]
+        foreign = [target for target in modules if not target.startswith(f"{path}.")]
+        arguments = _name_arguments(list(dict.fromkeys(outside)), list(dict.fromkeys(foreign)), base)
+        return Unit(path, base, tuple(own), arguments, results[0], tuple(self.find(own, above | {path})))
 
 
-def _unit(path: str, nodes: list[fx.Node]) -> Unit | None:
-    positions = [i for i, node in enumerate(nodes) if unit_of(node) == path]
-    if positions != list(range(positions[0], positions[-1] + 1)):
-        return None
-    own = [nodes[i] for i in positions]
-    results = [node for node in own if any(user not in own for user in node.users)]
-    outside = [node for member in own for node in _values(member) if node not in own]
-    attributes = [node for member in own for node in member.all_input_nodes if node.op == "get_attr"]
-    if len(results) != 1 or not all(str(node.target).startswith(f"{path}.") for node in attributes):
-        return None
-    kinds = (str(node.meta["class_name"]).lstrip("_") for node in own if node.meta.get("class_name"))
-    base = next((kind for kind in kinds if is_attribute(kind)), _BASES.get(path.partition(".")[0], "Unit"))
-    modules = [str(node.target) for node in own if node.op == "call_module"]
-    foreign = [target for target in modules if not target.startswith(f"{path}.")]
-    arguments = _name_arguments(list(dict.fromkeys(outside)), list(dict.fromkeys(foreign)), base)
-    return Unit(path, base, tuple(own), arguments, results[0])
+def _camel(path: str) -> str:
+    """A class's name from the last word of a path that is none of numbers alone: `layer3.0.downsample`: Downsample."""
+    words = [name for name in path.split(".") if is_attribute(name)]
+    return "".join(part[:1].upper() + part[1:] for part in words[-1].strip("_").split("_")) if words else ""
 
 
 def _values(node: fx.Node) -> list[fx.Node]:
