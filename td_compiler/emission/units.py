@@ -163,7 +163,7 @@ class _Finder:
         return True
 
     def _span(self, nodes: list[fx.Node], places: list[int], above: frozenset[str]) -> tuple[int, int]:
-        """First and last + 1 of the nodes of a unit, with what was put between them, such as an upsampling; 0, 0: none."""
+        """First and last + 1 of a unit's nodes, with what was put between them, such as an upsampling; 0, 0: none."""
         first, last = places[0], places[-1] + 1
         if last - first > len(places):
             own, inside = set(places), set(nodes[first:last])
