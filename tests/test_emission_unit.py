@@ -284,7 +284,8 @@ def test_units_of_one_structure_share_a_class(folder: Path) -> None:
     source = (folder / "residual.py").read_text()
     names = [line[6:].partition("(")[0] for line in source.splitlines() if line.startswith("class ")]
     assert names == ["Entry", "BasicBlock", "BasicBlockUp", "Merge", "Net"]
-    assert "nn.Conv2d(3, out_channels, kernel_size=3, padding=1, bias=False)" in source
+    assert "in_chans, out_channels, kernel_size=3, padding=1, bias=False" in source
+    assert '"4": Entry(in_chans, 16),' in source
     assert "nn.Conv2d(2 * channels, channels, kernel_size=1, bias=False)" in source
     assert "self.layer3 = nn.Sequential(BasicBlock(16), BasicBlock(16))" in source
     assert "self.layer2 = nn.Sequential(BasicBlockUp(8), *[BasicBlock(8) for _ in range(3)])" in source
@@ -295,7 +296,7 @@ def test_forward_calls_whole_containers_loops_and_operators(folder: Path) -> Non
     assert 'x = self.entry["4"](image)\n        return self.layer3(x)' in residual
     assert "for block in self.layer2[1:]:\n            x = block(x)" in residual
     assert "y = self.conv2(y)\n        y += x\n        return self.relu(y)" in residual
-    assert "return self.classifier(torch.flatten(x, 1))" in plain.replace("self.avgpool(x)", "x")
+    assert "return self.classifier[:2](x) if pre_logits else self.classifier(x)" in plain
     assert "for i in range(5, 8):\n            x = self.features[str(i)](x)" in plain
     assert "x = F.max_pool2d(x, kernel_size=3, stride=1, padding=1)" in plain
     assert "return laplacian_bands(levels)" in plain

@@ -41,6 +41,24 @@ for folder in map(Path, sys.argv[2:]):
     images, expected = torch.load(folder / "io.pt", weights_only=True)
     with torch.no_grad():
         assert torch.equal(model.eval()(images), expected), f"{folder.name}: other bits"
+        levels, last = model.pyramid(images), model.forward_features(images)
+        assert [tuple(level.shape[-2:]) for level in levels] == [
+            tuple(-(-side // scale) for side in images.shape[-2:]) for scale in model.scales
+        ]
+        assert len(model.stage_maps(levels)) == len(levels) and torch.equal(model.stage_maps(levels)[-1], last)
+        assert torch.equal(model.forward_pyramid(levels), expected) and last.shape[1] == model.num_features
+        read = model.forward_head(last, pre_logits=True)
+        assert read.shape[1] == model.head_hidden_size, f"{folder.name}: {read.shape} before the classifier"
+        if read.dim() == 2:  # else the classifier stands in front of the pooling
+            assert torch.equal(model.get_classifier()(read), expected)
+        assert expected.shape[1] == model.num_classes
+        other = module.Network(num_classes=7, in_chans=2).eval()
+        assert other(images[:, :1].repeat(1, 2, 1, 1)).shape == (len(images), 7)
+        other.reset_classifier(0)
+        assert other.forward_head(last).shape[:2] == read.shape[:2] and other.num_classes == 0
+        other.reset_classifier(3)
+        assert other(images[:, :1].repeat(1, 2, 1, 1)).shape == (len(images), 3)
+        assert module.Network(num_classes=0).eval()(images).shape[1] == read.shape[1]
     print("same", folder.name)
 """
 

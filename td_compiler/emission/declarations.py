@@ -6,6 +6,7 @@ from itertools import groupby
 
 from torch import fx, nn
 
+from td_compiler.emission.arguments import CLASSES, Arguments
 from td_compiler.emission.body import write_body
 from td_compiler.emission.carry import Carrier
 from td_compiler.emission.constructors import Constructors, declare_tensor
@@ -28,10 +29,11 @@ class Declarer:
         classes: the emitted classes, what is used before what uses it.
     """
 
-    def __init__(self, tree: Tree, carrier: Carrier, taken: set[str]) -> None:
+    def __init__(self, tree: Tree, carrier: Carrier, arguments: Arguments, taken: set[str]) -> None:
         self.classes: list[SharedClass] = []
         self._tree = tree
         self._carrier = carrier
+        self._arguments = arguments
         self._constructors = Constructors(carrier)
         self._instances: dict[str, Doc] = {}
         self._taken = taken
@@ -93,17 +95,23 @@ class Declarer:
             persistent = name not in module._non_persistent_buffers_set
             if tensor is not None:
                 kind, doc = declare_tensor(tensor, start + name, persistent=persistent)
+                doc = self._arguments.mark(path, doc)
                 lines.append(Declaration(name, kind if persistent else "constant", doc))
         for name, child in own_children(module).items():
             if name not in skip:
                 lines.append(Declaration(name, "module", self._expression(start + name, child)))
         return lines
 
+    def classifier(self) -> dict[str, Doc]:
+        """The layers that the number of classes is a number of, by path, in the order in which they run."""
+        paths = [path for path, roles in self._arguments.roles.items() if CLASSES in roles.values()]
+        return {path: self._expression(path, self._tree.root.get_submodule(path)) for path in reversed(paths)}
+
     def _expression(self, path: str, module: nn.Module) -> Doc:
         if path in self._instances:
             return self._instances[path]
         if not self._tree.is_container(path, module):
-            return self._constructors.write(plain_layer(module), path)
+            return self._arguments.mark(path, self._constructors.write(plain_layer(module), path))
         children = {name: self._expression(f"{path}.{name}", child) for name, child in own_children(module).items()}
         if is_numbered(children):
             return Join(("nn.Sequential", Group("(", tuple(_fold_runs(list(children.values()))), ")")))

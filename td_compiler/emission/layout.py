@@ -20,10 +20,14 @@ WIDTH = 88
 
 @dataclass(frozen=True)
 class Number:
-    """A number that may differ between the instances of a class; `role` is the parameter that it is given for."""
+    """A number that may differ between the instances of a class; `role` is the parameter that it is given for.
+
+    `argument`: the argument of the network's class that it is, such as `num_classes`; "" for most.
+    """
 
     value: int | float
     role: str = ""
+    argument: str = ""
 
 
 @dataclass(frozen=True)
@@ -127,8 +131,8 @@ def flat(doc: Doc) -> str:
     match doc:
         case str():
             return doc
-        case Number(value):
-            return _number(value)
+        case Number(value, _, argument):
+            return argument or _number(value)
         case Value():
             return "x"
         case Join(parts):

@@ -1,16 +1,18 @@
-"""The class of the whole network: a method for the pyramid, one for every stage, one for the head."""
+"""The class of the whole network: methods for the pyramid, every stage and the head, and what runs them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torch import fx, nn
 
+from td_compiler.emission.arguments import Arguments
 from td_compiler.emission.body import write_body
 from td_compiler.emission.carry import Carrier
 from td_compiler.emission.graph_steps import read_steps
-from td_compiler.emission.layout import Statement, call, flat, lay_out, literal
+from td_compiler.emission.head import assignment, classifier_methods, head_method, number_statements, with_classifier
+from td_compiler.emission.layout import Doc, Group, Statement, call, flat, lay_out, literal
 from td_compiler.emission.sharing import Declaration
 from td_compiler.emission.text import TENSOR, docstring, init_lines, method
 from td_compiler.emission.tree import Tree
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["listed", "network_class"]
 
 _LEVELS = f"list[{TENSOR}]"
+_IMAGES = {"images": TENSOR}
 
 
 def listed(scales: Sequence[int | tuple[int, int]]) -> str:
@@ -43,25 +46,34 @@ def network_class(
     units: Sequence[Unit],
     declarations: Sequence[Declaration],
     carrier: Carrier,
+    arguments: Arguments,
+    layers: Mapping[str, Doc],
 ) -> list[str]:
     """The lines of the network's class.
+
+    `layers` are the layers that the number of classes is a number of, by path, as they are made.
 
     Raises:
         ConversionError: if the pyramid's downsampling is a module or cannot be carried over as source.
     """
     taken = {declaration.name for declaration in declarations} | set(dir(nn.Module()))
     names = [_free_name(segment.name, taken) for segment in td.segments[:-1]]
-    names.append(_free_name("classify", taken))
     prologue = _free_name("prologue", taken)
-    forward = [Statement("return ", call("self.forward_pyramid", call("self.pyramid", "images")))]
+    forward = Statement("return ", call("self.forward_head", call("self.forward_features", "images")))
+    features = Statement("return ", "self.stage_maps(self.pyramid(images))[-1]")
+    scores = Statement("return ", call("self.forward_head", "self.stage_maps(levels)[-1]"))
+    stages = zip(td.parts[:-1], names if td.prologue is None else [prologue, *names], strict=True)
     methods = [
-        method("forward", {"images": TENSOR}, TENSOR, "Class scores from images (N, C, H, W).", forward),
+        *classifier_methods(tree, arguments, layers),
         _pyramid_method(td, carrier, prologue),
-        _run_method(td, names),
-        *(
-            _segment_method(td, segment, name, tree, units, carrier)
-            for segment, name in zip(td.parts, names if td.prologue is None else [prologue, *names], strict=True)
+        *(_segment_method(td, segment, name, tree, units, carrier) for segment, name in stages),
+        _maps_method(td, names),
+        method("forward_features", _IMAGES, TENSOR, "The last map, of the images' size.", [features]),
+        head_method(td, tree, units, carrier, arguments),
+        method(
+            "forward_pyramid", {"levels": _LEVELS}, TENSOR, "Class scores from the images at every scale.", [scores]
         ),
+        method("forward", _IMAGES, TENSOR, "Class scores from images (N, C, H, W).", [forward]),
     ]
     used = _order_of_use(td)
     declarations = sorted(declarations, key=lambda line: used.get(line.name, len(used)))
@@ -69,7 +81,14 @@ def network_class(
         f"class {class_name}(nn.Module):",
         *docstring(f"Class scores from images, coarse to fine over the scales {listed(td.scales)}.", indent=4),
         "",
-        *init_lines({}, (), declarations),
+        *lay_out("scales = ", literal(td.scales), 4),
+        "",
+        *init_lines(
+            {name: f"int = {value}" for name, value in arguments.values.items()},
+            (),
+            with_classifier(declarations, layers),
+            number_statements(td, arguments),
+        ),
         *_tie_lines(td, tree),
         *(["        self.to(memory_format=torch.channels_last)"] if _is_channels_last(td) else []),
         *(line for lines in methods for line in ["", *lines]),
@@ -95,12 +114,7 @@ def _tie_lines(td: TopDownNet, tree: Tree) -> list[str]:
 
 
 def _assignment(tree: Tree, path: str, first: str) -> list[str]:
-    parent, _, name = path.rpartition(".")
-    target = tree.access(path)
-    if target.startswith("getattr"):
-        holder = tree.access(parent) if parent else "self"
-        return lay_out("", call("setattr", holder, literal(name), tree.access(first)), 8)
-    return lay_out(f"{target} = ", tree.access(first), 8)
+    return [line for each in assignment(tree, path, tree.access(first)) for line in lay_out(each.prefix, each.doc, 8)]
 
 
 def _is_channels_last(td: TopDownNet) -> bool:
@@ -137,21 +151,24 @@ def _pyramid_method(td: TopDownNet, carrier: Carrier, prologue: str) -> list[str
     ]
     result = f"{carrier.carry(laplacian_bands, 'pyramid')}(levels)" if downsample == "laplacian" else "levels"
     statements.append(Statement("return ", result))
-    return method("pyramid", {"images": TENSOR}, _LEVELS, "The images at every scale, finest first.", statements)
+    return method("pyramid", _IMAGES, _LEVELS, "The images at every scale, finest first.", statements)
 
 
-def _run_method(td: TopDownNet, names: Sequence[str]) -> list[str]:
+def _maps_method(td: TopDownNet, names: Sequence[str]) -> list[str]:
     images = [f"image{_scale(scale)}" for scale in td.scales]
     unpacked = ", ".join(images) if len(images) > 1 else f"({images[0]},)"
     statements = [Statement(f"{unpacked} = levels")]
-    for segment, name, image in zip(td.segments[:-1], names, reversed(images), strict=False):
-        given = {"x": "x", "older": "older", "image": image}
-        made = ", ".join(carried(handed_on(segment.graph)))
+    maps: list[str] = []
+    given: dict[str, str] = {}
+    for segment, name, image in zip(td.segments[:-1], names, reversed(images), strict=True):
+        given["image"] = image
         run = call(f"self.{name}", *(given[argument] for argument in segment.inputs))
-        statements.append(Statement(f"{made} = ", run))
-    statements.append(Statement("return ", call(f"self.{names[-1]}", "x")))
-    summary = "Class scores from the images at every scale, finest first."
-    return method("forward_pyramid", {"levels": _LEVELS}, TENSOR, summary, statements)
+        given = {kind: f"{kind}{_scale(segment.scale)}" for kind in carried(handed_on(segment.graph))}
+        maps.append(given["x"])
+        statements.append(Statement(", ".join(given.values()) + " = ", run))
+    statements.append(Statement("return ", Group("[", tuple(maps), "]")))
+    summary = "The map after every stage, coarse to fine, from the images at every scale."
+    return method("stage_maps", {"levels": _LEVELS}, _LEVELS, summary, statements)
 
 
 def _segment_method(
@@ -164,8 +181,6 @@ def _segment_method(
     statements = write_body(steps, tree, placeholders, results, {node for node in placeholders if is_image(node)})
     if segment is td.prologue:
         summary = "The prologue: what is done to the images before they are scaled."
-    elif segment is td.segments[-1]:
-        summary = "The head: class scores from the last map."
     else:
         widths = [row.top_down.width for row in td.report.stages if row.name == segment.name]
         summary = f"Scale {_scale(segment.scale)}" + (f", {widths[0]} filters." if widths else ".")

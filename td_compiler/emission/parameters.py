@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 
 from td_compiler.emission.layout import Doc, Number
 
-__all__ = ["Hole", "Parameters", "find_parameters"]
+__all__ = ["POSITIONAL", "Hole", "Parameters", "find_parameters"]
+
+POSITIONAL = ("in_chans", "in_channels", "channels", "out_channels")
+"""Parameters that come first, and are given by position."""
 
 _INPUTS = {"in_channels", "in_features"}
 _OUTPUTS = {"out_channels", "out_features"}
@@ -22,15 +25,19 @@ class Hole:
         role: the constructor's parameter that they are given for; "" in the forward.
         values: the numbers.
         in_forward: whether the place is in the forward.
+        arguments: which arguments of the network's class the numbers are, one per instance; "" for none.
     """
 
     role: str
     values: tuple[int | float, ...]
     in_forward: bool
+    arguments: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
         """Holes of one kind with equal numbers share a parameter."""
+        if any(self.arguments):
+            return self.arguments[0] if len(set(self.arguments)) == 1 else self.role
         return "channels" if self.role in _CHANNELS else self.role or "size"
 
     @property
@@ -40,8 +47,10 @@ class Hole:
 
     @property
     def varies(self) -> bool:
-        """Whether the instances differ here."""
-        return any(value != self.values[0] or type(value) is not type(self.values[0]) for value in self.values)
+        """Whether the instances differ here, or the network's class says what the number is."""
+        return any(self.arguments) or any(
+            value != self.values[0] or type(value) is not type(self.values[0]) for value in self.values
+        )
 
 
 Key = tuple[str, tuple[int | float, ...]]
@@ -54,9 +63,11 @@ class Parameters:
     Attributes:
         values: every parameter's values, one per instance, by name; in the order in which `__init__` takes them.
         stored: the parameters that the forward reads.
+        arguments: which arguments of the network's class a parameter's values are, as in `Hole`.
     """
 
     values: dict[str, tuple[int | float, ...]] = field(default_factory=dict)
+    arguments: dict[str, tuple[str, ...]] = field(default_factory=dict)
     stored: list[str] = field(default_factory=list)
     _expressions: dict[Key, str] = field(default_factory=dict)
 
@@ -80,6 +91,10 @@ def find_parameters(holes: Sequence[Hole], taken: Collection[str]) -> Parameters
             bases.append(hole.key)
     names = _name(bases, derived, holes, taken)
     parameters = Parameters({names[key]: key[1] for key in sorted(bases, key=lambda key: _rank(names[key]))})
+    parameters.arguments = {
+        name: next(h.arguments for h in holes if names.get(h.key) == name) or ("",) * len(values)
+        for name, values in parameters.values.items()
+    }
     parameters._expressions = dict(names)
     for key, (base, form) in derived.items():
         parameters._expressions[key] = form.format(names[base])
@@ -133,5 +148,4 @@ def _name(
 
 
 def _rank(name: str) -> tuple[int, str]:
-    order = ("in_channels", "channels", "out_channels")
-    return (order.index(name), "") if name in order else (len(order), name)
+    return (POSITIONAL.index(name), "") if name in POSITIONAL else (len(POSITIONAL), name)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from td_compiler.emission.layout import Doc, Number, Statement, atoms, call, flat, literal, substitute
-from td_compiler.emission.parameters import Hole, find_parameters
+from td_compiler.emission.layout import Doc, Number, Statement, atoms, call, flat, substitute
+from td_compiler.emission.parameters import POSITIONAL, Hole, find_parameters
 from td_compiler.emission.units import Unit
 
 __all__ = ["Declaration", "Draft", "SharedClass", "share"]
@@ -14,7 +14,10 @@ __all__ = ["Declaration", "Draft", "SharedClass", "share"]
 
 @dataclass(frozen=True)
 class Declaration:
-    """A line of `__init__`: a child module, parameter or buffer by name, and the expression that makes it."""
+    """A line of `__init__`: a child module, parameter or buffer by name, and the expression that makes it.
+
+    One of the kind `call` is the expression alone.
+    """
 
     name: str
     kind: str
@@ -95,7 +98,15 @@ def _blank(doc: Doc) -> str:
 def _parametrise(shared: SharedClass) -> SharedClass:
     """Fill in what the units' drafts have in common, with parameters where their numbers differ."""
     columns = zip(*(draft.numbers for draft in shared.drafts), strict=True)
-    holes = [Hole(units[0][0].role, tuple(number.value for number, _ in units), units[0][1]) for units in columns]
+    holes = [
+        Hole(
+            units[0][0].role,
+            tuple(number.value for number, _ in units),
+            units[0][1],
+            tuple(number.argument for number, _ in units),
+        )
+        for units in columns
+    ]
     parameters = find_parameters(holes, {d.name for d in shared.drafts[0].declarations})
     fillers = iter([parameters.expression(hole) for hole in holes])
 
@@ -108,7 +119,10 @@ def _parametrise(shared: SharedClass) -> SharedClass:
     shared.parameters = {name: type(values[0]).__name__ for name, values in parameters.values.items()}
     shared.stored = parameters.stored
     for i, draft in enumerate(shared.drafts):
-        given = {name: literal(values[i], name) for name, values in parameters.values.items()}
-        one = call(shared.name, *given.values()) if len(given) == 1 else call(shared.name, **given)
+        given: dict[str, Doc] = {
+            name: Number(values[i], name, parameters.arguments[name][i]) for name, values in parameters.values.items()
+        }
+        places = [name for name in given if name in POSITIONAL or len(given) == 1]
+        one = call(shared.name, *(given.pop(name) for name in places), **given)
         shared.instances[draft.unit.path] = one
     return shared

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from td_compiler import __version__
+from td_compiler.emission.arguments import find_arguments
 from td_compiler.emission.carry import Carrier
 from td_compiler.emission.declarations import Declarer
+from td_compiler.emission.head import splits_head
 from td_compiler.emission.network_class import listed, network_class
 from td_compiler.emission.text import class_lines, docstring
 from td_compiler.emission.tree import Tree
@@ -42,11 +44,13 @@ def emit_source(td: TopDownNet, *, class_name: str, origin: str, command: str = 
         raise ConversionError(f"{class_name!r} is no name for a class: give an identifier that means nothing else.")
     carrier = Carrier()
     tree = Tree(td, used_modules(td.parts), set())
-    units = find_units(td.parts, tree)
-    declarer = Declarer(tree, carrier, {class_name, *RESERVED})
+    arguments = find_arguments(td)
+    units = [unit for unit in find_units(td.parts, tree) if not splits_head(unit, arguments)]
+    declarer = Declarer(tree, carrier, arguments, {class_name, *RESERVED})
     declarer.add_units(units)
     empty = set() if any(path.startswith("features.") for path, _ in td.named_modules()) else {"features"}
-    network = network_class(td, class_name, tree, units, declarer.declare("", frozenset({"pyramid"} | empty)), carrier)
+    declarations = declarer.declare("", frozenset({"pyramid"} | empty))
+    network = network_class(td, class_name, tree, units, declarations, carrier, arguments, declarer.classifier())
     names = {class_name, *(shared.name for shared in declarer.classes)}
     if both := sorted(names & carrier.definitions.keys()):
         raise ConversionError(

@@ -57,12 +57,24 @@ def _signature(name: str, arguments: Mapping[str, str], returns: str) -> list[st
     return lay_out("", Join((f"def {name}", Group("(", items, ")", hug=True), f" -> {returns}:")), 4)
 
 
-def init_lines(parameters: Mapping[str, str], stored: Sequence[str], declarations: Sequence[Declaration]) -> list[str]:
-    """An `__init__` that takes parameters by name and type, keeps those that the forward reads, and declares layers."""
+def init_lines(
+    parameters: Mapping[str, str],
+    stored: Sequence[str],
+    declarations: Sequence[Declaration],
+    statements: Sequence[Statement] = (),
+) -> list[str]:
+    """An `__init__` that takes parameters by name and type, keeps those that the forward reads, and declares layers.
+
+    `statements`: what it does before it declares layers.
+    """
     lines = [*_signature("__init__", parameters, "None"), "        super().__init__()"]
     lines += [f"        self.{name} = {name}" for name in stored]
+    lines += [line for each in statements for line in lay_out(each.prefix, each.doc, 8 + 4 * each.level)]
     for declaration in declarations:
         name, doc = declaration.name, declaration.doc
+        if declaration.kind == "call":
+            lines += lay_out("", doc, 8)
+            continue
         if declaration.kind in ("buffer", "constant"):
             keywords = {"persistent": "False"} if declaration.kind == "constant" else {}
             lines += lay_out("", call("self.register_buffer", literal(name), doc, **keywords), 8)

@@ -276,7 +276,13 @@ HEAD = "segmentation_head"
 """The path of the classifier of pixels that stands in place of the source's own (SPEC 6.5)."""
 
 RESERVED = frozenset(
-    {"entry", "merge", "projection", "transition", "upsample", *dir(TopDownNet), *TopDownNet.__annotations__}
+    {
+        *("entry", "merge", "projection", "transition", "upsample"),
+        *("num_classes", "num_features", "head_hidden_size"),
+        *("forward_features", "forward_head", "get_classifier", "reset_classifier"),
+        *dir(TopDownNet),
+        *TopDownNet.__annotations__,
+    }
 )
 """Names at a top-down network's top that are its own, so that nothing of the source can stand there."""
 
