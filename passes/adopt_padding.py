@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import fx, nn
 
+from td_compiler.graph.notes import facts
 from td_compiler.graph.operators import Kind, padding_of
 from td_compiler.graph.states import Conversion, Pass
 
@@ -19,11 +20,11 @@ class AdoptPadding(Pass):
     """
 
     def requires(self, conversion: Conversion) -> None:
-        assert "width" in conversion.captured.output.meta, "TraceChannels has not run"
+        assert facts(conversion.captured.output).carries, "TraceChannels has not run"
 
     def apply(self, conversion: Conversion) -> None:
         for node in conversion.captured.graph.nodes:
-            if conversion.kind(node) is not Kind.PAD or "width" not in node.meta:
+            if conversion.kind(node) is not Kind.PAD or not facts(node).carries:
                 continue
             mode, value = padding_of(node, conversion.captured.module(node))
             readers = _convolutions(conversion, node)
@@ -32,7 +33,7 @@ class AdoptPadding(Pass):
                 if isinstance(module, nn.Conv2d):
                     module.padding_mode = mode  # type: ignore[assignment]
                 else:
-                    conv.meta["padding_mode"] = mode
+                    facts(conv).padding_mode = mode
             if readers and value:
                 conversion.notes.append(f"{node.target} pads with {value}; in the top-down network it is zeros.")
 

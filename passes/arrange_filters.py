@@ -6,6 +6,7 @@ import math
 
 from torch import fx, nn
 
+from td_compiler.graph.notes import facts, plan, source_of
 from td_compiler.graph.operators import Kind, Width
 from td_compiler.graph.states import Conversion, Pass
 from td_compiler.graph.units import Stage, TopDownStage, Unit
@@ -79,21 +80,21 @@ def _unit_width(conversion: Conversion, unit: Unit, common: int | None) -> int:
 def _want(conversion: Conversion, stage: TopDownStage, unit: Unit, width: int) -> None:
     """Scale the widths that the unit's convolutions choose so that the unit's output has `width` channels."""
     for node in stage.spans[unit]:
-        source: fx.Node = node.meta["source"]
+        source = source_of(node)
         row = conversion.row(source)
         if row is not None and row.width is Width.FREE:
-            node.meta["wanted"] = max(1, round(source.meta["width"] * width / unit.width))
+            plan(node).wanted = max(1, round(facts(source).width * width / unit.width))
 
 
 def _settle(conversion: Conversion, stage: TopDownStage, unit: Unit, entering: int, width: int) -> None:
     """Where branches are concatenated, let the widest take up what rounding leaves of the unit's width."""
     parts = branches(conversion, unit, unit.output)
     free = [stage.copies[unit][node] for node in parts or () if node not in unit.inputs]
-    if parts is None or not all("wanted" in node.meta for node in free) or len(free) < 2:
+    if parts is None or not all(plan(node).wanted for node in free) or len(free) < 2:
         return
-    rest = width - sum(node.meta["wanted"] for node in free) - entering * sum(node in unit.inputs for node in parts)
-    widest = max(free, key=lambda node: int(node.meta["wanted"]))
-    widest.meta["wanted"] = max(1, widest.meta["wanted"] + rest)
+    rest = width - sum(plan(node).wanted for node in free) - entering * sum(node in unit.inputs for node in parts)
+    widest = max(free, key=lambda node: plan(node).wanted)
+    plan(widest).wanted = max(1, plan(widest).wanted + rest)
 
 
 def _stage_width(conversion: Conversion, index: int, common: int | None) -> int:
@@ -115,8 +116,8 @@ def _stage_width(conversion: Conversion, index: int, common: int | None) -> int:
 def _stem_width(conversion: Conversion, stage: TopDownStage) -> int:
     """The width that the stem has at a scale; where it has none yet, at the image's own, that of its first map."""
     stem = conversion.found.stem
-    reached = [unit for unit in stem if unit.output.meta["scale"] <= stage.scale]
-    first = [unit for unit in stem if unit.output.meta["scale"] == stem[0].output.meta["scale"]]
+    reached = [unit for unit in stem if facts(unit.output).scale <= stage.scale]
+    first = [unit for unit in stem if facts(unit.output).scale == facts(stem[0].output).scale]
     return (reached or first)[-1].width
 
 
@@ -131,9 +132,9 @@ def _entering_width(conversion: Conversion, stage: TopDownStage, common: int | N
         return width
     parts = branches(conversion, unit, unit.output)
     if parts is None or parts.count(unit.input) != 1:
-        return max(1, round(unit.input.meta["width"] * width / unit.width))
-    added = sum(stage.copies[unit][node].meta["wanted"] for node in parts if node not in unit.inputs)
-    return max(1, width - int(added))
+        return max(1, round(facts(unit.input).width * width / unit.width))
+    added = sum(plan(stage.copies[unit][node]).wanted for node in parts if node not in unit.inputs)
+    return max(1, width - added)
 
 
 _KEEP_CHANNELS = {Kind.POOL, Kind.PAD, Kind.NORM, Kind.ACTIVATION, Kind.DROPOUT}
@@ -152,7 +153,7 @@ def _grows(conversion: Conversion, unit: Unit) -> bool:
         if node in inside and node not in reached and (is_sum or conversion.kind(node) in _KEEP_CHANNELS):
             reached.add(node)
             concatenates |= is_sum
-            stack.extend(n for n in node.all_input_nodes if "width" in n.meta)
+            stack.extend(n for n in node.all_input_nodes if facts(n).carries)
     return False
 
 
@@ -177,14 +178,14 @@ def _fit_kernels(conversion: Conversion, stage: TopDownStage) -> None:
     if not native or not stage.units:
         return
     convolutions = [
-        node for unit in stage.units for node in stage.spans[unit] if _has_own_kernel(conversion, node.meta["source"])
+        node for unit in stage.units for node in stage.spans[unit] if _has_own_kernel(conversion, source_of(node))
     ]
     for i, node in enumerate(convolutions):
         kernel = native[min(i, len(native) - 1)]
         if node.op == "call_module":
             conversion.layers[str(node.target)].changes["kernel_size"] = kernel
         elif (weight := kernel_parameter(node)) is not None:
-            node.meta["kernel_size"] = weight.meta["kernel_size"] = kernel
+            plan(node).kernel_size = plan(weight).kernel_size = kernel
 
 
 def _spatial(conversion: Conversion, stage: Stage) -> list[tuple[int, ...]]:
@@ -195,5 +196,5 @@ def _spatial(conversion: Conversion, stage: Stage) -> list[tuple[int, ...]]:
 def _has_own_kernel(conversion: Conversion, node: fx.Node) -> bool:
     """Whether a bottom-up node is a convolution over pixels whose kernel is trained: a blur's is no scale's."""
     weight = kernel_parameter(node) if node.op == "call_function" else None
-    is_fixed = weight is not None and not isinstance(weight.meta["value"], nn.Parameter)
+    is_fixed = weight is not None and not isinstance(facts(weight).value, nn.Parameter)
     return is_spatial(conversion, node) and not is_fixed

@@ -13,6 +13,7 @@ from td_compiler.capture.evaluate import evaluate
 from td_compiler.capture.meta import ShapesOnly
 from td_compiler.capture.skeleton import skeleton
 from td_compiler.errors import ConversionError
+from td_compiler.graph.notes import Plan, facts, noted, plan
 from td_compiler.graph.operators import Kind, Pair, lookup
 from td_compiler.graph.states import Conversion, Pass
 from td_compiler.layers.pyramid import Pyramid
@@ -49,9 +50,9 @@ class Assemble(Pass):
         network.report = _report(conversion, network)
         for segment in network.parts:
             for node in segment.graph.nodes:
-                growth = {"growth": node.meta["growth"]} if "growth" in node.meta else {}
-                known = {key: node.meta.get(key, "") for key in ("unit", "class_name")}
-                node.meta = {**known, "homes": homes_of(conversion, node), **growth}
+                known = plan(node)
+                homes = homes_of(conversion, node)
+                noted(node, Plan(known.unit, known.class_name, growth=known.growth, homes=homes))
         conversion.result = network
 
     def ensures(self, conversion: Conversion) -> None:
@@ -119,7 +120,7 @@ def _report(conversion: Conversion, network: TopDownNet) -> Report:
             )
         )
     head = conversion.found.head
-    bottom_up = _cost(conversion.captured.module, lambda n: n.meta["value"], head, (1, 1), 0) if head else None
+    bottom_up = _cost(conversion.captured.module, lambda n: facts(n).value, head, (1, 1), 0) if head else None
     top_down = _top_down_cost(conversion, values, conversion.graphs()[-1:], (1, 1), 0)
     rows.append(StageReport("head", 1, bottom_up, top_down))
     source = type(conversion.model).__name__
@@ -135,7 +136,7 @@ def _run_on_meta(conversion: Conversion) -> dict[fx.Node, torch.Tensor]:
     if conversion.device.type != "meta":
         bones = skeleton(bones)
     values: dict[fx.Node, torch.Tensor] = {}
-    images = conversion.captured.image.meta["value"]
+    images = facts(conversion.captured.image).value
     if (prologue := conversion.prologue_graph) is not None:
         for node in prologue.nodes:
             values[node] = images if node.op == "placeholder" else _evaluate(node, bones, values)
@@ -162,7 +163,7 @@ def _evaluate(node: fx.Node, bones: nn.Module, values: dict[fx.Node, torch.Tenso
         value: torch.Tensor = evaluate(node, bones, values.__getitem__)
     except Exception as error:
         shapes = ", ".join(str(tuple(values[n].shape)) for n in node.all_input_nodes if hasattr(values[n], "shape"))
-        source = node.meta.get("source")
+        source = plan(node).source
         raise ConversionError(
             f"{getattr(node.target, '__name__', node.target)} at {place_of(source) if source else node.target!r} cannot"
             f" follow the top-down network's shapes ({shapes}): {(str(error).splitlines() or [''])[0]}"
@@ -173,13 +174,13 @@ def _evaluate(node: fx.Node, bones: nn.Module, values: dict[fx.Node, torch.Tenso
 def _bottom_up_cost(conversion: Conversion, scale: Pair, units: int) -> Cost | None:
     """A strided unit counts, whole, at the scale that it leads to, as does a pooling; the prologue at the image's."""
     head = set(conversion.found.head)
-    inside = [u for u in conversion.units if u.output.meta["scale"] == scale and u.output not in head]
+    inside = [u for u in conversion.units if facts(u.output).scale == scale and u.output not in head]
     nodes = [*(conversion.prologue if scale == (1, 1) else ()), *(node for unit in inside for node in unit.nodes)]
     if not nodes:
         return None
-    cost = _cost(conversion.captured.module, lambda n: n.meta["value"], nodes, scale, units)
+    cost = _cost(conversion.captured.module, lambda n: facts(n).value, nodes, scale, units)
     last = inside[-1].output if inside else conversion.prepared
-    return replace(cost, size=last.meta["size"] or cost.size, width=last.meta["width"])
+    return replace(cost, size=facts(last).size or cost.size, width=facts(last).width)
 
 
 def _top_down_cost(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import fx, nn
 
+from td_compiler.graph.notes import facts
 from td_compiler.graph.operators import Kind, Width
 from td_compiler.graph.states import Conversion
 from td_compiler.graph.units import Unit
@@ -20,17 +21,17 @@ def branches(conversion: Conversion, unit: Unit, node: fx.Node) -> list[fx.Node]
     row = conversion.row(node)
     if node in unit.inputs or (row is not None and row.width is Width.FREE and not _keeps_width(conversion, node)):
         return [node]
-    inputs = [n for n in node.all_input_nodes if "width" in n.meta]
+    inputs = [n for n in node.all_input_nodes if facts(n).carries]
     if row is not None and row.width is Width.SUM:
         parts = [branches(conversion, unit, n) for n in inputs]
         return None if None in parts else [n for part in parts for n in part or ()]
     if row is not None and row.kind is Kind.JOIN:
-        ends = [branches(conversion, unit, n) for n in inputs if n.meta["width"] == node.meta["width"]]
+        ends = [branches(conversion, unit, n) for n in inputs if facts(n).width == facts(node).width]
         read = [[node] for node in unit.inputs]
         if ends and all(end in read for end in ends):
             return ends[0]
         return next((end for end in ends if end is not None and len(end) == 1 and end not in read), None)
-    if len(inputs) == 1 and inputs[0].meta["width"] == node.meta["width"]:
+    if len(inputs) == 1 and facts(inputs[0]).width == facts(node).width:
         return branches(conversion, unit, inputs[0])
     return None
 
@@ -42,17 +43,17 @@ def residual_width(conversion: Conversion, unit: Unit) -> int:
     stack, reached = [unit.output], set()
     while stack:
         node = stack.pop()
-        row, inputs = conversion.row(node), [n for n in node.all_input_nodes if "width" in n.meta]
+        row, inputs = conversion.row(node), [n for n in node.all_input_nodes if facts(n).carries]
         if node in reached or node in unit.inputs or row is None:
             continue
         reached.add(node)
-        if row.width is Width.SUM and node.meta["width"] == unit.width:
+        if row.width is Width.SUM and facts(node).width == unit.width:
             stack.extend(inputs)
-        elif row.kind is Kind.JOIN and len(inputs) == 2 and node.meta["width"] < unit.width:
+        elif row.kind is Kind.JOIN and len(inputs) == 2 and facts(node).width < unit.width:
             short = min(inputs, key=lambda n: _convolutions(conversion, unit, n))
             if channel_cut(short) is not None:
-                return int(node.meta["width"])
-        elif len(inputs) == 1 and inputs[0].meta["width"] == node.meta["width"] == unit.width:
+                return facts(node).width
+        elif len(inputs) == 1 and facts(inputs[0]).width == facts(node).width == unit.width:
             stack.extend(inputs)
     return unit.width
 
@@ -64,7 +65,7 @@ def _convolutions(conversion: Conversion, unit: Unit, node: fx.Node) -> int:
         current = stack.pop()
         if current not in reached and current not in unit.inputs:
             reached.add(current)
-            stack.extend(n for n in current.all_input_nodes if "width" in n.meta)
+            stack.extend(n for n in current.all_input_nodes if facts(n).carries)
     return sum(conversion.kind(n) is Kind.CONV for n in reached)
 
 

@@ -13,6 +13,7 @@ from td_compiler.capture.copying import copy_module
 from td_compiler.capture.spelling import works_in_place
 from td_compiler.errors import ConversionError
 from td_compiler.graph.initialise import initialise_he
+from td_compiler.graph.notes import plan, source_of
 from td_compiler.graph.operators import layer_row
 from td_compiler.graph.parametrised import (
     apply_again,
@@ -40,7 +41,7 @@ class BuildLayers(Pass):
     """
 
     def requires(self, conversion: Conversion) -> None:
-        assert all("width" in n.meta for n in conversion.graphs()[0].find_nodes(op="call_module")), (
+        assert all(plan(n).carries for n in conversion.graphs()[0].find_nodes(op="call_module")), (
             "SetWidths has not run"
         )
 
@@ -78,15 +79,15 @@ def _spare_input(node: fx.Node, layer: Layer | None) -> None:
 
 def _is_spare(node: fx.Node, read: fx.Node) -> bool:
     """Whether the backward of what computed a value can do without it: as in the source, which reads the same there."""
-    source, own = node.meta.get("source"), read.meta.get("source")
+    source, own = plan(node).source, plan(read).source
     return source is not None and own is not None and own in source.all_input_nodes
 
 
 def _build(conversion: Conversion, node: fx.Node, layer: Layer, initialise: Callable[[nn.Module], None]) -> nn.Module:
-    inputs = [n.meta["width"] for n in node.all_input_nodes if "width" in n.meta]
+    inputs = [plan(n).width for n in node.all_input_nodes if plan(n).carries]
     if isinstance(layer.prototype, TransposedUpsample):
         with torch.device("meta"):  # drawn below, in the network's own type
-            module: nn.Module = TransposedUpsample(node.meta["width"], layer.prototype.conv.kernel_size)  # type: ignore[arg-type]
+            module: nn.Module = TransposedUpsample(plan(node).width, layer.prototype.conv.kernel_size)  # type: ignore[arg-type]
         module = module.to(conversion.dtype).to_empty(device=conversion.device)
         module.conv.reset_parameters()  # type: ignore[operator, union-attr]
         initialise(module.conv)  # type: ignore[arg-type]
@@ -100,7 +101,7 @@ def _build(conversion: Conversion, node: fx.Node, layer: Layer, initialise: Call
     if isinstance(module, nn.Conv2d):
         # nn.Conv2d derives this from its padding when it is made; `F.pad` reads it for any mode but zeros
         module._reversed_padding_repeated_twice = _reversed_padding(module)
-    _resize(conversion, node, module, layer, inputs[0], node.meta["width"])
+    _resize(conversion, node, module, layer, inputs[0], plan(node).width)
     if computed:
         return _build_parametrised(conversion, node, layer, module, original, initialise)
     if not layer.own:
@@ -153,14 +154,14 @@ def _build_parametrised(
 
 def _build_parameter(conversion: Conversion, node: fx.Node) -> torch.Tensor:
     """A parameter or buffer that stands outside any layer, such as a layer scale, with the widths of its maps."""
-    path = str(node.meta["source"].target)
+    path = str(source_of(node).target)
     constant = conversion.captured.constants.get(path)
     value = constant.to(conversion.device) if constant is not None else _attribute(conversion.model, path)
-    widths: dict[int, int] = {**node.meta.get("widths", {}), **dict(enumerate(node.meta.get("kernel_size", ()), 2))}
+    widths: dict[int, int] = {**plan(node).widths, **dict(enumerate(plan(node).kernel_size or (), 2))}
     shape = [widths.get(axis, n) for axis, n in enumerate(value.shape)]
     made = value.detach().clone()
-    if "picks" in node.meta:
-        made = _indices(path, made, next(iter(widths.values())), node.meta["picks"])
+    if (number := plan(node).picks) is not None:
+        made = _indices(path, made, next(iter(widths.values())), number)
     elif shape != list(value.shape):
         made = _of_a_kind(value, shape)
         if not value.is_meta and len(widths) == 1 and not _is_one_row(value, next(iter(widths))):
@@ -239,7 +240,7 @@ def _resize(
     conversion: Conversion, node: fx.Node, module: nn.Module, layer: Layer, width_in: int, width_out: int
 ) -> None:
     """Give a module's parameters, buffers and size attributes their new widths, still on the meta device."""
-    row, source = layer_row(layer.prototype), node.meta.get("source")
+    row, source = layer_row(layer.prototype), plan(node).source
     if row is None or not row.axes or (source is not None and runs_along_channels(conversion, source)):
         return
     if is_depthwise(layer.prototype):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from td_compiler.graph.notes import facts, origin_of
 from td_compiler.graph.states import Conversion, Pass
 
 __all__ = ["ChooseLayout"]
@@ -54,8 +55,8 @@ def _takes_views(conversion: Conversion) -> bool:
     for stage in conversion.stages:
         for node in stage.graph.nodes:
             if node.op == "call_method" and node.target in {"view", "view_as", "as_strided"}:
-                read = node.meta.get("source", node).all_input_nodes[0]
-                if read.meta.get("size") not in {None, (1, 1)}:
+                read = origin_of(node).all_input_nodes[0]
+                if facts(read).size not in {None, (1, 1)}:
                     return True
     kernels = (module for module in conversion.modules.values() if any(p.dim() == 4 for p in module.parameters()))
     return any(not type(module).forward.__module__.startswith(("torch.", "td_compiler.")) for module in kernels)

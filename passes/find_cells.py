@@ -6,6 +6,7 @@ import itertools
 
 from torch import fx
 
+from td_compiler.graph.notes import facts
 from td_compiler.graph.operators import Kind, Width
 from td_compiler.graph.states import Conversion
 from td_compiler.passes.nodes import module_path
@@ -47,7 +48,7 @@ def _chain(conversion: Conversion, piece: list[fx.Node], entry: fx.Node) -> dict
     that is what a block with a long and a short way looks like. Nor is it a chain where its input is handed on at every
     cut: that is a block which sums up branches of it.
     """
-    scales = entry.meta["scale"], piece[-1].meta["scale"]
+    scales = facts(entry).scale, facts(piece[-1]).scale
     if scales[0] == scales[1]:
         return {}
     cuts = {-1: (entry,), **_cuts(piece, entry), len(piece) - 1: (piece[-1],)}
@@ -77,7 +78,7 @@ def _chain(conversion: Conversion, piece: list[fx.Node], entry: fx.Node) -> dict
     if len(chain) > 1 and all(entry in cuts[at] for at in chain):
         return {}
     between = [at for at in chain if cells[at] > 0]  # cells, not a stem and a cell
-    splits_strides = any(piece[at].meta["scale"] not in scales for at in between)
+    splits_strides = any(facts(piece[at]).scale not in scales for at in between)
     return {at: cuts[at] for at in chain} if len(between) > 1 or splits_strides else {}
 
 
@@ -149,7 +150,7 @@ def joins_paths(conversion: Conversion, piece: list[fx.Node]) -> bool:
         if row is not None and row.kind is Kind.CONV and sum(map(is_map, node.all_input_nodes)) > 1:
             return True  # it reads where to look in one map, which another path has made
         if row is not None and row.kind is Kind.JOIN:
-            maps = [n for n in node.all_input_nodes if is_map(n) and n.meta["size"] == node.meta["size"]]
+            maps = [n for n in node.all_input_nodes if is_map(n) and facts(n).size == facts(node).size]
             if len(maps) > 1 or row.width is Width.SUM:
                 return True
     return False

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import fx, nn
 
+from td_compiler.graph.notes import facts
 from td_compiler.graph.operators import Kind, Width, layer_row
 from td_compiler.graph.states import Conversion, Pass
 from td_compiler.graph.walks import ancestors
@@ -27,7 +28,7 @@ class FindPrologue(Pass):
     """
 
     def requires(self, conversion: Conversion) -> None:
-        assert "value" in conversion.captured.output.meta, "the graph carries no values"
+        assert facts(conversion.captured.output).value is not None, "the graph carries no values"
 
     def apply(self, conversion: Conversion) -> None:
         raw, order = conversion.captured.image, _data_nodes(conversion)
@@ -40,7 +41,7 @@ class FindPrologue(Pass):
         made = {conversion.image, *ancestors(conversion.image)}
         conversion.prologue = [node for node in conversion.captured.graph.nodes if node in made and node is not raw]
         for node in (raw, *(node for node in order if node in made)):
-            node.meta["prologue"] = True
+            facts(node).prologue = True
 
     def ensures(self, conversion: Conversion) -> None:
         assert conversion.image is not None
@@ -67,7 +68,7 @@ def _data_nodes(conversion: Conversion) -> list[fx.Node]:
     captured = conversion.captured
     needed, carrying = {captured.output, *ancestors(captured.output)}, {captured.image}
     for node in captured.graph.nodes:
-        if node in needed and tensors(node.meta.get("value")) and any(n in carrying for n in node.all_input_nodes):
+        if node in needed and tensors(facts(node).value) and any(n in carrying for n in node.all_input_nodes):
             carrying.add(node)
     return [node for node in captured.graph.nodes if node in carrying and node is not captured.image]
 
@@ -78,7 +79,7 @@ def _is_layer(conversion: Conversion, node: fx.Node) -> bool:
     What works on a vector for each image, as the layers of a gate do, is none of these, nor is a fixed filter.
     """
     row, module = conversion.row(node), conversion.captured.module(node)
-    shapes = [tensors(n.meta.get("value"))[0].shape for n in node.all_input_nodes if tensors(n.meta.get("value"))]
+    shapes = [tensors(facts(n).value)[0].shape for n in node.all_input_nodes if tensors(facts(n).value)]
     if all(math.prod(shape[2:]) == 1 for shape in shapes[:1]):
         return False
     if row is not None:
@@ -94,17 +95,17 @@ def _is_fixed_filter(kind: Kind | None, node: fx.Node) -> bool:
     """Whether a function convolves with numbers of which no parameter is a part, as an edge filter does."""
     kernels = node.all_input_nodes[1:] if node.op == "call_function" and kind is Kind.CONV else []
     made_of = {*kernels, *(before for kernel in kernels for before in ancestors(kernel))}
-    return bool(kernels) and not any(isinstance(n.meta.get("value"), nn.Parameter) for n in made_of)
+    return bool(kernels) and not any(isinstance(facts(n).value, nn.Parameter) for n in made_of)
 
 
 def _is_learned(node: fx.Node) -> bool:
-    value = node.meta.get("value") if node.op == "get_attr" else None
+    value = facts(node).value if node.op == "get_attr" else None
     return isinstance(value, nn.Parameter) and value.dim() > 1
 
 
 def _is_image(conversion: Conversion, node: fx.Node) -> bool:
     """Whether a node's value has the form of an image and is no smaller, but for what a crop takes off its borders."""
-    value, image = node.meta["value"], conversion.captured.image.meta["value"]
+    value, image = facts(node).value, facts(conversion.captured.image).value
     if not isinstance(value, torch.Tensor) or value.dim() != 4 or len(value) != len(image):
         return False
     return all(round(n / max(1, made)) <= 1 for n, made in zip(image.shape[2:], value.shape[2:], strict=True))
@@ -112,6 +113,6 @@ def _is_image(conversion: Conversion, node: fx.Node) -> bool:
 
 def _pads(conversion: Conversion, node: fx.Node) -> bool:
     """Whether a node adds pixels around the image."""
-    before = node.all_input_nodes[0].meta.get("value")
+    before = facts(node.all_input_nodes[0]).value
     is_padding = conversion.kind(node) is Kind.PAD
-    return is_padding and isinstance(before, torch.Tensor) and before.shape[2:] != node.meta["value"].shape[2:]
+    return is_padding and isinstance(before, torch.Tensor) and before.shape[2:] != facts(node).value.shape[2:]

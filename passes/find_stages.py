@@ -8,6 +8,7 @@ import math
 from torch import fx
 
 from td_compiler.errors import ConversionError
+from td_compiler.graph.notes import facts
 from td_compiler.graph.operators import Kind, Pair
 from td_compiler.graph.states import Conversion, Pass
 from td_compiler.graph.units import Boundary, Stage, StageGraph, Unit, UnitKind
@@ -88,13 +89,13 @@ def _check_cuts(conversion: Conversion, body: list[Unit], stem: list[Unit]) -> N
     for unit in body:
         balanced, mixed = _balanced(conversion, unit)
         for node in balanced:
-            node.meta["stride"] = (1, 1)
+            facts(node).stride = (1, 1)
         most = _downsamplings(unit)
         allowed = 2 if unit in stem or len(unit.inputs) > 1 else 1  # a stem is a block, a cell reads two scales
         if most > allowed and balanced and not mixed:
             refuse_decoder(conversion, unit.nodes)
         if most > allowed or mixed:
-            first = next(node for node in unit.nodes if node.meta["stride"] != (1, 1))
+            first = next(node for node in unit.nodes if facts(node).stride != (1, 1))
             where = f"from {place_of(first)!r} to {place_of(unit.output)!r} the network"
             if mixed or _returns(unit) > most:
                 raise ConversionError(
@@ -108,7 +109,7 @@ def _check_cuts(conversion: Conversion, body: list[Unit], stem: list[Unit]) -> N
 
 def _returns(unit: Unit) -> int:
     """How often a unit computes something at a finer resolution than what it has computed just before."""
-    sizes = [math.prod(node.meta["size"]) for node in unit.nodes if (node.meta["size"] or (1, 1)) != (1, 1)]
+    sizes = [math.prod(size) for node in unit.nodes if (size := facts(node).size) is not None and size != (1, 1)]
     return sum(later > 1.5 * earlier for earlier, later in itertools.pairwise(sizes))
 
 
@@ -122,9 +123,9 @@ def _balanced(conversion: Conversion, unit: Unit) -> tuple[list[fx.Node], bool]:
     for node in reversed(unit.nodes):
         grows = conversion.growth(node) != (1, 1)
         for before in node.all_input_nodes:
-            if "width" in before.meta:
+            if facts(before).carries:
                 ways.setdefault(before, set()).update({True} if grows else ways.get(node, set()))
-    strided = [node for node in unit.nodes if node.meta["stride"] != (1, 1)]
+    strided = [node for node in unit.nodes if facts(node).stride != (1, 1)]
     mixed = any(ways.get(node) == {True, False} for node in strided)
     candidates = [node for node in strided if ways.get(node) == {True}]
     taken: list[fx.Node] = []
@@ -133,18 +134,18 @@ def _balanced(conversion: Conversion, unit: Unit) -> tuple[list[fx.Node], bool]:
         levels: dict[Pair, list[fx.Node]] = {}  # scale -> what makes maps of it smaller, side by side
         for node in candidates:
             if node in above and node not in taken:
-                levels.setdefault(node.all_input_nodes[0].meta["scale"], []).append(node)
+                levels.setdefault(facts(node.all_input_nodes[0]).scale, []).append(node)
         own: list[fx.Node] = []
         innermost = [*levels.values()][::-1]
         poolings = [nodes for nodes in innermost if all(conversion.kind(n) is Kind.POOL for n in nodes)]
         for level in [*poolings, *(nodes for nodes in levels.values() if nodes not in poolings)]:
-            down, across = level[0].meta["stride"]
+            down, across = facts(level[0]).stride
             if (up, along) != (1, 1) and up % down == 0 and along % across == 0:
                 own += level
                 up, along = up // down, along // across
         taken += own
         if own:
-            grown.meta["entrance"] = min(own, key=unit.nodes.index)
+            facts(grown).entrance = min(own, key=unit.nodes.index)
     return taken, mixed
 
 
@@ -152,7 +153,7 @@ def _downsamplings(unit: Unit) -> int:
     """The most downsamplings on any path through a unit."""
     most: dict[fx.Node, int] = {}
     for node in unit.nodes:
-        strides = node.meta["stride"] != (1, 1)
+        strides = facts(node).stride != (1, 1)
         maps = node.all_input_nodes[:1] if strides else node.all_input_nodes  # offsets beside a map are no way of it
         most[node] = max((most.get(n, 0) for n in maps), default=0) + strides
     return most[unit.output]
@@ -170,8 +171,8 @@ def _classifies(conversion: Conversion, body: list[Unit], head: list[Unit]) -> b
     convolutions = [conversion.layer(n) for n in unit.nodes if conversion.kind(n) is Kind.CONV]
     if any(getattr(conv, "kernel_size", None) != (1, 1) for conv in convolutions):
         return False
-    classes = conversion.captured.output.meta["width"]
-    expands = unit.width > unit.input.meta["width"]
+    classes = facts(conversion.captured.output).width
+    expands = unit.width > facts(unit.input).width
     before_pooling = all(later.kind is UnitKind.OTHER for later in head)
     return unit.width == classes or (expands and before_pooling)
 

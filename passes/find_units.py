@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from td_compiler.errors import ConversionError
 from td_compiler.graph.norms import join_norms, written_norm
+from td_compiler.graph.notes import facts, sides_of
 from td_compiler.graph.operators import Kind, Width, pool_kernel
 from td_compiler.graph.states import Conversion, Pass
 from td_compiler.graph.units import Unit, UnitKind
@@ -35,7 +36,7 @@ class FindUnits(Pass):
     """
 
     def requires(self, conversion: Conversion) -> None:
-        assert "width" in conversion.captured.output.meta, "TraceChannels has not run"
+        assert facts(conversion.captured.output).carries, "TraceChannels has not run"
 
     def apply(self, conversion: Conversion) -> None:
         _refuse_attention(conversion)
@@ -61,7 +62,7 @@ def _main_nodes(conversion: Conversion) -> list[fx.Node]:
     for node in reversed(captured.graph.nodes):
         if node in needed:
             needed.update(node.all_input_nodes)
-    return [n for n in captured.graph.nodes if "width" in n.meta and n in needed and n is not conversion.image]
+    return [n for n in captured.graph.nodes if facts(n).carries and n in needed and n is not conversion.image]
 
 
 def _between_maps(pieces: list[list[fx.Node]]) -> list[list[fx.Node]]:
@@ -105,12 +106,12 @@ def _attends(conversion: Conversion, node: fx.Node) -> bool:
         if _multiplies_maps(conversion, before):
             return True
         reached.add(before)
-        stack.extend(n for n in before.all_input_nodes if "width" in n.meta)
+        stack.extend(n for n in before.all_input_nodes if facts(n).carries)
     return False
 
 
 def _multiplies_maps(conversion: Conversion, node: fx.Node) -> bool:
-    row, maps = conversion.row(node), [n for n in node.all_input_nodes if "width" in n.meta]
+    row, maps = conversion.row(node), [n for n in node.all_input_nodes if facts(n).carries]
     return row is not None and row.kind is Kind.PRODUCT and len(maps) > 1
 
 
@@ -133,7 +134,7 @@ def _pools_all(conversion: Conversion, piece: list[fx.Node]) -> bool:
     for node in piece:
         if conversion.kind(node) is Kind.GLOBAL_POOL or averages_all(conversion, node):
             continue
-        inputs = [n for n in node.all_input_nodes if "width" in n.meta]
+        inputs = [n for n in node.all_input_nodes if facts(n).carries]
         row, module = conversion.row(node), conversion.captured.module(node)
         if passed.intersection(inputs) or any(n not in piece for n in inputs):
             has_weights = module is not None and any(True for _ in module.parameters())
@@ -145,7 +146,7 @@ def _pools_all(conversion: Conversion, piece: list[fx.Node]) -> bool:
 
 def averages_all(conversion: Conversion, node: fx.Node) -> bool:
     """Whether a fixed-size pooling averages the whole map: a global pooling in all but name."""
-    if conversion.kind(node) is not Kind.POOL or node.meta["size"] != (1, 1):
+    if conversion.kind(node) is not Kind.POOL or facts(node).size != (1, 1):
         return False
     return "avg" in _pool_name(conversion, node) and _covers_map(conversion, node)
 
@@ -157,27 +158,25 @@ def _pool_name(conversion: Conversion, node: fx.Node) -> str:
 
 def _covers_map(conversion: Conversion, node: fx.Node) -> bool:
     """Whether a pooling sees all of a map of more than one pixel at once."""
-    before = next(n for n in node.all_input_nodes if "width" in n.meta)
-    kernel = pool_kernel(node, conversion.captured.module(node))
-    covers = kernel is None or all(k >= n for k, n in zip(kernel, before.meta["size"], strict=True))
-    return before.meta["size"] not in {None, (1, 1)} and covers
+    before = next(n for n in node.all_input_nodes if facts(n).carries)
+    size, kernel = facts(before).size, pool_kernel(node, conversion.captured.module(node))
+    if size is None or size == (1, 1):
+        return False
+    return kernel is None or all(k >= n for k, n in zip(kernel, size, strict=True))
 
 
 def _pools_for_gate(conversion: Conversion, node: fx.Node) -> Callable[..., torch.Tensor] | None:
     """The global pooling that a fixed-size one is, if what it makes meets a map again: a gate, no downsampling."""
-    if conversion.kind(node) is not Kind.POOL or node.meta["size"] != (1, 1) or not _covers_map(conversion, node):
+    if conversion.kind(node) is not Kind.POOL or facts(node).size != (1, 1) or not _covers_map(conversion, node):
         return None
     name = _pool_name(conversion, node)
     stack, reached = [node], {node}
     while stack:
-        users = [user for user in stack.pop().users if user not in reached and "width" in user.meta]
+        users = [user for user in stack.pop().users if user not in reached and facts(user).carries]
         reached.update(users)
         stack.extend(users)
     large = {
-        n
-        for user in reached - {node}
-        for n in (user, *user.all_input_nodes)
-        if n.meta.get("size") not in {None, (1, 1)}
+        n for user in reached - {node} for n in (user, *user.all_input_nodes) if facts(n).size not in {None, (1, 1)}
     }
     if all(n in reached for n in large):  # it may have grown again, as before a head that is made for one size
         return None
@@ -186,16 +185,16 @@ def _pools_for_gate(conversion: Conversion, node: fx.Node) -> Callable[..., torc
 
 def _set_scales(conversion: Conversion, nodes: list[fx.Node]) -> None:
     """Note on every node how much smaller than the image its map is, by the strides of the operator table."""
-    conversion.prepared.meta["scale"] = (1, 1)
+    facts(conversion.prepared).scale = (1, 1)
     for node in nodes:
-        inputs = [n for n in node.all_input_nodes if "scale" in n.meta]
+        inputs = [n for n in node.all_input_nodes if facts(n).in_unit]
         gate = _pools_for_gate(conversion, node)
         down, across = conversion.stride(node) if gate is None else (1, 1)
-        like = [n for n in inputs if n.meta["size"] == node.meta["size"] and (down, across) == (1, 1)] or inputs
-        height, width = like[0].meta["scale"]
-        node.meta.update(stride=(down, across), gate=gate)
+        like = [n for n in inputs if facts(n).size == facts(node).size and (down, across) == (1, 1)] or inputs
+        height, width = facts(like[0]).scale
+        facts(node).stride, facts(node).gate = (down, across), gate
         up, along = conversion.growth(node)
-        node.meta["scale"] = (max(1, height * down // up), max(1, width * across // along))
+        facts(node).scale = (max(1, height * down // up), max(1, width * across // along))
 
 
 def _common_module(nodes: list[fx.Node]) -> tuple[str, type] | None:
@@ -240,7 +239,7 @@ def _containers(
     strides = Counter(
         path
         for before, piece, home in zip(read, pieces, homes, strict=False)
-        if piece[-1].meta["scale"] != before.meta["scale"]
+        if facts(piece[-1]).scale != facts(before).scale
         for path in home
     )
     cells = (pair for pair in itertools.pairwise(pieces) if pair[0][-1] in states)
@@ -249,7 +248,7 @@ def _containers(
     if len(pieces) > 1:
         found |= set.intersection(*homes)
     blocks = [
-        (home, piece[-1].meta["scale"]) for home, piece, joined in zip(homes, pieces, joins, strict=True) if joined
+        (home, facts(piece[-1]).scale) for home, piece, joined in zip(homes, pieces, joins, strict=True) if joined
     ]
     if len({scale for _, scale in blocks}) > 1:
         found |= set.intersection(*(home for home, _ in blocks))
@@ -317,7 +316,7 @@ class _Parser:
 
     def _pools(self, nodes: list[fx.Node]) -> bool:
         """Whether nodes without weights make the map smaller: a pooling, slices of every other pixel put together."""
-        if nodes[-1].meta["scale"] == self._previous[0].meta["scale"]:
+        if facts(nodes[-1]).scale == facts(self._previous[0]).scale:
             return False
         rows = [self.conversion.row(node) for node in nodes]
         modules = [self.conversion.captured.module(node) for node in nodes]
@@ -358,7 +357,7 @@ class _Parser:
 
     def _close(self, unit: Unit) -> None:
         self._previous = unit.state = self._states.get(unit.output, (unit.output,))
-        after, before = unit.output.meta["scale"], unit.input.meta["scale"]
+        after, before = facts(unit.output).scale, facts(unit.input).scale
         if after[0] % before[0] or after[1] % before[1]:
             refuse_decoder(self.conversion, unit.nodes)
             raise ConversionError(
@@ -377,12 +376,12 @@ def shuffles(nodes: list[fx.Node]) -> bool:
     plain = all(
         node.op != "call_module" and not any(n.op == "get_attr" for n in node.all_input_nodes) for node in nodes
     )
-    return plain and any(node.meta["axis"] is None for node in nodes)
+    return plain and any(facts(node).axis is None for node in nodes)
 
 
 def _activates_first(conversion: Conversion, nodes: list[fx.Node]) -> bool:
     """Whether a block adds what comes in to what it makes of its activation: a pre-activation block."""
-    read = {n for node in nodes for n in node.all_input_nodes if "width" in n.meta}.difference(nodes)
+    read = {n for node in nodes for n in node.all_input_nodes if facts(n).carries}.difference(nodes)
     firsts = [node for node in nodes if not read.isdisjoint(node.all_input_nodes)]
     kinds = {conversion.kind(node) for node in firsts}
     return kinds <= {Kind.ACTIVATION, Kind.NORM, Kind.JOIN} and Kind.ACTIVATION in kinds and Kind.JOIN in kinds
@@ -397,7 +396,7 @@ def refuse_decoder(conversion: Conversion, nodes: list[fx.Node]) -> None:
     grown = next((node for node in nodes if conversion.growth(node) != (1, 1)), None)
     if grown is not None:
         before = next(n for n in grown.all_input_nodes if is_map(n))
-        sizes = ["x".join(map(str, node.meta["size"])) for node in (before, grown)]
+        sizes = ["x".join(map(str, sides_of(node))) for node in (before, grown)]
         raise ConversionError(
             f"the map grows again at {place_of(grown)!r}, from {sizes[0]} to {sizes[1]}: a network with a decoder has"
             " no top-down counterpart; hand over its encoder alone (task='segmentation' scores its pixels)."

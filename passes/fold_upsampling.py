@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeGuard
 import torch
 from torch import fx, nn
 
+from td_compiler.graph.notes import plan
 from td_compiler.graph.operators import Pair
 from td_compiler.graph.states import Conversion, Pass
 from td_compiler.graph.units import TopDownStage
@@ -82,7 +83,7 @@ def _site(stage: TopDownStage, conv: fx.Node) -> Site | None:
     if read.target is upsample_nearest:
         x, image = read.all_input_nodes
         gone = (read,) if len(read.users) == 1 else ()
-        return Site(conv, UpsampledConv2d, (x, image), read.meta["growth"], gone)
+        return Site(conv, UpsampledConv2d, (x, image), plan(read).growth or (1, 1), gone)
     return _merge_site(stage, conv, read)
 
 
@@ -101,7 +102,7 @@ def _merge_site(stage: TopDownStage, conv: fx.Node, cat: fx.Node) -> Site | None
     factor = (1, 1)
     if x.target is upsample_nearest and set(x.users) <= {cat, first}:
         gone.append(x)
-        x, factor = x.all_input_nodes[0], x.meta["growth"]
+        x, factor = x.all_input_nodes[0], plan(x).growth or (1, 1)
     return Site(conv, form, (x, e), factor, tuple(gone))
 
 

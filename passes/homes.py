@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
+from td_compiler.graph.notes import facts, plan
 from td_compiler.graph.states import Conversion
 
 __all__ = ["homes_of"]
@@ -17,14 +18,10 @@ def homes_of(conversion: Conversion, node: fx.Node) -> Homes:
     A new layer that is modelled on one of the source's stands in modules like that one's, as far as their names agree:
     `layer1.0.downsample.conv` in one like `layer2.0.downsample`.
     """
-    unit, source = str(node.meta.get("unit") or ""), node.meta.get("source")
+    unit, source = plan(node).unit, plan(node).source
     if source is None:
         return ()
-    stack = [
-        (conversion.own_path(path), kind.__name__)
-        for path, kind in source.meta.get("nn_module_stack", {}).values()
-        if path
-    ]
+    stack = [(conversion.own_path(path), kind.__name__) for path, kind in facts(source).modules if path]
     if node.op == "call_module" and source.op == "call_module":
         stack = _moved(stack, conversion.own_path(str(source.target)), str(node.target))
     inside = [(path, kind) for path, kind in stack if path != node.target]

@@ -9,9 +9,10 @@ from torch import fx, nn
 from td_compiler.graph.axes import in_order
 from td_compiler.graph.checks import has_upsampling
 from td_compiler.graph.norms import written_norm
+from td_compiler.graph.notes import Plan, facts, noted, plan
 from td_compiler.graph.operators import Kind
 from td_compiler.graph.states import Conversion, Pass
-from td_compiler.graph.style import Style, add_layers, add_like, new_meta, style_of
+from td_compiler.graph.style import Style, add_layers, add_like, style_of
 from td_compiler.graph.units import Layer, TopDownStage, Unit, UnitKind
 from td_compiler.passes.replace_downsampling import same_size
 
@@ -99,7 +100,7 @@ def _copy_units(conversion: Conversion, stage: TopDownStage, units: list[Unit]) 
         for at, source in enumerate(unit.nodes):
             norm = norm if source in norm else written_norm(unit.nodes, at)
             if source in left_out:
-                copies[source] = copies[next(n for n in source.all_input_nodes if "width" in n.meta)]
+                copies[source] = copies[next(n for n in source.all_input_nodes if facts(n).carries)]
                 continue
             name = _name(conversion, source, path)
             if source in convolutions and source.op == "call_function":
@@ -112,11 +113,12 @@ def _copy_units(conversion: Conversion, stage: TopDownStage, units: list[Unit]) 
             if source in convolutions:
                 layer, own = conversion.layers[name], conversion.layers.get(conversion.own_path(str(source.target)))
                 layer.changes.update(own.changes if own else {})
-                kernel = stage.copies.get(unit, {}).get(source, source).meta.get("kernel_size")
+                copy = stage.copies.get(unit, {}).get(source)
+                kernel = plan(copy).kernel_size if copy is not None else None
                 layer.changes.update({"kernel_size": kernel} if kernel else {})
                 same_size(layer)
-                copies[source].meta["wanted"] = source.meta["width"]
-    copies[units[-1].output].meta["total"] = stage.width
+                plan(copies[source]).wanted = facts(source).width
+    plan(copies[units[-1].output]).total = stage.width
     return in_order(stage.graph, copies[units[-1].output], 1)
 
 
@@ -128,7 +130,7 @@ def _add_convolution(
     assert layer is not None, f"{source} has no kernel"
     conversion.layers[path] = Layer(layer)
     node = stage.graph.call_module(path, (value,))
-    node.meta = {**new_meta(path.rpartition(".")[0]), "source": source}
+    noted(node, Plan(path.rpartition(".")[0], source=source))
     return node
 
 
@@ -137,9 +139,9 @@ def _left_out(conversion: Conversion, nodes: list[fx.Node]) -> set[fx.Node]:
     found: set[fx.Node] = set()
     ending: set[fx.Node] = set()  # what is left out, and what leads to nothing else
     for node in reversed(nodes):
-        kind, readers = conversion.kind(node), [user for user in node.users if "width" in user.meta]
+        kind, readers = conversion.kind(node), [user for user in node.users if facts(user).carries]
         is_step = bool(readers) and ending.issuperset(readers)
-        if kind in _LEFT_OUT or (is_step and node.meta["size"] is None):
+        if kind in _LEFT_OUT or (is_step and facts(node).size is None):
             found.add(node)
         if node in found and (kind is not Kind.IDENTITY or is_step):
             ending.add(node)

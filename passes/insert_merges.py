@@ -7,8 +7,9 @@ import operator
 import torch
 
 from td_compiler.graph.checks import check_merge
+from td_compiler.graph.notes import Plan, noted
 from td_compiler.graph.states import Conversion, Pass
-from td_compiler.graph.style import add_layers, new_meta, style_of
+from td_compiler.graph.style import add_layers, style_of
 from td_compiler.graph.units import TopDownStage
 from td_compiler.passes.reverse_stages import copy_unit
 
@@ -40,11 +41,11 @@ def _merge(conversion: Conversion, stage: TopDownStage) -> None:
         value, readers = x, []
         if how in {"add", "combined"}:
             value = graph.call_function(operator.add, (x, entry))
-            value.meta = new_meta(path)
+            noted(value, Plan(path))
             readers.append(value)
         if how in {"concat", "combined"}:
             value = graph.call_function(torch.cat, ([value, entry], 1))
-            value.meta = new_meta(path)
+            noted(value, Plan(path))
             readers.append(value)
             value = add_layers(conversion, stage, style_of(conversion, stage), path, value, 3, stage.width)[-1]
         for unit in stage.between:

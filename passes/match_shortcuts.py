@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from td_compiler.graph.checks import has_upsampling
+from td_compiler.graph.notes import facts, plan, source_of
 from td_compiler.graph.operators import Kind, Width
 from td_compiler.graph.states import Conversion, Pass, operator_of
 from td_compiler.graph.style import Style, add_layers, add_like, style_of
@@ -82,7 +83,7 @@ def _pads_up(conversion: Conversion, stage: TopDownStage, unit: Unit, shortcut: 
         return False
     arriving, wanted = _arriving(conversion, stage, unit), _wanted(stage, unit, shortcut.join)
     is_free = all(can_follow for _, (_, can_follow) in pads)
-    fits = arriving * shortcut.join.meta["width"] == wanted * unit.input.meta["width"]
+    fits = arriving * facts(shortcut.join).width == wanted * facts(unit.input).width
     is_first = unit is stage.units[0]
     if arriving != wanted and (not is_first or fits or (is_free and arriving < wanted)):
         return True
@@ -119,12 +120,12 @@ def _erase(stage: TopDownStage, unit: Unit, node: fx.Node) -> None:
 
 def _wanted(stage: TopDownStage, unit: Unit, node: fx.Node) -> int:
     """The width that a map in a block is to have, by the last layer of the block that chooses its own."""
-    last = next(n for n in reversed(stage.spans[unit]) if "wanted" in n.meta and "source" in n.meta)
-    return round(last.meta["wanted"] * node.meta["width"] / last.meta["source"].meta["width"])
+    last = next(n for n in reversed(stage.spans[unit]) if plan(n).wanted and plan(n).source is not None)
+    return round(plan(last).wanted * facts(node).width / facts(source_of(last)).width)
 
 
 def _changes_shape(unit: Unit) -> bool:
-    return unit.stride != (1, 1) or unit.width != unit.input.meta["width"]
+    return unit.stride != (1, 1) or unit.width != facts(unit.input).width
 
 
 def _find_shortcut(conversion: Conversion, unit: Unit) -> _Shortcut | None:
@@ -137,7 +138,7 @@ def _find_shortcut(conversion: Conversion, unit: Unit) -> _Shortcut | None:
         maps = [n for n in join.all_input_nodes if n in inside or n in unit.inputs]
         if row is None or row.kind is not Kind.JOIN or row.width is not Width.EQUAL or len(maps) != 2:
             continue
-        shapes = [(n.meta["width"], n.meta["size"]) for n in maps]
+        shapes = [(facts(n).width, facts(n).size) for n in maps]
         if shapes[0] != shapes[1] or _multiplies(join):
             continue
         ways = [_ancestors(node, inside) for node in maps]
@@ -182,7 +183,7 @@ def _depth(conversion: Conversion, unit: Unit, way: set[fx.Node]) -> int:
 def _choices(conversion: Conversion, way: set[fx.Node], join: fx.Node) -> int:
     """How many convolutions of a way to a join choose the map's width: all but the depthwise ones and a gate's."""
     convolutions = [node for node in way if conversion.kind(node) is Kind.CONV]
-    of_map = [node for node in convolutions if node.meta["size"] != (1, 1) or join.meta["size"] == (1, 1)]
+    of_map = [node for node in convolutions if facts(node).size != (1, 1) or facts(join).size == (1, 1)]
     modules = [conversion.layer(node) for node in of_map]
     return sum(module is None or not is_depthwise(module) for module in modules)
 
@@ -231,9 +232,9 @@ def _add_projection(
             path = f"{home}.projection" if home else f"projection.{stage.key}.{stage.units.index(unit)}"
             nodes = add_layers(conversion, stage, _projection_style(conversion, stage), path, side, 1, wanted)
     for node in nodes:
-        node.meta.update(unit=conversion.own_path(unit.path), class_name=unit.class_name)
+        plan(node).unit, plan(node).class_name = conversion.own_path(unit.path), unit.class_name
         if _is_convolution(conversion, node):
-            node.meta["wanted"] = wanted
+            plan(node).wanted = wanted
     _replace_argument(join, side, nodes[-1])
     at = stage.spans[unit].index(place)
     stage.spans[unit][at:at] = nodes

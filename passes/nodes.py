@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from td_compiler.graph.moves import moved
+from td_compiler.graph.notes import facts, origin_of, source_of, value_of
 from td_compiler.graph.operators import Kind, Width
 from td_compiler.graph.states import Conversion
 
@@ -42,7 +43,7 @@ SPLITS = {"split", "split_with_sizes", "chunk"}  # what divides a map by numbers
 
 
 def is_parameter(node: fx.Node) -> bool:
-    return node.op == "get_attr" and isinstance(node.meta["value"], torch.Tensor)
+    return node.op == "get_attr" and isinstance(facts(node).value, torch.Tensor)
 
 
 def parameters_behind(node: fx.Node, axis: int) -> list[tuple[fx.Node, int]]:
@@ -50,24 +51,20 @@ def parameters_behind(node: fx.Node, axis: int) -> list[tuple[fx.Node, int]]:
 
     Only those that have an axis which becomes the node's `axis`. What is made of them on the way is among them.
     """
-    value = _value(node)
+    value = value_of(node)
     if not isinstance(value, torch.Tensor):
         return []
     if node.op == "get_attr":
         return [(node, axis)]
-    source = node.meta.get("source", node)
+    source = origin_of(node)
     found = [(node, axis)]
     for before in node.all_input_nodes:
-        shape = getattr(_value(before), "shape", ())
+        shape = getattr(value_of(before), "shape", ())
         for own, n in enumerate(shape):
             if n == value.shape[axis] and moved(source, own, shape, value.shape) == axis:
                 found += parameters_behind(before, own)
                 break
     return found
-
-
-def _value(node: fx.Node) -> Any:
-    return node.meta.get("source", node).meta.get("value")
 
 
 def is_depthwise(module: nn.Module) -> bool:
@@ -90,7 +87,7 @@ def is_spatial(conversion: Conversion, node: fx.Node) -> bool:
 
 def runs_along_channels(conversion: Conversion, node: fx.Node) -> bool:
     """Whether a bottom-up node is a convolution over the channels of a vector, which are as many behind it."""
-    return conversion.kind(node) is Kind.ALONG_CHANNELS and node.all_input_nodes[0].meta["axis"] != 1
+    return conversion.kind(node) is Kind.ALONG_CHANNELS and facts(node.all_input_nodes[0]).axis != 1
 
 
 @dataclass(frozen=True)
@@ -106,7 +103,7 @@ def channel_cut(source: fx.Node) -> Cut | None:
     if not source.all_input_nodes:
         return None
     read = source.all_input_nodes[0]
-    axis, value = read.meta.get("axis"), read.meta.get("value")
+    axis, value = facts(read).axis, facts(read).value
     if axis is None or not isinstance(value, torch.Tensor):
         return None
     if getattr(source.target, "__name__", source.target) == "narrow":
@@ -121,9 +118,9 @@ def channel_cut(source: fx.Node) -> Cut | None:
 
 def channel_index(node: fx.Node) -> fx.Node | list[int] | None:
     """The channel numbers by which a top-down node picks channels, as `x[:, self.order]` does."""
-    source = node.meta["source"]
+    source = source_of(node)
     read = source.all_input_nodes[0] if source.all_input_nodes else None
-    axis, value = (read.meta.get("axis"), read.meta.get("value")) if read is not None else (None, None)
+    axis, value = (facts(read).axis, facts(read).value) if read is not None else (None, None)
     if axis is None or not isinstance(value, torch.Tensor):
         return None
     if getattr(node.target, "__name__", node.target) == "index_select":
@@ -135,7 +132,7 @@ def channel_index(node: fx.Node) -> fx.Node | list[int] | None:
     given = _item(node, axis, value.dim())
     if isinstance(given, list) and all(isinstance(n, int) for n in given):
         return given
-    return given if isinstance(given, fx.Node) and isinstance(_value(given), torch.Tensor) else None
+    return given if isinstance(given, fx.Node) and isinstance(value_of(given), torch.Tensor) else None
 
 
 def turned(order: list[int], width: int) -> list[int] | None:
@@ -171,14 +168,14 @@ def item_of(node: fx.Node, axis: int, dims: int) -> int | None:
 
 
 def _number(value: Any) -> Any:
-    return value.meta["value"] if isinstance(value, fx.Node) else value
+    return facts(value).value if isinstance(value, fx.Node) else value
 
 
 def pieces_of(node: fx.Node) -> list[int] | None:
     """The channels of the maps into which a top-down node divides its input, in the bottom-up network."""
-    source = node.meta["source"]
-    made, read = source.meta["value"], source.all_input_nodes[0]
-    axis, value = read.meta.get("axis"), read.meta.get("value")
+    source = source_of(node)
+    made, read = facts(source).value, source.all_input_nodes[0]
+    axis, value = facts(read).axis, facts(read).value
     if not isinstance(made, (tuple, list)) or axis is None or not isinstance(value, torch.Tensor):
         return None
     if not all(isinstance(piece, torch.Tensor) and piece.dim() == value.dim() for piece in made):
@@ -189,10 +186,10 @@ def pieces_of(node: fx.Node) -> list[int] | None:
 
 def channel_padding(conversion: Conversion, node: fx.Node) -> tuple[int, int] | None:
     """How many channels a top-down node puts in front of and behind those that it reads; None if none."""
-    source = node.meta["source"]
+    source = source_of(node)
     if conversion.kind(source) is not Kind.PAD:
         return None
-    axis, dims = source.all_input_nodes[0].meta.get("axis"), source.meta["value"].dim()
+    axis, dims = facts(source.all_input_nodes[0]).axis, facts(source).value.dim()
     amounts, at = padding_of(conversion, source), 2 * (dims - 1 - axis) if axis is not None else 0
     if axis is None or len(amounts) < at + 2 or amounts[at] == amounts[at + 1] == 0:
         return None
@@ -228,20 +225,24 @@ def with_size(node: fx.Node, at: int, number: int) -> None:
 
 def widened(conversion: Conversion, source: fx.Node) -> tuple[fx.Node, bool] | None:
     """The map to which a bottom-up node adds channels of zeros, and whether their number can be written anew."""
-    axis, row = source.meta.get("axis"), conversion.row(source)
+    axis, row = facts(source).axis, conversion.row(source)
     if axis is None or not source.all_input_nodes:
         return None
     if conversion.kind(source) is Kind.PAD:
-        amounts, at = padding_of(conversion, source), 2 * (source.meta["value"].dim() - 1 - axis)
+        amounts, at = padding_of(conversion, source), 2 * (facts(source).value.dim() - 1 - axis)
         return (source.all_input_nodes[0], True) if any(amounts[at : at + 2]) else None
     if row is None or row.width is not Width.SUM or not isinstance(source.args[0], (tuple, list)):
         return None
     parts = [n for n in source.args[0] if isinstance(n, fx.Node)]
     known = [zero_channels(n, axis) is not None for n in parts]
     others = [n for n, is_new in zip(parts, known, strict=True) if not is_new and not _is_zero(n)]
-    if len(others) != 1 or len(parts) < 2 or others[0].meta.get("width", source.meta["width"]) >= source.meta["width"]:
+    if len(others) != 1 or len(parts) < 2 or not _is_narrower(others[0], source):
         return None
     return others[0], sum(known) == len(parts) - 1
+
+
+def _is_narrower(node: fx.Node, other: fx.Node) -> bool:
+    return facts(node).carries and facts(node).width < facts(other).width
 
 
 def _is_zero(node: fx.Node) -> bool:
@@ -264,13 +265,13 @@ def padding_of(conversion: Conversion, source: fx.Node) -> list[int]:
 
 def module_path(node: fx.Node) -> list[tuple[str, type]]:
     """The modules that a node runs in, outermost first; the root and the called layer itself are left out."""
-    stack = [(path, kind) for path, kind in node.meta.get("nn_module_stack", {}).values() if path]
+    stack = [(path, kind) for path, kind in facts(node).modules if path]
     return stack[:-1] if node.op == "call_module" and stack and stack[-1][0] == node.target else stack
 
 
 def place_of(node: fx.Node) -> str:
     """A bottom-up node as the user knows it: its module's path, else its name in the graph."""
-    stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
+    stack = [path for path, _ in facts(node).modules if path]
     return stack[-1] if stack else node.name
 
 

@@ -6,6 +6,7 @@ import itertools
 
 from torch import fx
 
+from td_compiler.graph.notes import plan
 from td_compiler.graph.operators import Kind, Width
 from td_compiler.graph.states import Conversion, operator_of
 from td_compiler.graph.units import Projection
@@ -18,7 +19,7 @@ def prune(conversion: Conversion) -> bool:
     pruned = False
     for stage in conversion.stages:
         adapted, x = stage.adapted, stage.x
-        if adapted is not None and x is not None and x.meta["width"] == adapted.meta["width"]:
+        if adapted is not None and x is not None and plan(x).width == plan(adapted).width:
             adapted.replace_all_uses_with(x)
             stage.adapted = None
             pruned = True
@@ -26,7 +27,7 @@ def prune(conversion: Conversion) -> bool:
             way = next(way for n in projection.join.all_input_nodes if (way := _way_back(n, projection)))
             inputs, place = stage.inputs[projection.unit], projection.of_input
             shortcut = way[-1].all_input_nodes[0] if place is None else inputs[place]
-            if shortcut.meta["width"] == projection.join.meta["width"]:
+            if plan(shortcut).width == plan(projection.join).width:
                 _bypass(conversion, projection, way, shortcut)
                 pruned = True
         if pruned:
@@ -39,10 +40,10 @@ def drop_empty(conversion: Conversion) -> None:
     for graph in conversion.graphs():
         changed = False
         for node in list(graph.nodes):
-            if "pads" in node.meta and not any(node.meta["pads"]):
+            if (pads := plan(node).pads) is not None and not any(pads):
                 node.replace_all_uses_with(node.all_input_nodes[0])
-            elif _joins(conversion, node) and any(n.meta.get("width") == 0 for n in node.all_input_nodes):
-                left = [n for n in node.args[0] if n.meta.get("width") != 0]
+            elif _joins(conversion, node) and any(map(_is_empty, node.all_input_nodes)):
+                left = [n for n in node.args[0] if not _is_empty(n)]
                 if len(left) == 1:
                     node.replace_all_uses_with(left[0])
                 else:
@@ -52,6 +53,10 @@ def drop_empty(conversion: Conversion) -> None:
             changed = True
         if changed:
             _erase_unused(graph)
+
+
+def _is_empty(node: fx.Node) -> bool:
+    return plan(node).carries and plan(node).width == 0
 
 
 def _joins(conversion: Conversion, node: fx.Node) -> bool:
@@ -86,7 +91,7 @@ def _way_back(node: fx.Node, projection: Projection) -> list[fx.Node]:
 
 def _keeps_channels(conversion: Conversion, node: fx.Node) -> bool:
     """Whether a new node upsamples or changes the order of axes."""
-    return _is_upsample(conversion, node) or ("source" not in node.meta and node.target == "permute")
+    return _is_upsample(conversion, node) or (plan(node).source is None and node.target == "permute")
 
 
 def _is_upsample(conversion: Conversion, node: fx.Node) -> bool:

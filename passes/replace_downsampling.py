@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from td_compiler.graph.axes import channel_axis, in_order
+from td_compiler.graph.notes import Plan, facts, noted, plan, sides_of, source_of
 from td_compiler.graph.operators import Kind, Pair, layer_row
 from td_compiler.graph.states import Conversion, Pass, kind_of, layer_of, operator_of
 from td_compiler.graph.units import Layer, TopDownStage, Unit
@@ -69,11 +70,11 @@ def _add_upsample(conversion: Conversion, stage: TopDownStage, node: fx.Node, sc
     else:
         function = upsample_nearest if how == "nearest" else upsample_bilinear
         grown = graph.call_function(function, (ordered, stage.image))
-    grown.meta = {"growth": factor, "axis": 1, "unit": "", "class_name": "", "stride": (1, 1)}
+    noted(grown, Plan(growth=factor, axis=1))
     made = in_order(graph, grown, channel_axis(node))
     for step in (ordered, grown, made):
         if step is not node:
-            step.meta.update(unit=node.meta["unit"], class_name=node.meta.get("class_name", ""))
+            plan(step).unit, plan(step).class_name = plan(node).unit, plan(node).class_name
     return made
 
 
@@ -93,7 +94,7 @@ def _grow_unit(conversion: Conversion, stage: TopDownStage, unit: Unit, small: d
         small: what the unit reads of coarser stages, with its scale.
     """
     nodes = stage.spans[unit]
-    strided = {node for node in nodes if node.meta["stride"] != (1, 1)}
+    strided = {node for node in nodes if plan(node).stride != (1, 1)}
     early = _entrances(conversion, stage, unit, strided)
     scales = dict(small)  # node that has not grown -> its scale
     grown = set(stage.inputs[unit]) - set(small)
@@ -109,7 +110,7 @@ def _grow_unit(conversion: Conversion, stage: TopDownStage, unit: Unit, small: d
             with stage.graph.inserting_before(node):
                 for read in [n for n in maps if n not in grown]:
                     copy = _add_upsample(conversion, stage, read, scales[read])
-                    copy.meta["unit"], copy.meta["class_name"] = conversion.own_path(unit.path), unit.class_name
+                    plan(copy).unit, plan(copy).class_name = conversion.own_path(unit.path), unit.class_name
                     node.replace_input_with(read, copy)
                     span.append(copy)
             grown.add(node)
@@ -137,7 +138,7 @@ def _entrances(conversion: Conversion, stage: TopDownStage, unit: Unit, strided:
     """What makes a map smaller for a while, where the unit strides before it has grown again: the map grows before."""
     found: set[fx.Node] = set()
     for grown in unit.nodes:
-        entrance = grown.meta.get("entrance")
+        entrance = facts(grown).entrance
         if entrance is not None:
             between = {n for n in ancestors(grown) if entrance in ancestors(n)}
             if any(stage.copies[unit].get(n) in strided for n in between):
@@ -147,8 +148,8 @@ def _entrances(conversion: Conversion, stage: TopDownStage, unit: Unit, strided:
 
 def _return_to_size(conversion: Conversion, stage: TopDownStage, unit: Unit, node: fx.Node) -> None:
     """Let a map that was made smaller for a while grow to the very size that it had: sizes may be odd here."""
-    source = node.meta.get("source")
-    entrance = source.meta.get("entrance") if source is not None else None
+    source = plan(node).source
+    entrance = facts(source).entrance if source is not None else None
     if source is None or entrance is None:
         return
     layer = conversion.captured.module(source)
@@ -161,7 +162,7 @@ def _return_to_size(conversion: Conversion, stage: TopDownStage, unit: Unit, nod
         return
     unused = [n for n in node.all_input_nodes if n is not node.args[0]]
     node.op, node.target, node.args, node.kwargs = "call_function", grow, (node.args[0], before), {}
-    node.meta["growth"] = conversion.growth(source)
+    plan(node).growth = conversion.growth(source)
     while unused:  # the size that it was given
         size = unused.pop()
         if not size.users and size.op != "placeholder":
@@ -183,7 +184,7 @@ def _small_inputs(stage: TopDownStage, unit: Unit) -> dict[fx.Node, Pair]:
     small: dict[fx.Node, Pair] = {}
     for read in stage.inputs[unit]:
         node = read
-        while node not in stage.scales and node.target == "permute" and "source" not in node.meta:
+        while node not in stage.scales and node.target == "permute" and plan(node).source is None:
             node = node.all_input_nodes[0]
         if stage.transition == "block" and node in stage.scales:
             small[read] = stage.scales[node]
@@ -192,7 +193,7 @@ def _small_inputs(stage: TopDownStage, unit: Unit) -> dict[fx.Node, Pair]:
 
 def _is_vector(node: fx.Node, user: fx.Node) -> bool:
     """Whether a node is no map but a gate, or what a layer reads beside its map."""
-    values = [n.meta["source"].meta["value"] for n in (node, user) if n.meta.get("source") is not None]
+    values = [facts(source_of(n)).value for n in (node, user) if plan(n).source is not None]
     if len(values) < 2 or not all(isinstance(value, torch.Tensor) for value in values):
         return False
     beside_a_map = user.op == "call_module" and user.args[0] is not node
@@ -203,23 +204,24 @@ def _has_extent(conversion: Conversion, node: fx.Node) -> bool:
     row, layer = operator_of(conversion, node), layer_of(conversion, node)
     if row is None or row.kind is not Kind.CONV:
         return False
-    return max(layer.get("kernel_size")) > 1 if layer is not None else is_spatial(conversion, node.meta["source"])
+    return max(layer.get("kernel_size")) > 1 if layer is not None else is_spatial(conversion, source_of(node))
 
 
 def _flatten(conversion: Conversion, stage: TopDownStage, node: fx.Node) -> bool:
     """Make one operator keep the size of its map; True if that removed it."""
     kind, layer = kind_of(conversion, node), layer_of(conversion, node)
-    if gate := node.meta.get("source", node).meta.get("gate"):
+    source = plan(node).source
+    if source is not None and (gate := facts(source).gate):
         node.op, node.target = "call_function", gate
         node.args, node.kwargs = (node.args[0], 1), {}
         return False
-    if "source" in node.meta and (padding := channel_padding(conversion, node)):
+    if source is not None and (padding := channel_padding(conversion, node)):
         _pad_channels(conversion, node, padding)
         return False
     if kind is Kind.POOL and _is_balanced(conversion, node):
         return False
-    shrinks = kind is Kind.POOL and (node.meta["stride"] != (1, 1) or not _keeps_size(node.meta["source"]))
-    crops = "source" in node.meta and _crops(kind, node.meta["source"])
+    shrinks = kind is Kind.POOL and (plan(node).stride != (1, 1) or not _keeps_size(source_of(node)))
+    crops = source is not None and _crops(kind, source)
     if kind is Kind.PAD or shrinks or crops:
         before = next(n for n in node.all_input_nodes if n.op != "get_attr")
         stage.redirect(node, before)
@@ -235,8 +237,8 @@ def _flatten(conversion: Conversion, stage: TopDownStage, node: fx.Node) -> bool
 
 def _pad_channels(conversion: Conversion, node: fx.Node, padding: tuple[int, int]) -> None:
     """Let a padding put in channels and nothing else."""
-    source = node.meta["source"]
-    skipped = 2 * (source.meta["value"].dim() - 1 - source.meta["axis"])
+    source = source_of(node)
+    skipped = 2 * (facts(source).value.dim() - 1 - facts(source).axis)
     given = [*[0] * skipped, *padding]
     layer = layer_of(conversion, node)
     if layer is not None:
@@ -251,12 +253,12 @@ def _pad_channels(conversion: Conversion, node: fx.Node, padding: tuple[int, int
 def _same_size_function(conversion: Conversion, node: fx.Node) -> None:
     """The same for a convolution that is a function: stride 1, and the padding that keeps the size of its map."""
     like, names = (
-        conversion.layer(node.meta["source"]),
+        conversion.layer(source_of(node)),
         ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
     )
     if not isinstance(like, nn.Conv2d):
         return
-    kernel = node.meta.get("kernel_size", like.kernel_size)
+    kernel = plan(node).kernel_size or like.kernel_size
     extents = [d * (k - 1) for d, k in zip(like.dilation, kernel, strict=True)]
     given = dict(zip(names, node.args, strict=False)) | node.kwargs
     padding = "same" if any(e % 2 for e in extents) else tuple(e // 2 for e in extents)
@@ -266,8 +268,8 @@ def _same_size_function(conversion: Conversion, node: fx.Node) -> None:
 
 def _pad_as_given(stage: TopDownStage, node: fx.Node) -> list[fx.Node]:
     """Put the padding of a convolution that is a function, where it is not with zeros, before it: it has no mode."""
-    source = node.meta.get("source")
-    mode = source.meta.get("padding_mode", "zeros") if source is not None and node.op == "call_function" else "zeros"
+    source = plan(node).source
+    mode = facts(source).padding_mode if source is not None and node.op == "call_function" else "zeros"
     amounts = node.kwargs.get("padding")
     if mode == "zeros" or not isinstance(amounts, tuple) or not any(amounts):
         return []
@@ -275,12 +277,7 @@ def _pad_as_given(stage: TopDownStage, node: fx.Node) -> list[fx.Node]:
     read = node.args[0]
     with stage.graph.inserting_before(node):
         padded = stage.graph.call_function(F.pad, (read, [width, width, height, height]), {"mode": mode})
-    padded.meta = {
-        "axis": 1,
-        "stride": (1, 1),
-        "unit": node.meta["unit"],
-        "class_name": node.meta.get("class_name", ""),
-    }
+    noted(padded, Plan(plan(node).unit, plan(node).class_name, axis=1))
     node.args, node.kwargs = (padded, *node.args[1:]), {**node.kwargs, "padding": (0, 0)}
     return [padded]
 
@@ -290,26 +287,26 @@ def _crops(kind: Kind | None, source: fx.Node) -> bool:
 
     Stages keep their size, so there is nothing to cut off in them, unless others take the place of what is cut off.
     """
-    before = next((n for n in source.all_input_nodes if n.meta.get("size") is not None), None)
+    before = next((n for n in source.all_input_nodes if facts(n).size is not None), None)
     if kind not in {None, Kind.SIZE} or source.op == "call_module" or before is None or not is_map(source):
         return False
-    if any(is_map(user) and user.meta["size"] == before.meta["size"] for user in source.users if "size" in user.meta):
+    if any(is_map(user) and facts(user).size == facts(before).size for user in source.users):
         return False
-    same = all(source.meta[name] == before.meta[name] for name in ("axis", "width"))
-    sides = list(zip(source.meta["size"], before.meta["size"], strict=True))
+    same = (facts(source).axis, facts(source).width) == (facts(before).axis, facts(before).width)
+    sides = list(zip(sides_of(source), sides_of(before), strict=True))
     return same and all(n / 2 < left <= n for left, n in sides) and any(left < n for left, n in sides)
 
 
 def _is_balanced(conversion: Conversion, node: fx.Node) -> bool:
     """Whether a node strides where its unit makes the stride good by growing again (see `find_stages`)."""
-    source = node.meta.get("source")
-    if source is None or "stride" not in source.meta:
+    source = plan(node).source
+    if source is None or not facts(source).in_unit:
         return False
-    return conversion.stride(source) != source.meta["stride"]
+    return conversion.stride(source) != facts(source).stride
 
 
 def _keeps_size(source: fx.Node) -> bool:
-    return all(n.meta["size"] == source.meta["size"] for n in source.all_input_nodes if "width" in n.meta)
+    return all(facts(n).size == facts(source).size for n in source.all_input_nodes if facts(n).carries)
 
 
 def same_size(layer: Layer) -> None:

@@ -22,7 +22,7 @@ class ReplaceDropout(Pass):
         for stage in conversion.stages:
             for node in stage.graph.find_nodes(op="call_module"):
                 old = conversion.modules[str(node.target)]
-                if type(old) is nn.Dropout and not old.inplace and node.meta.get("size") != (1, 1):
+                if type(old) is nn.Dropout and not old.inplace:
                     conversion.modules[str(node.target)] = FastDropout(old.p).train(old.training)
 
     def ensures(self, conversion: Conversion) -> None:

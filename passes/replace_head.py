@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import fx, nn
 
 from td_compiler.graph.axes import in_order
+from td_compiler.graph.notes import Plan, facts, noted, plan
 from td_compiler.graph.operators import Kind
 from td_compiler.graph.states import Conversion, Pass, kind_of, layer_of
-from td_compiler.graph.style import new_meta
 from td_compiler.graph.units import Layer
 from td_compiler.network.base import HEAD
 
@@ -37,7 +37,7 @@ class ReplaceHead(Pass):
         with graph.inserting_before(output):
             features = in_order(graph, _features(conversion, graph), 1)
             scores = graph.call_module(HEAD, (features,))
-        scores.meta = {"wanted": num_classes, **new_meta("")}
+        noted(scores, Plan(wanted=num_classes))
         conversion.layers[HEAD] = Layer(nn.Conv2d(1, 1, 1, device="meta", dtype=conversion.dtype))
         output.args = (scores,)
         dropped = _erase_unused(conversion, graph)
@@ -54,8 +54,8 @@ def _features(conversion: Conversion, graph: fx.Graph) -> fx.Node:
     value = next(node for node in graph.nodes if node.op == "placeholder")
     while len(value.users) == 1:
         following = next(iter(value.users))
-        source = following.meta.get("source")
-        if source is None or source.meta["size"] is None or kind_of(conversion, following) not in _KEPT:
+        source = plan(following).source
+        if source is None or facts(source).size is None or kind_of(conversion, following) not in _KEPT:
             break
         value = following
     return value

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import fx
 
 from td_compiler.graph.axes import in_order
+from td_compiler.graph.notes import Plan, facts, noted, plan, sides_of
 from td_compiler.graph.operators import Kind, Pair
 from td_compiler.graph.states import Conversion, Pass
-from td_compiler.graph.style import new_meta
 from td_compiler.graph.units import Layer, TopDownStage, Unit
 from td_compiler.passes.branches import takes_any_width
 from td_compiler.passes.find_units import averages_all
@@ -55,12 +55,12 @@ def _copy_prologue(conversion: Conversion) -> fx.Graph | None:
         copies[node] = graph.node_copy(node, copies.__getitem__)
         _register(conversion, node, copies[node])
     for source, copy in copies.items():
-        copy.meta = {"source": source, "unit": "", "class_name": "", "stride": (1, 1)}
-        value = source.meta.get("value")
+        noted(copy, Plan(source=source))
+        value = facts(source).value
         if source.op != "get_attr" and isinstance(value, torch.Tensor) and value.dim() > 1:
-            copy.meta["width"] = value.shape[1]
+            plan(copy).width = value.shape[1]
     graph.output(copies[conversion.prepared])
-    steps = [node for node in conversion.prologue if "prologue" in node.meta]
+    steps = [node for node in conversion.prologue if facts(node).prologue]
     names = ", ".join(str(getattr(node.target, "__name__", node.target)) for node in steps)
     conversion.notes.append(f"What is done to the image before the first layer ({names}) is done before the pyramid.")
     return graph
@@ -113,7 +113,7 @@ def _copy_body(conversion: Conversion, stage: TopDownStage, scales: list[Pair], 
     graph = stage.graph
     for scale, name in zip(scales, ("x", "older"), strict=False):
         node = graph.placeholder(name)
-        node.meta.update(unit="")
+        noted(node, Plan())
         stage.scales[node] = scale
         stage.x, stage.older = (node, None) if name == "x" else (stage.x, node)
     stage.image = graph.placeholder("image")
@@ -140,16 +140,15 @@ def _copy_body(conversion: Conversion, stage: TopDownStage, scales: list[Pair], 
 
 def copy_unit(conversion: Conversion, stage: TopDownStage, unit: Unit, *values: fx.Node) -> fx.Node:
     """Copy a unit's nodes to the end of a stage's graph, reading `values`; returns the copy of its output."""
-    read = tuple(in_order(stage.graph, n, own.meta["axis"]) for n, own in zip(values, unit.inputs, strict=True))
+    read = tuple(in_order(stage.graph, n, facts(own).axis) for n, own in zip(values, unit.inputs, strict=True))
     copies = stage.copies[unit] = dict(zip(unit.inputs, read, strict=True))
     stage.spans[unit] = []
     stage.inputs[unit] = read
     for node in unit.nodes:
         copy = stage.graph.node_copy(node, lambda n, copies=copies: _copied(conversion, stage.graph, copies, n))  # type: ignore[misc]
-        copy.meta = {
-            **new_meta(conversion.own_path(unit.path), unit.class_name), "source": node, "stride": node.meta["stride"],
-            "opaque": node.meta.get("opaque", False),
-        }  # fmt: skip
+        known = facts(node)
+        path = conversion.own_path(unit.path)
+        noted(copy, Plan(path, unit.class_name, node, stride=known.stride, opaque=known.opaque))
         copies[node] = copy
         stage.spans[unit].append(copy)
         _register(conversion, node, copy)
@@ -161,12 +160,12 @@ def _copied(conversion: Conversion, graph: fx.Graph, copies: dict[fx.Node, fx.No
 
     What a unit or the head reads of the prologue is a size, of which the map that it reads has the like.
     """
-    if node not in copies and node.meta.get("prologue"):
+    if node not in copies and facts(node).prologue:
         return next(iter(copies.values()))
     if node not in copies:
         copy = graph.node_copy(node, lambda n: _copied(conversion, graph, copies, n))
         _register(conversion, node, copy)
-        copy.meta = {**new_meta(""), "source": node, "opaque": node.meta.get("opaque", False)}
+        noted(copy, Plan(source=node, opaque=facts(node).opaque))
         copies[node] = copy
     return copies[node]
 
@@ -189,9 +188,9 @@ def _copy_head(conversion: Conversion) -> fx.Graph:
     head = conversion.found.head
     graph = fx.Graph()
     x = graph.placeholder("x")
-    x.meta.update(unit="")
+    noted(x, Plan())
     features = conversion.found.features if head else conversion.captured.output
-    copies = {features: in_order(graph, x, features.meta["axis"])}
+    copies = {features: in_order(graph, x, facts(features).axis)}
     pooled: set[fx.Node] = set()  # maps whose size does not follow the image's
     for node in head:
         kind, maps = conversion.kind(node), [n for n in node.all_input_nodes if is_map(n)]
@@ -200,14 +199,14 @@ def _copy_head(conversion: Conversion) -> fx.Graph:
         elif maps and _counts_pixels(conversion, node):
             copies[maps[0]] = _average(conversion, graph, copies[maps[0]], maps[0])
             pooled.add(maps[0])
-        if kind is Kind.FLATTEN and node.meta["value"].dim() == 2:
+        if kind is Kind.FLATTEN and facts(node).value.dim() == 2:
             copy = graph.call_function(torch.flatten, (copies[node.all_input_nodes[0]], 1))
         elif averages_all(conversion, node):
             copy = graph.call_function(F.adaptive_avg_pool2d, (copies[node.all_input_nodes[0]], 1))
         else:
             copy = graph.node_copy(node, lambda n, copies=copies: _copied(conversion, graph, copies, n))  # type: ignore[misc]
             _register(conversion, node, copy)
-        copy.meta = {**new_meta(""), "source": node, "opaque": node.meta.get("opaque", False)}
+        noted(copy, Plan(source=node, opaque=facts(node).opaque))
         copies[node] = copy
     graph.output(copies[head[-1] if head else features])
     return graph
@@ -216,23 +215,23 @@ def _copy_head(conversion: Conversion) -> fx.Graph:
 def _counts_pixels(conversion: Conversion, node: fx.Node) -> bool:
     """Whether what a head makes of a map is for the map's size alone: one feature for every pixel, or its one pixel."""
     before = next(n for n in node.all_input_nodes if is_map(n))
-    value = node.meta["value"]
+    value = facts(node).value
     if not isinstance(value, torch.Tensor) or is_map(node):
         return False
     reshapes = conversion.kind(node) in {Kind.FLATTEN, Kind.SIZE}
-    if before.meta["size"] == (1, 1):
+    if facts(before).size == (1, 1):
         return reshapes
-    pixels = math.prod(before.meta["size"])
+    pixels = math.prod(sides_of(before))
     mixes = any(conversion.kind(user) is Kind.LINEAR for user in node.users)
     return reshapes and (value.dim() == 2 or (mixes and value.shape[-1] == pixels))
 
 
 def _average(conversion: Conversion, graph: fx.Graph, copy: fx.Node, source: fx.Node) -> fx.Node:
     """Average a map of the head to the size that it has in the bottom-up network."""
-    size = source.meta["size"]
+    size = sides_of(source)
     made = graph.call_function(F.adaptive_avg_pool2d, (in_order(graph, copy, 1), size))
-    made.meta = {"axis": 1, "unit": "", "class_name": "", "stride": (1, 1)}
+    noted(made, Plan(axis=1))
     conversion.notes.append(
         f"The head flattens its map: it is averaged to {size[0]}x{size[1]} before, the size that it has in the source."
     )
-    return in_order(graph, made, source.meta["axis"])
+    return in_order(graph, made, facts(source).axis)

@@ -11,6 +11,7 @@ from torch import fx
 
 from td_compiler.errors import ConversionError
 from td_compiler.graph.axes import channel_axis
+from td_compiler.graph.notes import axis_of, facts, origin_of, plan, source_of
 from td_compiler.graph.states import Conversion, Pass
 from td_compiler.passes.nodes import (
     channel_cut,
@@ -35,13 +36,13 @@ class RewriteSizes(Pass):
 
     def requires(self, conversion: Conversion) -> None:
         layers = conversion.graphs()[0].find_nodes(op="call_module")
-        assert all("width" in node.meta for node in layers), "SetWidths has not run"
+        assert all(plan(node).carries for node in layers), "SetWidths has not run"
 
     def apply(self, conversion: Conversion) -> None:
         for graph in conversion.graphs():
             for node in graph.nodes:
                 rewrite = _REWRITES.get(getattr(node.target, "__name__", str(node.target)))
-                if rewrite is not None and node.meta.keys() & {"width", "widths"} and node.op.startswith("call"):
+                if rewrite is not None and (plan(node).carries or plan(node).widths) and node.op.startswith("call"):
                     rewrite(node)
 
     def ensures(self, conversion: Conversion) -> None:
@@ -51,20 +52,20 @@ class RewriteSizes(Pass):
 
 def _change(node: fx.Node) -> tuple[int, int] | None:
     """What a node reads: (channels in the bottom-up network, channels here); None if there is nothing to do."""
-    source = node.meta.get("source")
-    before = next((n for n in source.all_input_nodes if "width" in n.meta), None) if source is not None else None
-    if before is None or "width" not in node.all_input_nodes[0].meta:
+    source = plan(node).source
+    before = next((n for n in source.all_input_nodes if facts(n).carries), None) if source is not None else None
+    if before is None or not plan(node.all_input_nodes[0]).carries:
         return None
-    old, new = int(before.meta["width"]), int(node.all_input_nodes[0].meta["width"])
+    old, new = facts(before).width, plan(node.all_input_nodes[0]).width
     return None if old == new else (old, new)
 
 
 def _split(node: fx.Node) -> None:
     """Sizes of pieces, where the numbers given do not make those that the pieces are to have."""
-    pieces: list[int] | None = node.meta.get("pieces")
+    pieces = plan(node).pieces
     if pieces is None:
         return
-    read, axis = node.args[0], node.meta["source"].all_input_nodes[0].meta["axis"]
+    read, axis = node.args[0], facts(source_of(node).all_input_nodes[0]).axis
     if pieces == (_made(node, sum(pieces)) or pieces_of(node)):
         return
     node.target = "split" if node.op == "call_method" else torch.split
@@ -94,14 +95,15 @@ def _slice(node: fx.Node) -> None:
     """Bounds of a slice along the channels."""
     if isinstance(order := channel_index(node), list):
         _reorder(node, order)
-    if "bounds" not in node.meta:
+    bounds = plan(node).bounds
+    if bounds is None:
         return
-    start, stop = node.meta["bounds"]
-    cut, source = channel_cut(node.meta["source"]), node.meta["source"]
+    start, stop = bounds
+    cut, source = channel_cut(source_of(node)), source_of(node)
     read = source.all_input_nodes[0]
     if cut is None or (start, stop) == (cut.start, cut.stop):
         return
-    axis, dims = read.meta["axis"], read.meta["value"].dim()
+    axis, dims = axis_of(read), facts(read).value.dim()
     if _name(node) == "narrow":
         node.args = (node.args[0], node.args[1], start, stop - start)
         return
@@ -115,26 +117,27 @@ def _slice(node: fx.Node) -> None:
 
 def _reorder(node: fx.Node, order: list[int]) -> None:
     """A list of the channels in another order."""
-    width = node.all_input_nodes[0].meta["width"]
-    read = node.meta["source"].all_input_nodes[0]
-    if width == read.meta["width"]:
+    width = plan(node.all_input_nodes[0]).width
+    read = source_of(node).all_input_nodes[0]
+    if width == facts(read).width:
         return
     new = turned(order, width)
-    if new is None or len(order) != read.meta["width"]:
+    if new is None or len(order) != facts(read).width:
         raise ConversionError(
-            f"channels are picked by their numbers among {read.meta['width']} at {place_of(node.meta['source'])!r}, and"
+            f"channels are picked by their numbers among {facts(read).width} at {place_of(source_of(node))!r}, and"
             f" here there are {width}: give that map a width that stays (filters='mirror'), or pick by a slice."
         )
     index: Any = node.args[1]
-    at = item_of(node, read.meta["axis"], read.meta["value"].dim())
+    at = item_of(node, axis_of(read), facts(read).value.dim())
     assert at is not None
     node.update_arg(1, (*index[:at], new, *index[at + 1 :]))
 
 
 def _pad(node: fx.Node) -> None:
     """Channels that a padding puts in front and behind."""
-    if "pads" in node.meta and node.op == "call_function":
-        front, behind = node.meta["pads"]
+    pads = plan(node).pads
+    if pads is not None and node.op == "call_function":
+        front, behind = pads
         node.update_arg(1, [*list(node.args[1])[:-2], front, behind])  # type: ignore[arg-type]
 
 
@@ -142,23 +145,22 @@ def _zeros(node: fx.Node) -> None:
     """Channels of zeros that are made of nothing and put beside others."""
     at = size_item(node, next(channel_axis(user) for user in node.users))
     if at is not None:
-        with_size(node, at, node.meta["width"])
+        with_size(node, at, plan(node).width)
 
 
 def _layer_norm(node: fx.Node) -> None:
     """The shape that a layer norm over the channels is given."""
     shape = node.args[1] if len(node.args) > 1 else node.kwargs.get("normalized_shape")
-    if isinstance(shape, (tuple, list)) and list(shape) == [node.meta["source"].meta["width"]]:
+    if isinstance(shape, (tuple, list)) and list(shape) == [facts(source_of(node)).width]:
         if len(node.args) > 1:
-            node.update_arg(1, (node.meta["width"],))
+            node.update_arg(1, (plan(node).width,))
         else:
-            node.update_kwarg("normalized_shape", (node.meta["width"],))
+            node.update_kwarg("normalized_shape", (plan(node).width,))
 
 
 def _groups(node: fx.Node) -> None:
     """The groups of a convolution with one filter for each channel."""
-    read, source = node.all_input_nodes[0].meta.get("width"), node.meta["source"]
-    own = source.all_input_nodes[0].meta.get("width")
+    read, own = plan(node.all_input_nodes[0]).width, facts(source_of(node).all_input_nodes[0]).width
     if len(node.args) > 6 and node.args[6] == own != 1:
         node.update_arg(6, read)
     elif node.kwargs.get("groups") == own != 1:
@@ -167,15 +169,15 @@ def _groups(node: fx.Node) -> None:
 
 def _view(node: fx.Node) -> None:
     """Numbers in a shape: that of the channels, or those whose product they are."""
-    change, source = _change(node), node.meta["source"]
-    if "widths" in node.meta:  # of a parameter
+    change, source = _change(node), source_of(node)
+    if plan(node).widths:  # of a parameter
         return _view_parameter(node)
     nested = len(node.args) == 2 and isinstance(node.args[1], (list, tuple))
     given: Any = node.args[1] if nested else node.args[1:]
-    dims, axis = list(given), source.meta["axis"]
+    dims, axis = list(given), facts(source).axis
     counts = [i for i, d in enumerate(dims) if i > 0 and isinstance(d, int) and d > 1]
-    if axis in counts and dims[axis] == source.meta["width"]:
-        dims[axis] = node.meta["width"]
+    if axis in counts and dims[axis] == facts(source).width:
+        dims[axis] = plan(node).width
     elif change is None or not counts:
         return
     elif math.prod(dims[i] for i in counts) == change[0]:
@@ -189,8 +191,8 @@ def _view(node: fx.Node) -> None:
 def _view_parameter(node: fx.Node) -> None:
     nested = len(node.args) == 2 and isinstance(node.args[1], (list, tuple))
     given: Any = node.args[1] if nested else node.args[1:]
-    old = node.meta["source"].meta["value"].shape
-    dims = [node.meta["widths"].get(i, d) if d == old[i] else d for i, d in enumerate(given)]
+    old = facts(source_of(node)).value.shape
+    dims = [plan(node).widths.get(i, d) if d == old[i] else d for i, d in enumerate(given)]
     node.args = (node.args[0], dims) if nested else (node.args[0], *dims)
 
 
@@ -199,7 +201,7 @@ def _regroup(dims: list[Any], width: int) -> None:
     for share in dims:
         if not isinstance(share, fx.Node) or share.target is not operator.floordiv:
             continue
-        groups: Any = share.meta.get("source", share).args[1]
+        groups: Any = origin_of(share).args[1]
         if groups in dims[1:]:
             fitting = math.gcd(groups, width)
             dims[dims.index(groups, 1)] = fitting

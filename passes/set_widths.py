@@ -21,6 +21,7 @@ from td_compiler.capture.evaluate import evaluate
 from td_compiler.errors import ConversionError
 from td_compiler.graph.checks import check_layers, check_merge, check_stage
 from td_compiler.graph.moves import inserted
+from td_compiler.graph.notes import axis_of, facts, origin_of, plan, sides_of, source_of, value_of
 from td_compiler.graph.operators import Kind, Width
 from td_compiler.graph.parts import Channels, Part, cut, equal_parts, equate, fix, fresh, parts_of, want, width_of
 from td_compiler.graph.states import Conversion, Pass, layer_of, operator_of
@@ -47,7 +48,7 @@ __all__ = ["SetWidths"]
 
 
 class SetWidths(Pass):
-    """Sets `node.meta["width"]` (channels) everywhere; prunes 1x1 transitions and projections between equal widths."""
+    """Sets `width` (channels) in every plan; prunes 1x1 transitions and projections between equal widths."""
 
     def requires(self, conversion: Conversion) -> None:
         assert all(stage.entry is not None for stage in conversion.stages[1:]), "InsertEntries has not run"
@@ -67,7 +68,7 @@ class SetWidths(Pass):
     def ensures(self, conversion: Conversion) -> None:
         for graph in conversion.graphs():
             maps = [n for n in graph.nodes if n.op == "call_module"]
-            assert all(isinstance(n.meta.get("width"), int) for n in maps)
+            assert all(plan(n).carries for n in maps)
         for stage in conversion.stages:
             check_stage(conversion, stage)
         check_layers(conversion)
@@ -76,11 +77,11 @@ class SetWidths(Pass):
 def _note_features(conversion: Conversion) -> None:
     """A network without classifier returns its pooled features: as many as its last stage has, not as the source's."""
     head = conversion.graphs()[-1]
-    width, expected = head.output_node().all_input_nodes[0].meta["width"], conversion.output_shape[1]
+    width, expected = plan(head.output_node().all_input_nodes[0]).width, conversion.output_shape[1]
     if width == expected:
         return
-    read = next(iter(head.nodes)).meta["width"]
-    if width * conversion.found.features.meta["width"] != expected * read:
+    read = plan(next(iter(head.nodes))).width
+    if width * facts(conversion.found.features).width != expected * read:
         raise ConversionError(
             f"the output is no class score but {expected} features of a flattened map: give the network a classifier,"
             " or a global pooling for a head."
@@ -113,7 +114,7 @@ class _Solver:
         for graph in self.conversion.graphs():
             for node in graph.nodes:
                 place += 1
-                self._starts.setdefault(node.meta.get("unit", ""), place)
+                self._starts.setdefault(plan(node).unit, place)
                 if node.op == "output":
                     carried = [self.channels[n] for n in handed_on(graph)]
                 elif node.op == "placeholder":
@@ -122,15 +123,15 @@ class _Solver:
                     self.channels[node] = image if is_image else carried[node.target == "older"]
                 elif self._carries(node):
                     self.channels[node] = self._relate(node, place)
-                    if "total" in node.meta:
-                        start, total = self._starts[node.meta["unit"]], int(node.meta["total"])
+                    if total := plan(node).total:
+                        start = self._starts[plan(node).unit]
                         self._wish(start - 1, self.channels[node], _constant(total))
         self._settle()
         self._note()
 
     def _carries(self, node: fx.Node) -> bool:
         """Whether a node carries image data: no size, no parameter, nothing made of these."""
-        return node.op != "get_attr" and ("source" not in node.meta or "width" in node.meta["source"].meta)
+        return node.op != "get_attr" and (plan(node).source is None or facts(source_of(node)).carries)
 
     def _wish(self, place: int, channels: Channels, total: Callable[[], int]) -> None:
         self._wishes.append((place, channels, total))
@@ -154,29 +155,27 @@ class _Solver:
 
     def _note(self) -> None:
         for node, channels in self.channels.items():
-            node.meta["width"] = self._width(channels, node)
+            plan(node).width = self._width(channels, node)
         for node, (before, taken) in self._cuts.items():
-            node.meta["bounds"] = self._width(before, node), self._width([*before, *taken], node)
+            plan(node).bounds = self._width(before, node), self._width([*before, *taken], node)
         for node, pieces in self._pieces.items():
-            node.meta["pieces"] = [self._width(piece, node) for piece in pieces]
+            plan(node).pieces = [self._width(piece, node) for piece in pieces]
         for node, sides in self._padded.items():
-            node.meta["pads"] = [self._width(side, node) for side in sides]
+            plan(node).pads = [self._width(side, node) for side in sides]
         for node, axes in self._resized.items():
-            node.meta["widths"] = {axis: self._width(c, node) // groups for axis, (c, groups) in axes.items()}
+            plan(node).widths = {axis: self._width(c, node) // groups for axis, (c, groups) in axes.items()}
 
     def _width(self, channels: Channels, node: fx.Node) -> int:
         width = width_of(channels)
         if width is None:
-            raise ConversionError(
-                f"the width of {place_of(node.meta.get('source', node))!r} does not follow from any layer."
-            )
+            raise ConversionError(f"the width of {place_of(origin_of(node))!r} does not follow from any layer.")
         return width
 
     # How one operator relates channels.
 
     def _relate(self, node: fx.Node, place: int) -> Channels:
         """The channels of a node's output."""
-        row, source = operator_of(self.conversion, node), node.meta.get("source")
+        row, source = operator_of(self.conversion, node), plan(node).source
         maps = self._maps(node)
         if self._joins_channels(node):
             return self._join(node)
@@ -196,45 +195,45 @@ class _Solver:
 
     def _joins_channels(self, node: fx.Node) -> bool:
         """Whether a node puts the channels of its inputs one after the other."""
-        source, row = node.meta.get("source"), operator_of(self.conversion, node)
+        source, row = plan(node).source, operator_of(self.conversion, node)
         is_sum = row is not None and row.width is Width.SUM
         if source is None:
             return is_sum
-        axis, dims = source.meta["axis"], source.meta["value"].dim() if is_sum else 0
+        axis, dims = facts(source).axis, facts(source).value.dim() if is_sum else 0
         if not is_sum:  # what stands for all channels, on a new axis that is theirs
-            without = all(n.meta.get("axis", 0) is None for n in source.all_input_nodes)
-            return without and axis is not None and inserted(source, 3) == [axis] and source.meta["width"] > 1
+            without = all(facts(n).carries and facts(n).axis is None for n in source.all_input_nodes)
+            return without and axis is not None and inserted(source, 3) == [axis] and facts(source).width > 1
         dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
         return isinstance(dim, int) and dim % dims == axis
 
     def _join(self, node: fx.Node) -> Channels:
         """The inputs' channels one after the other; a constant among them keeps its own."""
-        source, joined = node.meta.get("source"), []
+        source, joined = plan(node).source, []
         for n in arguments(node):
             zeros = (
-                zero_channels(n.meta["source"], source.meta["axis"])
-                if source is not None and "source" in n.meta
+                zero_channels(source_of(n), axis_of(source))
+                if source is not None and plan(n).source is not None
                 else None
             )
             if zeros is not None:
                 self.channels[n] = fresh(zeros, default=zeros, least=0)
             if n in self.channels:
                 joined += self.channels[n]
-            elif isinstance(value := n.meta.get("source", n).meta.get("value"), torch.Tensor) and source is not None:
-                known = int(value.shape[source.meta["axis"]])
+            elif isinstance(value := value_of(n), torch.Tensor) and source is not None:
+                known = int(value.shape[axis_of(source)])
                 joined += fresh(known, known)
         return joined
 
     def _relate_layer(self, node: fx.Node, maps: list[fx.Node], place: int) -> Channels:
         """A layer that chooses its width, unless it has one group per input channel: then it keeps it or a multiple."""
-        layer, source = layer_of(self.conversion, node), node.meta.get("source")
+        layer, source = layer_of(self.conversion, node), plan(node).source
         read = self.channels[maps[0]]
         if source is not None and runs_along_channels(self.conversion, source):
             return read
         self._read.append(read)
         for other in maps[1:]:  # what mixes the filters, one number for each expert
-            fix(self.channels[other], int(other.meta["source"].meta["width"]))
-        wish = int(node.meta.get("wanted", source.meta["width"] if source is not None else 0))
+            fix(self.channels[other], facts(source_of(other)).width)
+        wish = plan(node).wanted or (facts(source).width if source is not None else 0)
         groups, inputs, outputs = _grouping(node, layer)
         is_own = layer is None or layer.own  # a new layer takes the groups that fit
         if groups == inputs == outputs > 1:
@@ -243,7 +242,7 @@ class _Solver:
             made = fresh(outputs)
             self._wish(place, made, lambda: (width_of(read) or 1) * max(1, round(wish / (width_of(read) or 1))))
         else:
-            made = fresh(int(source.meta["width"]) if source is not None else wish)
+            made = fresh(facts(source).width if source is not None else wish)
             self._wish(place, made, lambda: wish)
             if is_own and groups > 1:
                 self._multiples += [(made, groups), (read, groups)]
@@ -271,15 +270,15 @@ class _Solver:
 
     def _relate_by_shape(self, node: fx.Node, maps: list[fx.Node], place: int) -> Channels:
         """By the bottom-up widths: what was equal stays equal, a part stays the same part."""
-        source, row = node.meta["source"], operator_of(self.conversion, node)
+        source, row = source_of(node), operator_of(self.conversion, node)
         own = self._own_widths(source, maps)
         channels = self.channels[maps[0]]
         if (indices := channel_index(node)) is not None:
             return self._pick(indices, channels, own[0])
         if row is None or row.width is Width.UNKNOWN:
             self._check_plain(node)
-        if source.meta["axis"] == 1 and source.meta["size"] is None and self._folds_map(source):
-            made = fresh(int(source.meta["width"]))
+        if facts(source).axis == 1 and facts(source).size is None and self._folds_map(source):
+            made = fresh(facts(source).width)
             self._wish(place, made, lambda: (width_of(channels) or 0) * _pixels(source))
             return made
         if maps[0] in self._pieces and isinstance(at := node.args[1], int):
@@ -293,9 +292,9 @@ class _Solver:
             return [*sides[0], *channels, *sides[1]]
         if (pooled := self._pooled_map(source)) is not None:
             read = maps[0]
-            while "source" in read.meta and not is_map(read.meta["source"]):
+            while plan(read).source is not None and not is_map(source_of(read)):
                 read = self._maps(read)[0]
-            made, of_map = fresh(int(source.meta["width"])), self.channels[read]
+            made, of_map = fresh(facts(source).width), self.channels[read]
             self._wish(place, made, lambda: self._features(source, pooled, width_of(of_map) or 0))
             return made
         made = self._follow(node, maps, own, place)
@@ -309,11 +308,9 @@ class _Solver:
         """The map that a function or module of a user's own makes features of, if they are no multiple of its channels
         (a covariance of all pairs of them); None for any other node.
         """
-        before = [n for n in source.all_input_nodes if "width" in n.meta]
-        plain = (
-            source.meta["axis"] == 1 and tensors(source.meta["value"])[0].dim() == 2 and not any(map(is_map, before))
-        )
-        if source not in self.conversion.found.head or not plain or source.meta["width"] == before[0].meta["width"]:
+        before = [n for n in source.all_input_nodes if facts(n).carries]
+        plain = facts(source).axis == 1 and tensors(facts(source).value)[0].dim() == 2 and not any(map(is_map, before))
+        if source not in self.conversion.found.head or not plain or facts(source).width == facts(before[0]).width:
             return None
         found: set[fx.Node] = set()
         while before:
@@ -321,25 +318,25 @@ class _Solver:
             if is_map(node):
                 found.add(node)
             else:
-                before += [n for n in node.all_input_nodes if "width" in n.meta]
+                before += [n for n in node.all_input_nodes if facts(n).carries]
         return found.pop() if len(found) == 1 else None
 
     def _features(self, source: fx.Node, start: fx.Node, width: int) -> int:
         """How many features there are of a map with so many channels: what the source's own code makes of one."""
-        given = start.meta["value"]
+        given = facts(start).value
         values: dict[fx.Node, Any] = {start: given.new_empty((len(given), width, *given.shape[2:]))}
         behind, root = {start}, SimpleNamespace(get_submodule=self.conversion.captured.modules.__getitem__)
         for node in self.conversion.captured.graph.nodes:
             if not behind.isdisjoint(node.all_input_nodes):
                 behind.add(node)
-                values[node] = evaluate(node, root, lambda n: values.get(n, n.meta.get("value")))  # type: ignore[arg-type]
+                values[node] = evaluate(node, root, lambda n: values.get(n, facts(n).value))  # type: ignore[arg-type]
                 if node is source:
                     return int(values[node].shape[1])
-        return int(source.meta["width"])
+        return facts(source).width
 
     def _follow(self, node: fx.Node, maps: list[fx.Node], own: list[int], place: int) -> Channels:
-        source = node.meta["source"]
-        width, most = int(source.meta["width"]), max(own)
+        source = source_of(node)
+        width, most = facts(source).width, max(own)
         first = own.index(most)
         channels = self.channels[maps[first]]
         if width == 1 < most:  # a mean over the channels
@@ -347,7 +344,7 @@ class _Solver:
         elif most == 1 < width:  # one channel that stands for many: as many as it meets
             made = fresh(width, default=width)
         elif width == most:
-            refolded = source.meta["axis"] is not None and self._is_folded(source) and len(parts_of(channels)) > 1
+            refolded = facts(source).axis is not None and self._is_folded(source) and len(parts_of(channels)) > 1
             made = fresh(width) if refolded else channels  # the order is another one
             if refolded:
                 self._wish(place, made, lambda: width_of(channels) or 0)
@@ -364,11 +361,11 @@ class _Solver:
         return made
 
     def _is_folded(self, source: fx.Node) -> bool:
-        return all(n.meta["axis"] is None for n in source.all_input_nodes if "width" in n.meta)
+        return all(facts(n).axis is None for n in source.all_input_nodes if facts(n).carries)
 
     def _own_widths(self, source: fx.Node, maps: list[fx.Node]) -> list[int]:
         """The widths of a node's inputs in the bottom-up network, where they stand in the same places."""
-        before = [int(n.meta["width"]) for n in arguments(source) if "width" in n.meta]
+        before = [facts(n).width for n in arguments(source) if facts(n).carries]
         return before if len(before) == len(maps) else before[:1] * len(maps)
 
     def _split(self, node: fx.Node, sizes: list[int], channels: Channels) -> Channels:
@@ -394,24 +391,24 @@ class _Solver:
 
     def _pick(self, indices: fx.Node | list[int], channels: Channels, own: int) -> Channels:
         """Channels by their numbers: a permutation goes with the width, any other choice keeps it."""
-        number = len(indices) if isinstance(indices, list) else indices.meta["source"].meta["value"].numel()
+        number = len(indices) if isinstance(indices, list) else facts(source_of(indices)).value.numel()
         if isinstance(indices, fx.Node):
             for parameter, axis in parameters_behind(indices, 0):
-                parameter.meta["picks"] = own
+                plan(parameter).picks = own
                 self._resize(parameter, axis, channels)
         return channels if number == own else fresh(number, number)
 
     def _resize_parameters(self, node: fx.Node, channels: Channels) -> None:
         """Parameters that meet a map channel by channel."""
-        source = node.meta["source"]
-        if source.meta["axis"] is None:
+        source = source_of(node)
+        if facts(source).axis is None:
             return
         for given in arguments(node):
-            value = given.meta.get("source", given).meta.get("value")
+            value = value_of(given)
             if given in self.channels or not isinstance(value, torch.Tensor) or not value.dim():
                 continue
-            axis = source.meta["axis"] - source.meta["value"].dim() + value.dim()
-            if axis >= 0 and value.shape[axis] == source.meta["width"] > 1:
+            axis = facts(source).axis - facts(source).value.dim() + value.dim()
+            if axis >= 0 and value.shape[axis] == facts(source).width > 1:
                 for parameter, own in parameters_behind(given, axis):
                     self._resize(parameter, own, channels)
 
@@ -424,7 +421,7 @@ class _Solver:
             what = type(layer.prototype).__name__ if layer else getattr(node.target, "__name__", node.target)
             reads = f", which reads {of_function[0]}," if of_function else ""
             raise ConversionError(
-                f"no rule says how channels flow through {what}{reads} at {place_of(node.meta['source'])!r}:"
+                f"no rule says how channels flow through {what}{reads} at {place_of(source_of(node))!r}:"
                 " say it with td_compiler.register (docs/adding-an-operator.md)."
             )
 
@@ -432,16 +429,16 @@ class _Solver:
         """Whether a node folds a map's pixels into features."""
         if source not in self.conversion.found.head:
             return False
-        before = next(n for n in source.all_input_nodes if "width" in n.meta)
-        if source.meta["value"].dim() != 2 or not is_map(before):
+        before = next(n for n in source.all_input_nodes if facts(n).carries)
+        if facts(source).value.dim() != 2 or not is_map(before):
             return False
-        return bool(source.meta["width"] != before.meta["width"])
+        return facts(source).width != facts(before).width
 
 
 def _pixels(source: fx.Node) -> int:
     """Height times width that a flatten folds into the features: the size that its map has in the source too."""
-    before = next(n for n in source.all_input_nodes if "width" in n.meta)
-    return math.prod(before.meta["size"])
+    before = next(n for n in source.all_input_nodes if facts(n).carries)
+    return math.prod(sides_of(before))
 
 
 def _constant(total: int) -> Callable[[], int]:
@@ -453,7 +450,7 @@ def _grouping(node: fx.Node, layer: Layer | None) -> tuple[int, int, int]:
     if layer is not None:
         of = layer.prototype
         return tuple(int(getattr(of, name, n)) for name, n in (("groups", 1), ("in_channels", 0), ("out_channels", 0)))  # type: ignore[return-value]
-    source = node.meta["source"]
+    source = source_of(node)
     given = source.kwargs.get("groups", source.args[6] if len(source.args) > 6 else 1)
-    groups = given.meta["value"] if isinstance(given, fx.Node) else given
-    return groups, source.all_input_nodes[0].meta["width"], source.meta["width"]
+    groups: Any = facts(given).value if isinstance(given, fx.Node) else given
+    return groups, facts(source.all_input_nodes[0]).width, facts(source).width

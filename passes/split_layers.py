@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import fx, nn
 
+from td_compiler.graph.notes import plan, source_of
 from td_compiler.graph.operators import layer_row
 from td_compiler.graph.states import Conversion, Pass, layer_of
 from td_compiler.graph.units import Layer
@@ -70,12 +71,12 @@ def _has_widths(module: nn.Module) -> bool:
 
 
 def _widths(node: fx.Node) -> Widths:
-    read = next(n.meta["width"] for n in node.all_input_nodes if "width" in n.meta)
-    return int(read), int(node.meta["width"])
+    read = next(plan(n).width for n in node.all_input_nodes if plan(n).carries)
+    return read, plan(node).width
 
 
 def _source_widths(node: fx.Node) -> Widths:
-    return _widths(node.meta["source"])
+    return _widths(source_of(node))
 
 
 def _free_path(conversion: Conversion, path: str) -> str:

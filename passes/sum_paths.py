@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from td_compiler.graph.moves import reduced_axes
+from td_compiler.graph.notes import copied, facts
 from td_compiler.graph.states import Conversion, Pass
 
 __all__ = ["SumPaths"]
@@ -19,7 +20,7 @@ class SumPaths(Pass):
     """`torch.stack([a, b]).mean(0)` becomes `(a + b) * 0.5`, of which all rules about sums hold."""
 
     def requires(self, conversion: Conversion) -> None:
-        assert "value" in conversion.captured.output.meta, "the graph carries no values"
+        assert facts(conversion.captured.output).value is not None, "the graph carries no values"
 
     def apply(self, conversion: Conversion) -> None:
         graph = conversion.captured.graph
@@ -41,11 +42,11 @@ class SumPaths(Pass):
 
 def _adds_up(user: fx.Node, stacked: fx.Node) -> bool:
     """Whether a node takes the sum or mean over the axis that a stack has put in, and over no other."""
-    name, value = str(getattr(user.target, "__name__", user.target)), stacked.meta["value"]
+    name, value = str(getattr(user.target, "__name__", user.target)), facts(stacked).value
     at = stacked.kwargs.get("dim", stacked.args[1] if len(stacked.args) > 1 else 0)
     if name not in _NAMES or not isinstance(at, int) or user.args[:1] != (stacked,):
         return False
-    plain = user.meta["value"].dim() == value.dim() - 1 and "dtype" not in user.kwargs
+    plain = facts(user).value.dim() == value.dim() - 1 and "dtype" not in user.kwargs
     return plain and reduced_axes(user, value.dim()) == {at % value.dim()}
 
 
@@ -61,5 +62,5 @@ def _total(graph: fx.Graph, user: fx.Node, paths: list[fx.Node]) -> fx.Node:
 
 
 def _noted(like: fx.Node, made: fx.Node) -> fx.Node:
-    made.meta = dict(like.meta)
+    made.meta = copied(like)
     return made

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import fx, nn
 
 from td_compiler.errors import ConversionError
 from td_compiler.graph.moves import inserted, is_reduction, moved, permutation, reduces
+from td_compiler.graph.notes import facts
 from td_compiler.graph.operators import Kind
 from td_compiler.graph.states import Conversion, Pass
 from td_compiler.passes.nodes import place_of, tensors
@@ -19,7 +19,7 @@ __all__ = ["TraceChannels", "is_map"]
 
 
 class TraceChannels(Pass):
-    """Sets `axis`, `width`, `size`, `seen` and `factor` in the meta of what carries image data, behind the prologue.
+    """Finds `axis`, `width`, `size`, `seen` and `factor` of what carries image data, behind the prologue.
 
     `axis` is where the channels are, None where a reshape has folded or split them; `width` is how many there are, of a
     folded tensor as many as went in. `size` is (height, width) of a map, None of anything else; `seen` is that of the
@@ -34,14 +34,15 @@ class TraceChannels(Pass):
         for node in conversion.captured.graph.nodes:
             source = _first_map(node)
             if node is conversion.prepared:
-                size = tuple(node.meta["value"].shape[2:])
-                node.meta.update(axis=1, width=node.meta["value"].shape[1], size=size, seen=size)
-            elif source is not None and tensors(node.meta.get("value")):
+                size = tuple(facts(node).value.shape[2:])
+                known = facts(node)
+                known.axis, known.width, known.size, known.seen = 1, known.value.shape[1], size, size
+            elif source is not None and tensors(facts(node).value):
                 _check(conversion, node, source)
-                node.meta.update({**_follow(conversion, node, source), **_known_factor(node)})
+                _follow(conversion, node, source)
 
     def ensures(self, conversion: Conversion) -> None:
-        assert "width" in conversion.captured.output.meta, "the class scores do not come from the image"
+        assert facts(conversion.captured.output).carries, "the class scores do not come from the image"
 
 
 def _check(conversion: Conversion, node: fx.Node, source: fx.Node) -> None:
@@ -52,12 +53,12 @@ def _check(conversion: Conversion, node: fx.Node, source: fx.Node) -> None:
     """
     row, module = conversion.row(node), conversion.captured.module(node)
     along_channels = row is not None and row.kind is Kind.ALONG_CHANNELS
-    if source.meta["size"] in {None, (1, 1)} and not along_channels:
+    if facts(source).size in {None, (1, 1)} and not along_channels:
         return
     what = type(module).__name__ if module is not None else getattr(node.target, "__name__", node.target)
     if reason := row.refuse(node, module) if row is not None else "":
         raise ConversionError(f"{what} at {place_of(node)!r} {reason}.")
-    if row is None and _has_weights(node, module) and _factor(source.meta["size"], _sides(node)) != (1, 1):
+    if row is None and _has_weights(node, module) and _factor(facts(source).size, _sides(node)) != (1, 1):
         raise ConversionError(
             f"{what} at {place_of(node)!r} makes its map smaller and has weights, and no rule says how its channels"
             " flow: say it with td_compiler.register (docs/adding-an-operator.md)."
@@ -65,13 +66,13 @@ def _check(conversion: Conversion, node: fx.Node, source: fx.Node) -> None:
 
 
 def _has_weights(node: fx.Node, module: nn.Module | None) -> bool:
-    read = (n.meta.get("value") for n in node.all_input_nodes if n.op == "get_attr")
+    read = (facts(n).value for n in node.all_input_nodes if n.op == "get_attr")
     held = module.parameters() if module is not None else ()
     return any(isinstance(value, nn.Parameter) and value.dim() > 1 for value in (*read, *held))
 
 
 def _sides(node: fx.Node) -> tuple[int, ...] | None:
-    value = tensors(node.meta["value"])[0]
+    value = tensors(facts(node).value)[0]
     return tuple(value.shape[2:]) if value.dim() == 4 else None
 
 
@@ -79,66 +80,63 @@ def _sides(node: fx.Node) -> tuple[int, ...] | None:
 _UNFOLDING = {"view", "reshape", "flatten", "unflatten", "squeeze", "sum", "mean", "getitem", "unbind"}
 
 
-def _known_factor(node: fx.Node) -> dict[str, Any]:
-    """The factor that tracing found for a pooling of the user's own."""
-    return {"factor": node.meta["factor"]} if "factor" in node.meta else {}
-
-
 def is_map(node: fx.Node) -> bool:
     """Whether a node carries a map (N, C, H, W), or the like in another order; several in a tuple are none."""
-    return node.meta.get("size") is not None and isinstance(node.meta["value"], torch.Tensor)
+    return facts(node).size is not None and isinstance(facts(node).value, torch.Tensor)
 
 
 def _first_map(node: fx.Node) -> fx.Node | None:
     """The input that a node's channels are told by: the largest of those that carry image data."""
-    inputs = [n for n in node.all_input_nodes if "width" in n.meta]
-    return max(inputs, key=lambda n: tensors(n.meta["value"])[0].numel(), default=None)
+    inputs = [n for n in node.all_input_nodes if facts(n).carries]
+    return max(inputs, key=lambda n: tensors(facts(n).value)[0].numel(), default=None)
 
 
-def _follow(conversion: Conversion, node: fx.Node, source: fx.Node) -> dict[str, Any]:
-    value, before = tensors(node.meta["value"])[0], tensors(source.meta["value"])[0]
+def _follow(conversion: Conversion, node: fx.Node, source: fx.Node) -> None:
+    known, value, before = facts(node), tensors(facts(node).value)[0], tensors(facts(source).value)[0]
     axis = _axis(conversion, node, source, value, before) or None  # axis 0 is the batch: channels folded into it
+    known.axis = axis
     row = conversion.row(node)
     if axis is not None:
-        width = int(value.shape[axis])
+        known.width = int(value.shape[axis])
     elif row is not None and row.kind is Kind.LINEAR:
-        width = int(value.shape[-1])
+        known.width = int(value.shape[-1])
     elif _takes_one(node, source, before, value):
-        width = 1
+        known.width = 1
     else:
-        width = int(source.meta["width"])
-    size = tuple(n for i, n in enumerate(value.shape) if i not in (0, axis)) if value.dim() == 4 else None
-    notes: dict[str, Any] = {"axis": axis, "width": width, "size": size if axis is not None else None}
-    seen = source.meta["size"] or source.meta["seen"]
-    notes["seen"] = notes["size"] or seen
-    factor = _factor(seen, notes["size"])
-    if factor != (1, 1) and (row is None or row.kind not in {Kind.CONV, Kind.POOL, Kind.GLOBAL_POOL, Kind.PAD}):
-        notes["factor"] = factor
-    return notes
+        known.width = facts(source).width
+    if value.dim() == 4 and axis is not None:
+        height, across = (n for i, n in enumerate(value.shape) if i not in (0, axis))
+        known.size = height, across
+    seen = facts(source).size or facts(source).seen
+    known.seen = known.size or seen
+    factor = _factor(seen, known.size)
+    is_known = row is not None and row.kind in {Kind.CONV, Kind.POOL, Kind.GLOBAL_POOL, Kind.PAD}
+    if factor != (1, 1) and known.factor is None and not is_known:  # capture knows that of a pooling of the user's own
+        known.factor = factor
 
 
 def _takes_one(node: fx.Node, source: fx.Node, before: torch.Tensor, value: torch.Tensor) -> bool:
     """Whether a node leaves one number of all channels, and no axis for it."""
-    axis = source.meta["axis"]
-    picks = isinstance(source.meta["value"], torch.Tensor) or is_reduction(node)
+    axis = facts(source).axis
+    picks = isinstance(facts(source).value, torch.Tensor) or is_reduction(node)
     return axis is not None and picks and reduces(node, axis, before.shape, value.shape)
 
 
 def _axis(
     conversion: Conversion, node: fx.Node, source: fx.Node, value: torch.Tensor, before: torch.Tensor
 ) -> int | None:
-    axis: int | None = source.meta["axis"]
+    axis: int | None = facts(source).axis
     row = conversion.row(node)
     if row is not None and row.kind is Kind.LINEAR:
         return value.dim() - 1
     if row is not None and row.kind is Kind.CONV:
         return 1
-    if axis is None and source.meta["width"] == 1:  # one number stood for all channels: the new axis is theirs
+    if axis is None and facts(source).width == 1:  # one number stood for all channels: the new axis is theirs
         return next(iter(inserted(node, before.dim())), None) if value.dim() == 4 else None
     order = permutation(node, before.dim())
     if order is not None:
         return order.index(axis) if axis is not None else None
-    if isinstance(source.meta["value"], torch.Tensor) and axis is not None and value.dim() <= 4:
+    if isinstance(facts(source).value, torch.Tensor) and axis is not None and value.dim() <= 4:
         if reduces(node, axis, before.shape, value.shape) and value.dim() < before.dim():
             return None
         place = moved(node, axis, before.shape, value.shape)

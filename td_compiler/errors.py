@@ -93,11 +93,12 @@ def _place(frame: FrameType, line: int) -> str:
 def _node_path(frame: FrameType) -> str:
     """The module path of the graph's node that a function of this package was looking at, if it was."""
     node: Any = frame.f_locals.get("node") if _is_ours(frame) else None
-    meta = getattr(node, "meta", None)
-    if not isinstance(meta, dict):
+    if not isinstance(getattr(node, "meta", None), dict):
         return ""
-    stack = meta.get("nn_module_stack") or getattr(meta.get("source"), "meta", {}).get("nn_module_stack")
-    if stack:
-        last = list(stack.values())[-1]
-        return str(last[0] if isinstance(last, tuple) else last)
+    from td_compiler.graph.notes import facts, is_top_down, origin_of  # needs torch, as nodes do
+
+    origin = origin_of(node)
+    modules = () if is_top_down(origin) else facts(origin).modules
+    if modules:
+        return modules[-1][0]
     return str(node.target) if node.op == "call_module" else str(node)

@@ -19,6 +19,7 @@ from td_compiler.capture.copying import copy_module
 from td_compiler.capture.evaluate import evaluate
 from td_compiler.capture.numbers import Made, Size, explain
 from td_compiler.capture.recording import Image
+from td_compiler.graph.notes import facts
 
 SIZE = (3, 32, 32)
 
@@ -256,7 +257,7 @@ def test_a_leaf_may_look_at_values() -> None:
     model = Net(lambda net, x: net.guard(x))  # type: ignore[operator]
     model.guard = Guarded()
     nodes = capture(model, SIZE).graph.find_nodes(op="call_module", target="guard")
-    assert [node.meta["opaque"] for node in nodes] == [True]
+    assert [facts(node).opaque for node in nodes] == [True]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from torch import fx, nn
 
 from td_compiler.emission import emit_source
 from td_compiler.errors import ConversionError
+from td_compiler.graph.notes import Plan, noted
 from td_compiler.layers.pyramid import DOWNSAMPLERS, Pyramid
 from td_compiler.layers.upsample import TransposedUpsample, upsample_bilinear, upsample_nearest
 from td_compiler.network.base import Segment, TopDownNet
@@ -70,7 +71,7 @@ class Builder:
         self.unit, self.class_name = unit, class_name
 
     def _mark(self, node: fx.Node) -> fx.Node:
-        node.meta.update(unit=self.unit, class_name=self.class_name)
+        noted(node, Plan(self.unit, self.class_name))
         return node
 
     def layer(self, path: str, module: nn.Module, *args: fx.Node) -> fx.Node:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from td_compiler import verify, zoo
+from td_compiler.graph.notes import facts, source_of
 from td_compiler.graph.states import Conversion
 from td_compiler.options import Options
 from td_compiler.verification.checks import Skipped, Violation
@@ -98,7 +99,7 @@ def lose_the_head(conversion: Conversion) -> None:
 
 
 def bake_a_size_in(conversion: Conversion) -> None:
-    node = next(n for n in conversion.found.head if n.meta["value"].dim() == 2)
+    node = next(n for n in conversion.found.head if facts(n).value.dim() == 2)
     node.op, node.target, node.args, node.kwargs = "call_function", torch.reshape, (node.args[0], (2, -1)), {}
 
 
@@ -107,7 +108,7 @@ def take_another_layer(conversion: Conversion) -> None:
     convolutions = stage.graph.find_nodes(op="call_module")
     one = next(n for n in convolutions if n.target.endswith("conv2"))
     other = next(n for n in convolutions if n.target.endswith("conv2") and n.target != one.target)
-    one.target = one.meta["source"].target = other.target
+    one.target = source_of(one).target = other.target
 
 
 def read_from_elsewhere(conversion: Conversion) -> None:

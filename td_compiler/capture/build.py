@@ -25,6 +25,7 @@ from td_compiler.capture.recording import (
     values_in,
 )
 from td_compiler.errors import ConversionError
+from td_compiler.graph.notes import Facts, facts, noted
 
 __all__ = ["Ambiguous", "Builder", "Twins", "key_of", "shape_of"]
 
@@ -116,7 +117,7 @@ class Builder:
     def image(self, name: str) -> None:
         """Write the placeholder of the images."""
         node = self.graph.placeholder(name)
-        node.meta["value"] = self._images
+        facts(node).value = self._images
         self.nodes["image"] = node
 
     def write(self, call: Call) -> fx.Node | None:
@@ -129,7 +130,8 @@ class Builder:
         args = self._settle(call.args, [t.args for t in twins], mode.args if mode else None)
         kwargs = self._settle(call.kwargs, [t.kwargs for t in twins], mode.kwargs if mode else None)
         node = self._create(call.op, call.target, args, kwargs, _on_meta(call.output))
-        node.meta.update({key: value for key, value in call.notes.items() if key in {"opaque", "factor"}})
+        known = facts(node)
+        known.opaque, known.factor = call.notes.get("opaque", False), call.notes.get("factor")
         self.nodes[call] = node
         self._recent.append(Result(call))
         return node
@@ -270,7 +272,7 @@ class Builder:
             return self._create("call_method", "size", (self.node(term.value), term.axis), {}, number)
         if isinstance(term, Made):
             operands = tuple(self._term(operand) for operand in term.operands)
-            numbers = [o.meta["value"] if isinstance(o, fx.Node) else o for o in operands]
+            numbers = [facts(o).value if isinstance(o, fx.Node) else o for o in operands]
             return self._create("call_function", term.function, operands, {}, term.function(*numbers))
         return term
 
@@ -312,13 +314,13 @@ class Builder:
 
     def _create(self, op: str, target: Any, args: Any, kwargs: Any, value: Any) -> fx.Node:
         node = self.graph.create_node(op, target, args, kwargs)
-        node.meta["value"] = value
+        known = noted(node, Facts(value))
         if self._call is not None:
             stack = self._call.stack
             if op == "call_module":
                 stack = (*stack, (target, type(self._call.module)))
-            node.meta["nn_module_stack"] = {path: (path, kind) for path, kind in stack}
-            node.meta["place"] = self._call.place
+            known.modules = tuple(dict(stack).items())
+            known.place = self._call.place
         return node
 
 

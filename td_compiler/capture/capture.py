@@ -2,8 +2,8 @@
 
 The source model is never changed: a *skeleton*, the same modules with parameters on the meta device, runs instead, so a
 network of any size is read in about the time of a few Python forward passes. What is not constant is found by running
-more than once and comparing: with other batch and image sizes, and in training. Every node carries `meta["value"]`,
-what it computed (tensors on the meta device, plain numbers for sizes), and `meta["place"]`, the user's line of code.
+more than once and comparing: with other batch and image sizes, and in training. The facts about a
+node (:mod:`td_compiler.graph.notes`) say what it computed and on which line of the user's code.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from td_compiler.capture.skeleton import refuse_scripts, weightless
 from td_compiler.capture.spans import differing, fold_functions, fold_modules, shrinking, with_functions
 from td_compiler.capture.watching import Watch
 from td_compiler.errors import ConversionError
+from td_compiler.graph.notes import facts
 from td_compiler.options import Task
 
 __all__ = ["RefusedImages", "capture", "check_output"]
@@ -114,7 +115,7 @@ class _Reader:
         for call in base.calls:
             builder.write(call)
         output = builder.graph.output(builder.node(dict(base.outputs)[name]))
-        output.meta["value"] = output.args[0].meta["value"]
+        facts(output).value = facts(output.args[0]).value
         self.modules.update(modules)
         captured = Capture(builder.graph, self.bones)
         captured.modules.update(modules)
@@ -351,7 +352,7 @@ def check_output(captured: Capture, task: Task) -> None:
         ConversionError: naming what the network returns instead.
     """
     output = captured.output
-    value = output.meta["value"] if isinstance(output, fx.Node) else None
+    value = facts(output).value if isinstance(output, fx.Node) else None
     allowed, dims = _OUTPUTS[task]
     if isinstance(value, torch.Tensor) and value.dim() in dims:
         return

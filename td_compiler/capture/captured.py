@@ -12,8 +12,8 @@ class Capture:
     """A network as a graph.
 
     Attributes:
-        graph: its operations; `node.meta["value"]` is what each computed, `node.meta["nn_module_stack"]` in which
-            modules, `node.meta["place"]` on which line.
+        graph: its operations; `facts(node).value` is what each computed, `facts(node).modules` in which
+            modules, `facts(node).place` on which line.
         modules: the skeleton's modules by path, parameters on the meta device.
         constants: tensors that the network makes or keeps beside its parameters and buffers, by path.
         image: the placeholder of the images (N, C, H, W).

@@ -9,6 +9,8 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_aggregate
 
+from td_compiler.graph.notes import is_opaque
+
 __all__ = ["evaluate"]
 
 
@@ -18,7 +20,7 @@ def evaluate(node: fx.Node, root: nn.Module, value_of: Callable[[fx.Node], Any])
     An opaque layer, one that needs data to run, is taken to keep the shape of its input.
     """
     args, kwargs = map_aggregate((node.args, node.kwargs), lambda a: value_of(a) if isinstance(a, fx.Node) else a)
-    if node.meta.get("opaque"):
+    if is_opaque(node):
         return args[0]
     with torch.no_grad():
         if node.op == "get_attr":

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from td_compiler.capture.captured import Capture
+from td_compiler.graph.notes import facts
 
 __all__ = ["functions_as_layers"]
 
@@ -69,7 +70,7 @@ _BUILTIN_ARGUMENTS: dict[Any, dict[str, Any]] = {
 
 
 def _size_of(node: Any) -> torch.Size:
-    size: torch.Size = node.meta["value"].shape
+    size: torch.Size = facts(node).value.shape
     return size
 
 

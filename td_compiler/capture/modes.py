@@ -23,6 +23,7 @@ from td_compiler.capture.recording import (
     tensor_of,
     values_in,
 )
+from td_compiler.graph.notes import facts
 from td_compiler.layers.steps import TrainingStep
 
 __all__ = ["aligned", "training_steps"]
@@ -181,7 +182,7 @@ class _Steps:
             assert mine is not None, "what training alone computes is in the cone"
             is_given = mine == given or (isinstance(mine, Image) and isinstance(given, Image))
             node = evaluated if is_given else builder.graph.placeholder(f"y{len(inputs)}")
-            node.meta["value"] = tensor_of(each) if isinstance(each, Result) else None
+            facts(node).value = tensor_of(each) if isinstance(each, Result) else None
             builder.nodes["image" if isinstance(each, Image) else each] = node
             if not is_given:
                 inputs.append(mine)

@@ -62,7 +62,7 @@ class Call:
         stack: the modules that it ran in.
         place: the line of the user's code.
         module: the layer that a `call_module` calls.
-        notes: for `node.meta`: `opaque`, `factor`.
+        notes: `opaque` and `factor`, for the facts about its node.
     """
 
     op: str

@@ -18,6 +18,7 @@ from torch import fx
 from td_compiler.emission.carry import Carrier
 from td_compiler.emission.layout import Doc, Join, call, literal
 from td_compiler.errors import ConversionError
+from td_compiler.graph.notes import plan
 
 __all__ = ["Form", "write_call"]
 
@@ -86,7 +87,7 @@ def write_call(node: fx.Node, carrier: Carrier) -> tuple[Doc, Form]:
         return Join((operands[0], "[", _index(node.args[1]), "]")), "atom"
     if node.target is builtins.getattr and len(node.args) == 2:
         return Join((operands[0], f".{node.args[1]}")), "atom"
-    name = _function_name(node.target, str(node.meta.get("unit", "")) or node.name, carrier)
+    name = _function_name(node.target, plan(node).unit or node.name, carrier)
     args, kwargs = _without_defaults(node.target, node.args, node.kwargs)
     roles = _positional(node.target)
     written = [literal(arg, role) for arg, role in zip_longest(args, roles[: len(args)], fillvalue="")]

@@ -12,6 +12,7 @@ from torch import fx
 
 from td_compiler.emission.tree import Tree, is_numbered, own_children
 from td_compiler.graph.names import free_name, is_attribute
+from td_compiler.graph.notes import plan
 from td_compiler.network.base import Segment
 
 __all__ = ["RESERVED", "Unit", "find_units", "is_image", "unit_of", "used_modules", "with_inner"]
@@ -56,10 +57,10 @@ def unit_of(node: fx.Node) -> str:
 
     What only prepares a parameter, such as a view of it, belongs to the unit that reads it.
     """
-    if not node.meta.get("unit") and _is_of_parameters(node):
+    if not plan(node).unit and _is_of_parameters(node):
         readers = {unit_of(user) for user in node.users}
         return readers.pop() if len(readers) == 1 else ""
-    return str(node.meta.get("unit") or "")
+    return plan(node).unit
 
 
 def _is_of_parameters(node: fx.Node) -> bool:
@@ -124,8 +125,8 @@ class _Finder:
 
     def _homes_of(self, node: fx.Node) -> dict[str, str]:
         unit = unit_of(node)
-        homes = {unit: str(node.meta.get("class_name") or "").lstrip("_")} if unit else {}
-        return homes | {path: kind.lstrip("_") for path, kind in node.meta.get("homes") or ()}
+        homes = {unit: plan(node).class_name.lstrip("_")} if unit else {}
+        return homes | {path: kind.lstrip("_") for path, kind in plan(node).homes}
 
     def find(self, nodes: list[fx.Node], above: frozenset[str]) -> list[Unit]:
         """The units among nodes, outermost; `above` are the paths of those that hold all of the nodes."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
+from td_compiler.graph.notes import facts
 from td_compiler.graph.operators import Kind
 from td_compiler.graph.states import Conversion
 
@@ -47,19 +48,17 @@ def written_activation(conversion: Conversion, nodes: Sequence[fx.Node], at: int
 
 
 def _maps(node: fx.Node) -> list[fx.Node]:
-    return [each for each in node.all_input_nodes if "width" in each.meta]
+    return [each for each in node.all_input_nodes if facts(each).carries]
 
 
 def _is_pointwise(conversion: Conversion, node: fx.Node, source: fx.Node) -> bool:
-    made, given = node.meta.get("value"), source.meta.get("value")
+    made, given = facts(node).value, facts(source).value
     alike = isinstance(made, torch.Tensor) and isinstance(given, torch.Tensor) and made.shape == given.shape
     return alike and conversion.kind(node) in _POINTWISE
 
 
 def _same_home(conversion: Conversion, nodes: Sequence[fx.Node], at: int) -> bool:
     """Whether a node runs in the module of the one before it, which has no parameters."""
-    homes = [
-        tuple(path for path, _ in node.meta.get("nn_module_stack", {}).values())[-1:] for node in nodes[at - 1 : at + 1]
-    ]
+    homes = [tuple(path for path, _ in facts(node).modules)[-1:] for node in nodes[at - 1 : at + 1]]
     module = conversion.captured.modules.get(homes[0][0]) if homes[0] else None
     return homes[0] == homes[1] and module is not None and not any(True for _ in module.parameters())

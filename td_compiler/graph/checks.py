@@ -8,6 +8,7 @@ from collections import Counter
 import torch
 from torch import fx
 
+from td_compiler.graph.notes import plan
 from td_compiler.graph.operators import Kind
 from td_compiler.graph.states import Conversion, kind_of
 from td_compiler.graph.units import TopDownStage
@@ -17,7 +18,7 @@ __all__ = ["check_layers", "check_merge", "check_stage", "has_upsampling"]
 
 def has_upsampling(conversion: Conversion, stage: TopDownStage) -> bool:
     """Whether a stage's map grows already: its upsampling is none of the source's."""
-    new = (node for node in stage.graph.nodes if "source" not in node.meta and node.op.startswith("call_"))
+    new = (node for node in stage.graph.nodes if plan(node).source is None and node.op.startswith("call_"))
     return any(kind_of(conversion, node) is Kind.UPSAMPLE for node in new)
 
 
@@ -31,7 +32,7 @@ def check_merge(conversion: Conversion, stage: TopDownStage) -> None:
         assert stage.x is None, f"the coarsest stage, {stage.key}, reads a map of another"
         return
     where, how = f"at scale {stage.key}", conversion.options.merge
-    joins = [n for n in stage.graph.nodes if n.meta.get("unit") == f"merge.{stage.key}" and "source" not in n.meta]
+    joins = [n for n in stage.graph.nodes if plan(n).unit == f"merge.{stage.key}" and plan(n).source is None]
     sums = [node for node in joins if node.target is operator.add]
     cats = [node for node in joins if node.target is torch.cat]
     expected = {"add": (1, 0), "concat": (0, 1), "combined": (1, 1)}[how]
@@ -75,7 +76,7 @@ def check_stage(conversion: Conversion, stage: TopDownStage) -> None:
     if stage.transition != "none" and conversion.options.merge != "concat":
         assert stage.entry is not None
         join = next(user for user in stage.entry.users if user.target is operator.add)
-        widths = [node.meta["width"] for node in join.all_input_nodes]
+        widths = [plan(node).width for node in join.all_input_nodes]
         assert len(set(widths)) == 1, f"maps of {widths} channels are added at scale {stage.key}"
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import fx
 
+from td_compiler.graph.notes import facts
+
 __all__ = ["inserted", "is_reduction", "moved", "permutation", "reduced_axes", "reduces"]
 
 _REDUCTIONS = {
@@ -25,7 +27,7 @@ def _argument(node: fx.Node, at: int, *names: str) -> Any:
     given: Any = (
         node.args[at] if len(node.args) > at else next((node.kwargs[n] for n in names if n in node.kwargs), None)
     )
-    return given.meta["value"] if isinstance(given, fx.Node) else given
+    return facts(given).value if isinstance(given, fx.Node) else given
 
 
 def permutation(node: fx.Node, dims: int) -> list[int] | None:
@@ -86,7 +88,7 @@ def _index(node: fx.Node, dims: int) -> list[tuple[int | None, bool]] | None:
                 found.append((axis, True))
                 axis += 1
         else:
-            value = item.meta.get("value") if isinstance(item, fx.Node) else item
+            value = facts(item).value if isinstance(item, fx.Node) else item
             found.append((axis, not isinstance(value, int)))
             axis += 1
     return found

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from td_compiler.graph.notes import Pair, computed, facts
 from td_compiler.layers.folding import ConcatConv2d, FoldedConv2d
 from td_compiler.layers.upsample import TransposedUpsample, upsample_aligned, upsample_bilinear, upsample_nearest
 
@@ -60,13 +61,10 @@ class Width(Enum):
     UNKNOWN = auto()  # no rule: a parameter among the inputs would say
 
 
-Pair = tuple[int, int]
-
-
 def pair(value: Any) -> Pair:
     """An int or a sequence of one or two as (height, width); a size computed by a node is the number that it had."""
     items = value if isinstance(value, (tuple, list)) else (value,)
-    numbers = [item.meta["value"] if isinstance(item, fx.Node) else item for item in items]
+    numbers = [facts(item).value if isinstance(item, fx.Node) else item for item in items]
     return numbers[0], numbers[-1]
 
 
@@ -88,7 +86,7 @@ def pool_kernel(node: fx.Node, module: nn.Module | None) -> Pair | None:
 def _argument(node: fx.Node, at: int, name: str) -> Any:
     """An argument by name or place, with the numbers that were computed for it; None where one is not known."""
     given = node.kwargs.get(name, node.args[at] if len(node.args) > at else None)
-    known = fx.node.map_arg(given, lambda n: n.meta.get("value"))
+    known = fx.node.map_arg(given, computed)
     return None if isinstance(known, (tuple, list)) and None in known else known
 
 
@@ -144,7 +142,7 @@ def padding_of(node: fx.Node, module: nn.Module | None) -> tuple[str, float]:
 def convolution(node: fx.Node) -> nn.Conv2d | None:
     """A layer like a call of `F.conv2d`, without weights; None where the weight's shape is not known."""
     weight, bias = (node.kwargs.get(name, node.args[at] if len(node.args) > at else None) for name, at in _WEIGHTS)
-    value = weight.meta.get("value") if isinstance(weight, fx.Node) else None
+    value = facts(weight).value if isinstance(weight, fx.Node) else None
     if not isinstance(value, torch.Tensor) or value.dim() != 4:
         return None
     given: dict[str, Any] = {name: _argument(node, at, name) for name, at in _SETTINGS}

@@ -13,6 +13,8 @@ import torch
 from torch import fx
 from torch.fx.node import map_aggregate
 
+from td_compiler.graph.notes import Plan, copied, is_top_down, noted, plan
+
 __all__ = ["from_pickle", "to_pickle", "with_targets"]
 
 
@@ -52,7 +54,7 @@ class _At:
 def to_pickle(graph: fx.Graph) -> list[tuple[Any, ...]]:
     """A graph as a list of its nodes: pickle walks a graph from node to node, and breaks down where it is long.
 
-    Of what nodes know, plain values are kept.
+    Of what is known of a node, what a finished network keeps is kept.
     """
     places = {node: _At(i) for i, node in enumerate(graph.nodes)}
 
@@ -66,7 +68,7 @@ def to_pickle(graph: fx.Graph) -> list[tuple[Any, ...]]:
             map_aggregate(tuple(node.args), named),
             map_aggregate(dict(node.kwargs), named),
             node.name,
-            {key: value for key, value in node.meta.items() if _is_plain(value)},
+            _shown(node),
         )
         for node in graph.nodes
     ]
@@ -80,17 +82,20 @@ def from_pickle(nodes: list[tuple[Any, ...]]) -> fx.Graph:
     def meant(item: Any) -> Any:
         return made[item.index] if isinstance(item, _At) else item.meant if isinstance(item, _Named) else item
 
-    for op, target, args, kwargs, name, meta in nodes:
+    for op, target, args, kwargs, name, note in nodes:
         args, kwargs = map_aggregate(args, meant), map_aggregate(kwargs, meant)
         made.append(graph.create_node(op, meant(target), args, kwargs, name))
-        made[-1].meta = dict(meta)
+        if note is not None:
+            noted(made[-1], note)
     return graph
 
 
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str))
+def _shown(node: fx.Node) -> Plan | None:
+    """What a finished network keeps of a node's plan; None of a node of another graph."""
+    if is_top_down(node):
+        known = plan(node)
+        return Plan(known.unit, known.class_name, growth=known.growth, homes=known.homes)
+    return None
 
 
 def with_targets(graph: fx.Graph, target_of: Callable[[fx.Node], Any]) -> fx.Graph:
@@ -100,5 +105,5 @@ def with_targets(graph: fx.Graph, target_of: Callable[[fx.Node], Any]) -> fx.Gra
     for node in graph.nodes:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), copies.__getitem__)
         copies[node] = copy.create_node(node.op, target_of(node), args, kwargs, node.name, node.type)
-        copies[node].meta = dict(node.meta)
+        copies[node].meta = copied(node)
     return copy

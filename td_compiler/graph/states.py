@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from td_compiler.capture.captured import Capture
 from td_compiler.graph.names import free_name
+from td_compiler.graph.notes import facts, plan
 from td_compiler.graph.operators import Kind, Operator, Pair, convolution, lookup
 from td_compiler.graph.units import Layer, StageGraph, TopDownStage, Unit
 from td_compiler.network.base import HEAD, RESERVED, TopDownNet
@@ -64,6 +65,7 @@ class Conversion:
     features: int | None = None
     notes: list[str] = field(default_factory=list)
     done: list[str] = field(default_factory=list)
+    _convolutions: dict[fx.Node, nn.Module | None] = field(default_factory=dict, repr=False)
 
     @cached_property
     def device(self) -> torch.device:
@@ -111,22 +113,22 @@ class Conversion:
     @property
     def image_size(self) -> tuple[int, int, int]:
         """(C, H, W) of the image that the pyramid scales, for the images that the network is read with."""
-        channels, height, width = self.prepared.meta["value"].shape[1:]
+        channels, height, width = facts(self.prepared).value.shape[1:]
         return int(channels), int(height), int(width)
 
     @property
     def output_shape(self) -> torch.Size:
         """What the top-down network puts out for as many images as the source was traced with."""
-        given: torch.Size = self.captured.output.meta["value"].shape
+        given: torch.Size = facts(self.captured.output).value.shape
         if self.options.task == "segmentation":
             return torch.Size((given[0], self.options.num_classes or 0, *self.image_size[1:]))
         return torch.Size((given[0], self.features)) if self.features is not None else given
 
     def growth(self, node: fx.Node) -> Pair:
         """The factor (height, width) by which a bottom-up node makes its map larger; a padding's rounds to 1."""
-        size = node.meta.get("size")
-        before = [n.meta["size"] for n in node.all_input_nodes if n.meta.get("size") is not None]
-        if size in {None, (1, 1)} or not before or self.kind(node) is Kind.PAD:
+        size = facts(node).size
+        before = [known for n in node.all_input_nodes if (known := facts(n).size) is not None]
+        if size is None or size == (1, 1) or not before or self.kind(node) is Kind.PAD:
             return 1, 1
         if len(before) == 1 and before[0] != size and (undone := self._undone(node, size, before[0])):
             return undone
@@ -137,9 +139,9 @@ class Conversion:
 
     def _undone(self, node: fx.Node, size: Pair, before: Pair) -> Pair | None:
         """The stride on the way to a node that it makes good, whatever its rounding left: 14 to 3 and back is 4."""
-        while len(inputs := [n for n in node.all_input_nodes if n.meta.get("size") is not None]) == 1:
+        while len(inputs := [n for n in node.all_input_nodes if facts(n).size is not None]) == 1:
             node = inputs[0]
-            if node.meta["size"] != before:
+            if facts(node).size != before:
                 return None
             if self.kind(node) in {Kind.CONV, Kind.POOL} and (stride := self.stride(node)) != (1, 1):
                 fits = all(n // s <= b <= -(-n // s) for n, s, b in zip(size, stride, before, strict=True))
@@ -163,22 +165,20 @@ class Conversion:
         """The layer that a bottom-up node calls; of a convolution that is a function a layer like it, weightless."""
         if node.op != "call_function" or self.kind(node) is not Kind.CONV:
             return self.captured.module(node)
-        if "layer" not in node.meta:
-            node.meta["layer"] = convolution(node)
-        made: nn.Module | None = node.meta["layer"]
-        return made
+        if node not in self._convolutions:
+            self._convolutions[node] = convolution(node)
+        return self._convolutions[node]
 
     def kind(self, node: fx.Node) -> Kind | None:
         """The kind of a bottom-up node; what shrinks a map without a row in the table is a pooling."""
-        if "factor" in node.meta:
+        if facts(node).factor is not None:
             return Kind.POOL
         row = self.row(node)
         return row.kind if row else None
 
     def stride(self, node: fx.Node) -> Pair:
         """The factor (height, width) by which a bottom-up node makes its map smaller."""
-        if "factor" in node.meta:
-            factor: Pair = node.meta["factor"]
+        if (factor := facts(node).factor) is not None:
             return factor
         row = self.row(node)
         return row.stride(node, self.captured.module(node)) if row else (1, 1)
@@ -197,7 +197,7 @@ def operator_of(conversion: Conversion, node: fx.Node) -> Operator | None:
 
 def kind_of(conversion: Conversion, node: fx.Node) -> Kind | None:
     """The kind of a top-down node: that of the bottom-up node that it copies, if it copies one."""
-    source = node.meta.get("source")
+    source = plan(node).source
     if source is not None:
         return conversion.kind(source)
     row = operator_of(conversion, node)

@@ -15,6 +15,7 @@ from torch import fx, nn
 from td_compiler.graph.activations import written_activation
 from td_compiler.graph.axes import channel_axis, in_order
 from td_compiler.graph.norms import written_norm
+from td_compiler.graph.notes import Plan, facts, noted, plan
 from td_compiler.graph.operators import Kind
 from td_compiler.graph.states import Conversion
 from td_compiler.graph.units import Layer, TopDownStage, Unit
@@ -83,11 +84,11 @@ def _function(conversion: Conversion, units: Iterable[Unit]) -> tuple[fx.Node, .
     That is an autograd function, or a module without parameters around one, behind a norm or a convolution.
     """
     for node in itertools.chain.from_iterable(unit.nodes for unit in units):
-        read = [each for each in node.all_input_nodes if "width" in each.meta]
+        read = [each for each in node.all_input_nodes if facts(each).carries]
         layer = conversion.layer(node)
         is_own = layer is not None and conversion.row(node) is None and not any(True for _ in layer.parameters())
         if is_own and len(read) == 1 and conversion.kind(read[0]) in {Kind.CONV, Kind.NORM}:
-            made, given = node.meta["value"], read[0].meta["value"]
+            made, given = facts(node).value, facts(read[0]).value
             if isinstance(made, torch.Tensor) and made.shape == given.shape:
                 return (node,)
     return ()
@@ -120,23 +121,23 @@ def add_layers(
     for name, sources in steps:
         if name != "conv" and not sources:
             continue
-        wants = 1 if name == "conv" else sources[0].all_input_nodes[0].meta["axis"] if name == "norm" else axis
+        wants = 1 if name == "conv" else facts(sources[0].all_input_nodes[0]).axis if name == "norm" else axis
         ordered = in_order(stage.graph, value, wants)
         nodes += [ordered] if ordered is not value else []
         value = ordered
         if name == "conv":
             conversion.layers[f"{path}.conv"] = Layer(conv)
             made = [stage.graph.call_module(f"{path}.conv", (value,))]
-            made[0].meta = {"wanted": wanted, **new_meta(path)}
+            noted(made[0], Plan(path, wanted=wanted))
         else:
             made = add_chain(conversion, stage, sources, f"{path}.{name}", value, path)
-        made[-1].meta["axis"] = wants
+        plan(made[-1]).axis = wants
         nodes += made
         value = made[-1]
     ordered = in_order(stage.graph, value, axis)
     nodes += [ordered] if ordered is not value else []
     for node in nodes:
-        node.meta["unit"] = path
+        plan(node).unit = path
     return nodes
 
 
@@ -144,7 +145,7 @@ def add_chain(
     conversion: Conversion, stage: TopDownStage, sources: Sequence[fx.Node], path: str, value: fx.Node, unit: str
 ) -> list[fx.Node]:
     """Insert operations like bottom-up ones: the first reads one map, here `value`, and only the last is read."""
-    copies = {next(n for n in sources[0].all_input_nodes if "width" in n.meta): value}
+    copies = {next(n for n in sources[0].all_input_nodes if facts(n).carries): value}
     for source in sources:
         copies[source] = add_like(conversion, stage, source, path, copies, unit, home=path)
     return [copies[source] for source in sources]
@@ -172,11 +173,11 @@ def add_like(
     copies = dict(copies)
 
     def copied(node: fx.Node) -> fx.Node:
-        if node not in copies and node.meta.get("prologue"):
+        if node not in copies and facts(node).prologue:
             return next(iter(copies.values()))  # a size is read of it, which the image at this scale has too
         if node not in copies:  # a size, a parameter, the mode
             copies[node] = stage.graph.node_copy(node, copied)
-            copies[node].meta = {**new_meta(unit), "source": node}
+            noted(copies[node], Plan(unit, source=node))
             if node.op == "get_attr" and node.target != "training":
                 name = str(node.target).rpartition(".")[2] if home else str(node.target).replace(".", "_")
                 copies[node].target = f"{home or unit}.{name if name.isidentifier() else f'_{name}'}"
@@ -184,10 +185,5 @@ def add_like(
 
     args, kwargs = fx.node.map_arg((source.args, source.kwargs), copied)
     node = stage.graph.create_node(source.op, target, args, kwargs)
-    node.meta = {**new_meta(unit), "source": source, "opaque": source.meta.get("opaque", False)}
+    noted(node, Plan(unit, source=source, opaque=facts(source).opaque))
     return node
-
-
-def new_meta(unit: str, class_name: str = "") -> dict[str, object]:
-    """The notes on a node that the source network does not have."""
-    return {"unit": unit, "class_name": class_name, "stride": (1, 1)}

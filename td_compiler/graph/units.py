@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import fx, nn
 
+from td_compiler.graph.notes import facts
 from td_compiler.graph.operators import Pair
 
 __all__ = ["Boundary", "Layer", "Projection", "Stage", "StageGraph", "TopDownStage", "Unit", "UnitKind", "scale_key"]
@@ -58,7 +59,7 @@ class Unit:
     @property
     def width(self) -> int:
         """Channels of the unit's output in the bottom-up network."""
-        return int(self.output.meta["width"])
+        return facts(self.output).width
 
 
 @dataclass(eq=False)
@@ -110,7 +111,7 @@ class StageGraph:
     @property
     def features(self) -> fx.Node:
         """What the head reads; only where there is a head."""
-        return next(n for n in self.head[0].all_input_nodes if "width" in n.meta)
+        return next(n for n in self.head[0].all_input_nodes if facts(n).carries)
 
 
 @dataclass(eq=False)

@@ -34,8 +34,8 @@ class Segment:
         graph: placeholders `x` (the map so far; absent in the first stage), `older` (the map before it, only where
             cells read two) and `image` (the pyramid's level at this scale; absent in the head), or, in a prologue,
             `images`. Its output is the stage's map, or that and the one before it, where the next stage reads two.
-            Every `call_module` and `get_attr` target is a path in the network. `node.meta["unit"]` is the path of the
-            unit that a node belongs to (`layer3.0`, `entry.16`, `merge.16`), or "" where a unit has no path of its own.
+            Every `call_module` and `get_attr` target is a path in the network. The `unit` of a node's plan is the path
+            of the unit that it belongs to (`layer3.0`, `entry.16`, `merge.16`), or "" where a unit has no path.
             It is compiled when the segment is made, and not read again.
         inputs: the graph's placeholders by name: some of `x`, `older` and `image`, in this order.
     """

@@ -21,6 +21,7 @@ from td_compiler.capture.capture import capture
 from td_compiler.capture.captured import Capture
 from td_compiler.capture.input_size import find_input_size
 from td_compiler.capture.skeleton import skeleton
+from td_compiler.graph.notes import plan
 from td_compiler.graph.states import Conversion
 from td_compiler.graph.units import scale_key
 from td_compiler.layers.pyramid import Pyramid
@@ -134,7 +135,7 @@ def _append(graph: fx.Graph, segment: Segment, inputs: dict[str, fx.Node]) -> di
 
 
 def _is_entry(node: fx.Node) -> bool:
-    return str(node.meta.get("unit", "")).startswith("entry.")
+    return plan(node).unit.startswith("entry.")
 
 
 def _bottom_up(network: nn.Module, input_size: Size | None) -> _Plan:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from td_compiler.errors import ConversionError
+from td_compiler.graph.notes import plan
 from td_compiler.graph.units import scale_key
 from td_compiler.layers.folding import CombinedConv2d
 from td_compiler.layers.pyramid import factor_pair
@@ -62,7 +63,7 @@ class _Row:
 
     def has(self, role: str) -> bool:
         """Whether there is an `entry` or a `merge` at this scale."""
-        return any(node.meta.get("unit", "").startswith(f"{role}.") for node in self.segment.graph.nodes)
+        return any(plan(node).unit.startswith(f"{role}.") for node in self.segment.graph.nodes)
 
 
 def plot_networks(network: TopDownNet, path: Path, title: str = "") -> None:
@@ -195,7 +196,7 @@ class _Picture:
 
     def how(self) -> str:
         """The merge, told by the operations of the finest stage."""
-        nodes = [n for n in self.rows[0].segment.graph.nodes if n.meta.get("unit", "").startswith("merge.")]
+        nodes = [n for n in self.rows[0].segment.graph.nodes if plan(n).unit.startswith("merge.")]
         targets = {node.target for node in nodes}
         layers = {type(self.network.get_submodule(str(n.target))) for n in nodes if n.op == "call_module"}
         adds, stacks = operator.add in targets, torch.cat in targets
@@ -294,6 +295,6 @@ def _count(number: int, thing: str) -> str:
 
 def _entry_width(network: TopDownNet, segment: Segment) -> int:
     """The filters of the entry's last convolution."""
-    entry = [n for n in segment.graph.nodes if n.op == "call_module" and n.meta.get("unit", "").startswith("entry.")]
+    entry = [n for n in segment.graph.nodes if n.op == "call_module" and plan(n).unit.startswith("entry.")]
     weights = [getattr(network.get_submodule(str(node.target)), "weight", None) for node in entry]
     return [len(weight) for weight in weights if weight is not None and weight.dim() == 4][-1]

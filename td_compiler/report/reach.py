@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx, nn
 
+from td_compiler.graph.notes import facts, is_top_down, plan, size_of
 from td_compiler.graph.operators import Kind, Pair, lookup, pair
 from td_compiler.layers.folding import ConcatConv2d, FoldedConv2d
 from td_compiler.layers.upsample import upsample_aligned, upsample_bilinear
@@ -136,7 +137,7 @@ class Walk:
         sizes = [size for size in map(_map_size, node.all_input_nodes) if size is not None]
         # A gate of one pixel is spread over the map that it is multiplied with.
         before, after = max(sizes, key=math.prod, default=None), _map_size(node)
-        if kind is Kind.GLOBAL_POOL and node.meta.get("size") in {None, (1, 1)}:
+        if kind is Kind.GLOBAL_POOL and size_of(node) in {None, (1, 1)}:
             return None
         if kind is Kind.POOL and after == (1, 1) != before:
             return None
@@ -150,7 +151,7 @@ class Walk:
             return window((-top, -left), (-top, -left), (1, 1))
         if kind is Kind.UPSAMPLE:
             return (bilinear if node.target in {upsample_bilinear, upsample_aligned} else nearest)(
-                node.meta.get("growth", self._growth)
+                (plan(node).growth if is_top_down(node) else None) or self._growth
             )
         if before not in {None, (1, 1)} and after is not None and before != after:
             return self._resizing(node, before, after)
@@ -192,7 +193,7 @@ class Walk:
         if node.target is operator.getitem:
             index: Any = node.args[1]
             cuts = [cut if isinstance(cut, slice) else slice(None) for cut in (*index, *[slice(None)] * 4)][:4]
-            height, width = (cut for axis, cut in enumerate(cuts) if axis not in (0, node.meta["axis"]))
+            height, width = (cut for axis, cut in enumerate(cuts) if axis not in (0, facts(node).axis))
             starts = [cut.indices(n)[0] for cut, n in zip((height, width), before, strict=True)]
             return window(starts, starts, [cut.step or 1 for cut in (height, width)])
         name = self._name(node)
@@ -200,7 +201,7 @@ class Walk:
         if name in _INTERPOLATIONS and after[0] > before[0] and mode in {"nearest", "bilinear"}:
             return (bilinear if mode == "bilinear" else nearest)((after[0] // before[0], after[1] // before[1]))
         factor = before[0] // after[0], before[1] // after[1]
-        widths = node.meta["width"], node.all_input_nodes[0].meta["width"]
+        widths = facts(node).width, facts(node.all_input_nodes[0]).width
         if all(map(_divides, after, before)) and widths[0] == widths[1] * math.prod(factor):
             return window((0, 0), [f - 1 for f in factor], factor)  # every number is kept: a space to depth
         raise UnknownReach
@@ -259,9 +260,9 @@ def _divides(small: int, large: int) -> bool:
 
 def _map_size(node: fx.Node | None) -> Pair | None:
     """(height, width) of the map that a node carries, or, of a map that is folded, of the last one that was not."""
-    while node is not None and node.meta.get("size") is None:
+    while node is not None and (size := size_of(node)) is None:
         node = node.all_input_nodes[0] if node.all_input_nodes else None
-    return None if node is None else tuple(node.meta["size"])
+    return None if node is None else size
 
 
 def _numbers(graph: fx.Graph) -> set[fx.Node]:

@@ -22,6 +22,7 @@ from torch import fx, nn
 
 from td_compiler.capture.capture import capture
 from td_compiler.capture.evaluate import evaluate
+from td_compiler.graph.notes import facts
 from td_compiler.graph.operators import Pair
 from td_compiler.graph.states import Conversion
 from td_compiler.graph.units import scale_key
@@ -78,9 +79,9 @@ def receptive_fields_bottom_up(model: nn.Module, input_size: tuple[int, int, int
         if isinstance(step, FindStages):
             break
     head = set(conversion.found.head)
-    last = {u.output.meta["scale"]: u.output for u in conversion.units if u.output not in head}
+    last = {facts(u.output).scale: u.output for u in conversion.units if u.output not in head}
     coarsest = conversion.found.stages[-1].scale
-    walk = Walk(conversion.captured.module, lambda node: node.meta["value"])
+    walk = Walk(conversion.captured.module, lambda node: facts(node).value)
     fields: dict[str, ReceptiveField | None] = {}
     for scale, output in last.items():
         try:

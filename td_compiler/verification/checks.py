@@ -19,6 +19,7 @@ from torch import nn
 from td_compiler.capture.meta import ShapesOnly
 from td_compiler.capture.skeleton import skeleton
 from td_compiler.errors import one_line
+from td_compiler.graph.notes import plan
 from td_compiler.graph.operators import Width, lookup
 from td_compiler.network.base import TopDownNet
 from td_compiler.surroundings import neutral_surroundings
@@ -203,7 +204,7 @@ def _concatenates(td: TopDownNet, stage: str) -> bool:
     graph = next(segment.graph for segment in td.segments if segment.name == stage)
     rows = ((node, lookup(node, None)) for node in graph.nodes if node.op == "call_function")
     sums = [node for node, row in rows if row is not None and row.width is Width.SUM]
-    return any(not str(node.meta.get("unit")).startswith("merge.") for node in sums)
+    return any(not str(plan(node).unit).startswith("merge.") for node in sums)
 
 
 def settings(subject: Subject) -> str:

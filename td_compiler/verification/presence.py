@@ -14,6 +14,7 @@ from torch import fx, nn
 from td_compiler.capture.capture import capture
 from td_compiler.capture.meta import ShapesOnly
 from td_compiler.capture.skeleton import skeleton
+from td_compiler.graph.notes import computed
 from td_compiler.graph.operators import Kind, lookup
 from td_compiler.network.base import TopDownNet
 from td_compiler.verification.settings import common_layers, is_depthwise, layers_of, named_layers, source_names
@@ -164,7 +165,7 @@ def _readers(node: fx.Node) -> set[fx.Node]:
 
 
 def _value(node: fx.Node) -> Any:
-    return node.meta.get("value")
+    return computed(node)
 
 
 def changed_filters(subject: Subject) -> tuple[int, list[str]]:

@@ -20,6 +20,7 @@ from torch.fx.node import map_arg
 
 from td_compiler.capture.capture import capture
 from td_compiler.capture.skeleton import unwrap_parts
+from td_compiler.graph.notes import facts, origin_of
 from td_compiler.graph.states import Conversion
 from td_compiler.graph.units import TopDownStage, Unit
 from td_compiler.graph.walks import ancestors, arguments
@@ -73,7 +74,7 @@ class BottomUpAgain(nn.Module):
                 result: torch.Tensor = args[0]
                 return result
             elif node.op == "get_attr":
-                path = str(node.meta["origin"].target)
+                path = str(node.target)
                 values[node] = self.training if path == "training" else self._attribute(path, images)
             elif node.op == "call_module":
                 values[node] = self._layers[node](*args, **kwargs)
@@ -161,7 +162,7 @@ class _Parts:
         """The bottom-up nodes that carry the image's data to the output, in order; the image itself left out."""
         captured = self.conversion.captured
         needed = {captured.output, *ancestors(captured.output)}
-        return [n for n in captured.graph.nodes if n in needed and "width" in n.meta and n is not captured.image]
+        return [n for n in captured.graph.nodes if n in needed and facts(n).carries and n is not captured.image]
 
     def _of_unit(self, unit: Unit) -> _Part:
         stage = self._homes.get(unit)
@@ -174,7 +175,7 @@ class _Parts:
 
     def check(self) -> None:
         """Every operation that carries the image's data stands in one part, once, in its order."""
-        found = [_origin(node) for part in self.parts for node in part.nodes]
+        found = [origin_of(node) for part in self.parts for node in part.nodes]
         expected = self._main()
         lost = [node for node in expected if node not in set(found)]
         if lost:
@@ -205,17 +206,17 @@ class _Parts:
 
         `wanted` is what stands in its place in the bottom-up graph, for a node that stands for several.
         """
-        stands_for = part.inputs.get(node, (_origin(node),))
+        stands_for = part.inputs.get(node, (origin_of(node),))
         origin = wanted if wanted in stands_for else stands_for[0]
         assert origin is not None
         if origin not in made:
-            if "width" in origin.meta and node not in part.nodes:
+            if facts(origin).carries and node not in part.nodes:
                 raise Violation(f"a part reads {_place(origin)}, which none before it computes")
             places = iter(arguments(origin))
             read = (node.args, node.kwargs)
             args, kwargs = map_arg(read, lambda n: self._copy(graph, made, part, n, next(places, None)))
-            made[origin] = graph.create_node(node.op, node.target, args, kwargs)
-            made[origin].meta["origin"] = origin
+            target = origin.target if origin.op in {"call_module", "get_attr"} else node.target  # the source's paths
+            made[origin] = graph.create_node(node.op, target, args, kwargs)
         return made[origin]
 
 
@@ -233,8 +234,8 @@ class _Layers:
 
     def of(self, node: fx.Node) -> nn.Module:
         """The source's layer, or, where a function was read as a layer, that layer with the source's parameters."""
-        read = self._captured.module(node.meta["origin"])
-        own = self._source.get(str(node.meta["origin"].target))
+        read = self._captured.module(node)
+        own = self._source.get(str(node.target))
         assert read is not None
         if own is not None and type(own) is type(read):
             return own
@@ -396,14 +397,8 @@ def _other_size(subject: Subject) -> Size:
     return other if len(subject.sizes) > 1 and subject.takes(other) else subject.small
 
 
-def _origin(node: fx.Node) -> fx.Node:
-    """The bottom-up node that a node is or copies."""
-    origin: fx.Node = node.meta.get("source", node)
-    return origin
-
-
 def _place(node: fx.Node) -> str:
-    stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
+    stack = [path for path, _ in facts(node).modules if path]
     return f"{node.name!r} in {stack[-1]!r}" if stack else repr(node.name)
 
 
