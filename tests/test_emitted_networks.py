@@ -80,7 +80,7 @@ def check(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("same ") == len(folders)
     for action in (["check", "--select", "E,F,I,UP"], ["format", "--check"]):
-        run = [sys.executable, "-m", "ruff", action[0], "--isolated", *action[1:], str(folder)]
+        run = [sys.executable, "-m", "ruff", action[0], "--isolated", "--line-length=120", *action[1:], str(folder)]
         linted = subprocess.run(run, capture_output=True, text=True, check=False)
         assert linted.returncode == 0, linted.stdout
 

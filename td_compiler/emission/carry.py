@@ -106,6 +106,7 @@ _COMMON = {
     "torch": ("torch", "", ""),
     "F": ("torch.nn.functional", "", "F"),
     "nn": ("torch", "nn", ""),
+    "Tensor": ("torch", "Tensor", ""),
     "math": ("math", "", ""),
     "OrderedDict": ("collections", "OrderedDict", ""),
 }

@@ -1,4 +1,4 @@
-"""Expressions as small trees, and their layout in lines of at most 88 columns, the form that ruff's formatter keeps."""
+"""Expressions as small trees, and their layout in lines of at most 120 columns, as ruff's formatter keeps them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = [
     *("WIDTH", "Doc", "Group", "Join", "Number", "Statement", "Value", "call", "flat", "lay_out", "literal", "quoted"),
 ]
 
-WIDTH = 88
+WIDTH = 120
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def atoms(doc: Doc) -> Iterator[Number | Value]:
 
 
 def lay_out(prefix: str, doc: Doc, indent: int, suffix: str = "") -> list[str]:
-    """The lines of `prefix` and an expression: its outermost brackets are opened as far as 88 columns need it."""
+    """The lines of `prefix` and an expression: its outermost brackets are opened as far as 120 columns need it."""
     margin = " " * indent
     line = margin + prefix + flat(doc) + suffix
     if len(line) <= WIDTH:

@@ -28,7 +28,7 @@ def emit_source(td: TopDownNet, *, class_name: str, origin: str, command: str = 
     """Standalone PyTorch source of a top-down network, importing torch alone.
 
     The network's class takes `td.state_dict()` with `strict=True` and then puts out what `td` does in eval mode, bit
-    by bit. The text passes ruff and is formatted as ruff's formatter does at 88 columns.
+    by bit. The text passes ruff and is formatted as ruff's formatter does at 120 columns.
 
     Args:
         td: the network, images (N, C, H, W) to class scores.

@@ -10,7 +10,7 @@ from itertools import pairwise
 from torch import fx
 
 from td_compiler.emission.functions import Form
-from td_compiler.emission.layout import WIDTH, Doc, Join, Value, atoms, call, flat, substitute
+from td_compiler.emission.layout import Doc, Join, Value, atoms, call, flat, substitute
 from td_compiler.emission.tree import Tree, own_children
 
 __all__ = ["SIZE_NAMES", "Step", "call_sequences", "count_uses", "make_loops", "nest"]
@@ -102,7 +102,7 @@ def make_loops(steps: list[Step], tree: Tree, results: Sequence[fx.Node], fixed:
     return made
 
 
-def nest(steps: list[Step], results: Sequence[fx.Node], room: int = WIDTH - 20, depth: int = 3) -> list[Step]:
+def nest(steps: list[Step], results: Sequence[fx.Node], room: int = 68, depth: int = 3) -> list[Step]:
     """A value that only the next step reads is written inside it, a layer with weights a line."""
     uses = count_uses(steps, results)
     made: list[Step] = []

@@ -11,7 +11,7 @@ from td_compiler.graph.names import is_attribute
 
 __all__ = ["TENSOR", "class_lines", "docstring", "init_lines", "method"]
 
-TENSOR = "torch.Tensor"
+TENSOR = "Tensor"
 _ROLES = {
     "entry": "Lifts an image to the width of its stage",
     "merge": "Joins the map so far and the entry's map e",
@@ -20,7 +20,7 @@ _ROLES = {
 
 
 def docstring(summary: str, more: Sequence[str] = (), indent: int = 0) -> list[str]:
-    """A docstring: its summary and further lines, wrapped at 88 columns."""
+    """A docstring: its summary and further lines, wrapped at 120 columns."""
     margin = " " * indent
     summary = _escape(" ".join(summary.split()))
     if not more and len(margin) + len(summary) + 6 <= WIDTH:

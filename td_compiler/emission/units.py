@@ -17,7 +17,7 @@ from td_compiler.network.base import Segment
 
 __all__ = ["RESERVED", "Unit", "find_units", "is_image", "unit_of", "used_modules", "with_inner"]
 
-RESERVED = frozenset({"F", "nn", "torch", "math", "self", "image", "x", "e", "super", *dir(builtins)})
+RESERVED = frozenset({"F", "Tensor", "nn", "torch", "math", "self", "image", "x", "e", "super", *dir(builtins)})
 """Names that mean something in emitted source, so that no class or argument there may have them."""
 
 _BASES = {"entry": "Entry", "merge": "Merge", "transition": "Transition"}
