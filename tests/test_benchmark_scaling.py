@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -82,9 +85,9 @@ def grow_by(count: int) -> int | None:
 
 @pytest.mark.skipif(not LINUX, reason="only Linux says what a process holds")
 def test_growth_counts_what_is_held_at_once() -> None:
-    count = 64 * 2**20
+    count = 256 * 2**20  # the system counts pages for each processor by itself and may be tens of MiB behind
     grown = in_own_process(grow_by, count)
-    assert grown is not None and count <= grown < 1.4 * count, "one tensor at a time"
+    assert grown is not None and 0.75 * count < grown < 1.5 * count, "one tensor at a time"
 
 
 def job(**more: object) -> ScalingJob:
@@ -159,10 +162,29 @@ def test_conversion_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
     nin = figures["conversion of zoo:nin"]
     assert nin["parameters"] == 969_822
     assert 4 * 3_368_478 < nin["new_weights"] < 4 * 3_368_478 + 100_000, "the papers' parameters, and norms' buffers"
-    # Torch keeps no tensor of the source or of the result twice; graphs and the record of the runs take some MiB.
-    assert not LINUX or nin["new_weights"] <= nin["growth"] < nin["new_weights"] + nin["weights"] + 5 * 2**20
+    # The allocator and the kernel add MiB that differ by machine; imports would be above 100 MiB.
+    assert not LINUX or nin["new_weights"] / 2 < nin["growth"] < 4 * nin["new_weights"]
     page = (tmp_path / "conversion.md").read_text()
     assert "| zoo:nin | 969.8k |" in page and "to the power of" in page
+
+
+def most_held(call: Callable[[], object], folder: Path) -> int:
+    """Bytes that Torch's tensors in main memory take at most during a call, by the profiler's word of each of them."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        outcome = call()  # alive until the profiler has stopped
+    del outcome
+    profiler.export_chrome_trace(str(folder / "trace.json"))
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    taken = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
+    return max(itertools.accumulate(count for _, count in taken))
+
+
+def test_a_conversion_holds_no_weight_twice(tmp_path: Path) -> None:
+    model = zoo.nin()
+    old, new = (sum(t.nbytes for t in network.state_dict().values()) for network in (model, reverse(model)))
+    held = most_held(lambda: reverse(model), tmp_path)
+    assert new <= held <= new + old, "the new weights, and what is of the source is copied at most once"
+    assert most_held(lambda: (reverse(model), reverse(model)), tmp_path) > 2 * new
 
 
 def test_conversion_of_a_network_that_there_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
