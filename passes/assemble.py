@@ -15,59 +15,53 @@ from td_compiler.capture.skeleton import skeleton
 from td_compiler.errors import ConversionError
 from td_compiler.graph.notes import Plan, facts, noted, plan
 from td_compiler.graph.operators import Kind, Pair, lookup
-from td_compiler.graph.states import Conversion, Pass
+from td_compiler.graph.states import Building
 from td_compiler.layers.pyramid import Pyramid
 from td_compiler.network.base import Segment, TopDownNet, handed_on, plant
 from td_compiler.passes.homes import homes_of
 from td_compiler.passes.nodes import place_of
 from td_compiler.report.report import Cost, Report, StageReport
 
-__all__ = ["Assemble"]
+__all__ = ["assemble"]
 
 
-class Assemble(Pass):
-    """Sets `conversion.result`. Runs it once on the meta device, which checks every shape and counts every cost."""
-
-    def requires(self, conversion: Conversion) -> None:
-        assert conversion.modules, "BuildLayers has not run"
-        assert "RewriteSizes" in conversion.done, "RewriteSizes has not run"
-
-    def apply(self, conversion: Conversion) -> None:
-        for name, other in conversion.names.items():
-            conversion.notes.append(f"{name} is a name of the network's own: the source's stands under {other}.")
-        names = [f"stage{stage.key}" for stage in conversion.stages] + ["head"]
-        scales = [stage.scale for stage in conversion.stages] + [(1, 1)]
-        segments = [Segment(*parts) for parts in zip(names, map(_plain, scales), conversion.graphs(), strict=True)]
-        pyramid = Pyramid([_plain(s.scale) for s in reversed(conversion.stages)], conversion.options.downsample)
-        prologue = Segment("prologue", 1, conversion.prologue_graph) if conversion.prologue_graph is not None else None
-        parts = _in_order_of_use(conversion)
-        parts |= _second_names(conversion, parts)
-        network = TopDownNet(parts, segments, pyramid, _EMPTY, prologue)
-        made = set(conversion.modules.values())
-        for module in network.modules():
-            if module not in made:
-                module.training = conversion.model.training
-        network.report = _report(conversion, network)
-        for segment in network.parts:
-            for node in segment.graph.nodes:
-                known = plan(node)
-                homes = homes_of(conversion, node)
-                noted(node, Plan(known.unit, known.class_name, growth=known.growth, homes=homes))
-        conversion.result = network
-
-    def ensures(self, conversion: Conversion) -> None:
-        assert conversion.result is not None
-        assert conversion.result.scales[0] == 1
-        rows = conversion.result.report.stages[:-1]
-        for stage, row in zip(reversed(conversion.stages), rows, strict=True):
-            size, expected = row.top_down.size, conversion.map_size(stage.scale)
-            assert size == expected, f"the map at scale {stage.key} is {size}, not {expected}"
+def assemble(building: Building) -> TopDownNet:
+    """The network and its report. It is run once on the meta device, which checks every shape and counts every cost."""
+    for name, other in building.names.items():
+        building.notes.append(f"{name} is a name of the network's own: the source's stands under {other}.")
+    names = [f"stage{stage.key}" for stage in building.stages] + ["head"]
+    scales = [stage.scale for stage in building.stages] + [(1, 1)]
+    segments = [Segment(*parts) for parts in zip(names, map(_plain, scales), building.graphs(), strict=True)]
+    pyramid = Pyramid([_plain(s.scale) for s in reversed(building.stages)], building.options.downsample)
+    prologue = Segment("prologue", 1, building.prologue_graph) if building.prologue_graph is not None else None
+    parts = _in_order_of_use(building)
+    parts |= _second_names(building, parts)
+    network = TopDownNet(parts, segments, pyramid, _EMPTY, prologue)
+    made = set(building.modules.values())
+    for module in network.modules():
+        if module not in made:
+            module.training = building.bottom_up.model.training
+    network.report = _report(building, network)
+    for segment in network.parts:
+        for node in segment.graph.nodes:
+            known = plan(node)
+            homes = homes_of(building, node)
+            noted(node, Plan(known.unit, known.class_name, growth=known.growth, homes=homes))
+    _ensures(building, network)
+    return network
 
 
-def _in_order_of_use(conversion: Conversion) -> dict[str, nn.Module | torch.Tensor]:
+def _ensures(building: Building, network: TopDownNet) -> None:
+    assert network.scales[0] == 1
+    for stage, row in zip(reversed(building.stages), network.report.stages[:-1], strict=True):
+        size, expected = row.top_down.size, building.map_size(stage.scale)
+        assert size == expected, f"the map at scale {stage.key} is {size}, not {expected}"
+
+
+def _in_order_of_use(building: Building) -> dict[str, nn.Module | torch.Tensor]:
     """Layers, parameters and buffers by path, in the order in which the graphs first use them."""
-    parts: dict[str, nn.Module | torch.Tensor] = {**conversion.modules, **conversion.parameters}
-    graphs = filter(None, [conversion.prologue_graph, *conversion.graphs()])
+    parts: dict[str, nn.Module | torch.Tensor] = {**building.modules, **building.parameters}
+    graphs = filter(None, [building.prologue_graph, *building.graphs()])
     used = dict.fromkeys(str(node.target) for graph in graphs for node in graph.nodes)
     return {
         path: parts[path]
@@ -76,22 +70,22 @@ def _in_order_of_use(conversion: Conversion) -> dict[str, nn.Module | torch.Tens
 
 
 def _second_names(
-    conversion: Conversion, parts: dict[str, nn.Module | torch.Tensor]
+    building: Building, parts: dict[str, nn.Module | torch.Tensor]
 ) -> dict[str, nn.Module | torch.Tensor]:
     """Layers with parameters that the source holds under several names, by those under which it does not call them."""
     homes: dict[int, list[str]] = {}
-    for path, module in conversion.model.named_modules(remove_duplicate=False):
+    for path, module in building.bottom_up.model.named_modules(remove_duplicate=False):
         if next(module.parameters(), None) is not None:
             homes.setdefault(id(module), []).append(path)
     found: dict[str, nn.Module | torch.Tensor] = {}
     for paths in (paths for paths in homes.values() if len(paths) > 1):
-        own = [conversion.own_path(path) for path in paths]
-        called = next((path for path in own if path in conversion.modules and conversion.layers[path].own), None)
+        own = [building.own_path(path) for path in paths]
+        called = next((path for path in own if path in building.modules and building.layers[path].own), None)
         for path in own:
             above = itertools.accumulate(path.split("."), "{}.{}".format)
             below = any(part.startswith(f"{path}.") for part in parts)
             if called is not None and not below and not any(part in parts for part in above):
-                found[path] = conversion.modules[called]
+                found[path] = building.modules[called]
     return found
 
 
@@ -102,48 +96,53 @@ def _plain(scale: Pair) -> int | Pair:
     return scale[0] if scale[0] == scale[1] else scale
 
 
-def _report(conversion: Conversion, network: TopDownNet) -> Report:
+def _report(building: Building, network: TopDownNet) -> Report:
     with ShapesOnly():
-        values = _run_on_meta(conversion)
+        values = _run_on_meta(building)
     rows = []
     # By rank, not by scale: with the stem's factors leading, the two networks' scales may differ.
-    for native, stage in zip(conversion.found.stages, reversed(conversion.stages), strict=True):
+    for native, stage in zip(building.bottom_up.stages, reversed(building.stages), strict=True):
         graphs = [stage.graph]
-        if stage.scale == (1, 1) and conversion.prologue_graph is not None:
-            graphs.insert(0, conversion.prologue_graph)
+        if stage.scale == (1, 1) and building.prologue_graph is not None:
+            graphs.insert(0, building.prologue_graph)
         rows.append(
             StageReport(
                 f"stage{stage.key}",
                 _plain(stage.scale),
-                _bottom_up_cost(conversion, native.scale, len(native.units)),
-                _top_down_cost(conversion, values, graphs, stage.scale, len(stage.units)),
+                _bottom_up_cost(building, native.scale, len(native.units)),
+                _top_down_cost(building, values, graphs, stage.scale, len(stage.units)),
             )
         )
-    head = conversion.found.head
-    bottom_up = _cost(conversion.captured.module, lambda n: facts(n).value, head, (1, 1), 0) if head else None
-    top_down = _top_down_cost(conversion, values, conversion.graphs()[-1:], (1, 1), 0)
+    head = building.bottom_up.head
+    bottom_up = _cost(building.bottom_up.captured.module, lambda n: facts(n).value, head, (1, 1), 0) if head else None
+    top_down = _top_down_cost(building, values, building.graphs()[-1:], (1, 1), 0)
     rows.append(StageReport("head", 1, bottom_up, top_down))
-    source = type(conversion.model).__name__
+    source = type(building.bottom_up.model).__name__
     return Report(
-        source, conversion.input_size, network.scales, tuple(rows), tuple(conversion.notes), conversion.options
+        source,
+        building.bottom_up.input_size,
+        network.scales,
+        tuple(rows),
+        tuple(building.notes),
+        building.options,
     )
 
 
-def _run_on_meta(conversion: Conversion) -> dict[fx.Node, torch.Tensor]:
+def _run_on_meta(building: Building) -> dict[fx.Node, torch.Tensor]:
     """Every node's value for as many images as the source was traced with, without computing one."""
     bones = nn.Module()
-    plant(bones, {**conversion.modules, **conversion.parameters})
-    if conversion.device.type != "meta":
+    plant(bones, {**building.modules, **building.parameters})
+    if building.bottom_up.device.type != "meta":
         bones = skeleton(bones)
     values: dict[fx.Node, torch.Tensor] = {}
-    images = facts(conversion.captured.image).value
-    if (prologue := conversion.prologue_graph) is not None:
+    images = facts(building.bottom_up.captured.image).value
+    if (prologue := building.prologue_graph) is not None:
         for node in prologue.nodes:
             values[node] = images if node.op == "placeholder" else _evaluate(node, bones, values)
         images = values[prologue.output_node()]
     carried: tuple[torch.Tensor, ...] = (images,)
-    for graph, scale in zip(conversion.graphs(), [*(s.scale for s in conversion.stages), (1, 1)], strict=True):
-        size = conversion.map_size(scale)
+    for graph, scale in zip(building.graphs(), [*(s.scale for s in building.stages), (1, 1)], strict=True):
+        size = building.map_size(scale)
         for node in graph.nodes:
             if node.op == "placeholder":
                 is_image = node.target == "image"
@@ -153,7 +152,7 @@ def _run_on_meta(conversion: Conversion) -> dict[fx.Node, torch.Tensor]:
             else:
                 values[node] = _evaluate(node, bones, values)
         carried = tuple(values[node] for node in handed_on(graph))
-    expected = conversion.output_shape
+    expected = building.output_shape
     assert carried[0].shape == expected, f"the output is {tuple(carried[0].shape)}, not {tuple(expected)}"
     return values
 
@@ -171,23 +170,25 @@ def _evaluate(node: fx.Node, bones: nn.Module, values: dict[fx.Node, torch.Tenso
     return value
 
 
-def _bottom_up_cost(conversion: Conversion, scale: Pair, units: int) -> Cost | None:
+def _bottom_up_cost(building: Building, scale: Pair, units: int) -> Cost | None:
     """A strided unit counts, whole, at the scale that it leads to, as does a pooling; the prologue at the image's."""
-    head = set(conversion.found.head)
-    inside = [u for u in conversion.units if facts(u.output).scale == scale and u.output not in head]
-    nodes = [*(conversion.prologue if scale == (1, 1) else ()), *(node for unit in inside for node in unit.nodes)]
+    inside = [u for u in building.bottom_up.units if facts(u.output).scale == scale]
+    nodes = [
+        *(building.bottom_up.prologue if scale == (1, 1) else ()),
+        *(node for unit in inside for node in unit.nodes),
+    ]
     if not nodes:
         return None
-    cost = _cost(conversion.captured.module, lambda n: facts(n).value, nodes, scale, units)
-    last = inside[-1].output if inside else conversion.prepared
+    cost = _cost(building.bottom_up.captured.module, lambda n: facts(n).value, nodes, scale, units)
+    last = inside[-1].output if inside else building.bottom_up.image
     return replace(cost, size=facts(last).size or cost.size, width=facts(last).width)
 
 
 def _top_down_cost(
-    conversion: Conversion, values: dict[fx.Node, torch.Tensor], graphs: list[fx.Graph], scale: Pair, units: int
+    building: Building, values: dict[fx.Node, torch.Tensor], graphs: list[fx.Graph], scale: Pair, units: int
 ) -> Cost:
     nodes = [n for graph in graphs for n in graph.nodes if n.op.startswith("call_")]
-    return _cost(lambda n: conversion.modules.get(str(n.target)), values.__getitem__, nodes, scale, units)
+    return _cost(lambda n: building.modules.get(str(n.target)), values.__getitem__, nodes, scale, units)
 
 
 def _cost(module_of, value_of, nodes: Iterable[fx.Node], scale: Pair, units: int) -> Cost:  # type: ignore[no-untyped-def]

@@ -23,46 +23,52 @@ from td_compiler.graph.parametrised import (
     name_of,
     plain_copy,
 )
-from td_compiler.graph.states import Conversion, Pass, layer_of
+from td_compiler.graph.states import Building, TopDown, layer_of
 from td_compiler.graph.units import Layer
 from td_compiler.layers.upsample import TransposedUpsample
 from td_compiler.passes.nodes import is_depthwise, runs_along_channels, turned
 from td_compiler.surroundings import own_draws
 
-__all__ = ["BuildLayers"]
+__all__ = ["build_layers"]
 
 
-class BuildLayers(Pass):
-    """Sets `conversion.modules`: path -> module, for every layer that the graphs still call.
+def build_layers(top_down: TopDown) -> Building:
+    """The network with a module for every layer, and a parameter for every one outside a layer, that its graphs read.
 
     A layer of the source keeps its class, its settings and its training mode. Under `init="keep"` parameters and
     buffers of unchanged shape keep their values; everything else is drawn anew by the source's own `initialise`
     method where it has one, else He-normal. On the meta device nothing is read or drawn.
     """
-
-    def requires(self, conversion: Conversion) -> None:
-        assert all(plan(n).carries for n in conversion.graphs()[0].find_nodes(op="call_module")), (
-            "SetWidths has not run"
-        )
-
-    def apply(self, conversion: Conversion) -> None:
-        initialise = getattr(conversion.model, "initialise", initialise_he)
-        graphs = [*filter(None, [conversion.prologue_graph]), *conversion.graphs()]
-        for graph in conversion.graphs():
+    _requires(top_down)
+    building = Building(
+        bottom_up=top_down.bottom_up,
+        options=top_down.options,
+        stages=top_down.stages,
+        notes=top_down.notes,
+        prologue_graph=top_down.prologue_graph,
+        head_graph=top_down.head_graph,
+        layers=top_down.layers,
+        done=top_down.done,
+    )
+    initialise = getattr(top_down.bottom_up.model, "initialise", initialise_he)
+    graphs = [*filter(None, [top_down.prologue_graph]), *top_down.graphs()]
+    for graph in top_down.graphs():
+        for node in graph.nodes:
+            _spare_input(node, layer_of(top_down, node))
+    with own_draws():
+        for graph in graphs:
             for node in graph.nodes:
-                _spare_input(node, layer_of(conversion, node))
-        with own_draws():
-            for graph in graphs:
-                for node in graph.nodes:
-                    layer = layer_of(conversion, node)
-                    if layer is not None and str(node.target) not in conversion.modules:
-                        conversion.modules[str(node.target)] = _build(conversion, node, layer, initialise)
-                    elif node.op == "get_attr" and node.target != "training":
-                        conversion.parameters[str(node.target)] = _build_parameter(conversion, node)
+                layer = layer_of(top_down, node)
+                if layer is not None and str(node.target) not in building.modules:
+                    building.modules[str(node.target)] = _build(building, node, layer, initialise)
+                elif node.op == "get_attr" and node.target != "training":
+                    building.parameters[str(node.target)] = _build_parameter(building, node)
+    return building
 
-    def ensures(self, conversion: Conversion) -> None:
-        called = {str(n.target) for g in conversion.graphs() for n in g.nodes if n.op == "call_module"}
-        assert called <= set(conversion.modules)
+
+def _requires(top_down: TopDown) -> None:
+    for step in ("SetWidths", "RewriteSizes"):
+        assert step in top_down.done, f"{step} has not run"
 
 
 def _spare_input(node: fx.Node, layer: Layer | None) -> None:
@@ -83,35 +89,35 @@ def _is_spare(node: fx.Node, read: fx.Node) -> bool:
     return source is not None and own is not None and own in source.all_input_nodes
 
 
-def _build(conversion: Conversion, node: fx.Node, layer: Layer, initialise: Callable[[nn.Module], None]) -> nn.Module:
+def _build(building: Building, node: fx.Node, layer: Layer, initialise: Callable[[nn.Module], None]) -> nn.Module:
     inputs = [plan(n).width for n in node.all_input_nodes if plan(n).carries]
     if isinstance(layer.prototype, TransposedUpsample):
         with torch.device("meta"):  # drawn below, in the network's own type
             module: nn.Module = TransposedUpsample(plan(node).width, layer.prototype.conv.kernel_size)  # type: ignore[arg-type]
-        module = module.to(conversion.dtype).to_empty(device=conversion.device)
+        module = module.to(building.bottom_up.dtype).to_empty(device=building.bottom_up.device)
         module.conv.reset_parameters()  # type: ignore[operator, union-attr]
         initialise(module.conv)  # type: ignore[arg-type]
-        return module.train(conversion.model.training)
-    original = conversion.model.get_submodule(layer.source) if _in_model(conversion, layer.source) else None
+        return module.train(building.bottom_up.model.training)
+    original = building.bottom_up.model.get_submodule(layer.source) if _in_model(building, layer.source) else None
     computed = computed_tensors(layer.prototype)
     module = plain_copy(layer.prototype) if computed else _clone(layer.prototype)
-    module.training = original.training if original is not None else conversion.model.training
+    module.training = original.training if original is not None else building.bottom_up.model.training
     for name, value in layer.changes.items():
         setattr(module, name, value)
     if isinstance(module, nn.Conv2d):
         # nn.Conv2d derives this from its padding when it is made; `F.pad` reads it for any mode but zeros
         module._reversed_padding_repeated_twice = _reversed_padding(module)
-    _resize(conversion, node, module, layer, inputs[0], plan(node).width)
+    _resize(building, node, module, layer, inputs[0], plan(node).width)
     if computed:
-        return _build_parametrised(conversion, node, layer, module, original, initialise)
+        return _build_parametrised(building, node, layer, module, original, initialise)
     if not layer.own:
         module.requires_grad_(True)  # a new layer, though modelled on one that may be frozen
-    _fill(conversion, module, original, initialise)
+    _fill(building, module, original, initialise)
     return module
 
 
 def _build_parametrised(
-    conversion: Conversion,
+    building: Building,
     node: fx.Node,
     layer: Layer,
     module: nn.Module,
@@ -131,12 +137,12 @@ def _build_parametrised(
     values = plain_copy(like)
     source, made = _tensors(values), _tensors(module)
     same = all(name in source and source[name].shape == value.shape for name, value in made.items())
-    if original is not None and same and conversion.options.init == "keep":
+    if original is not None and same and building.options.init == "keep":
         copied = faithful_copy(original)
         for name in {*layer.changes, "_reversed_padding_repeated_twice"} & vars(module).keys():
             setattr(copied, name, getattr(module, name))
         return copied if layer.own else copied.requires_grad_(True)
-    _fill(conversion, module, values if original is not None else None, initialise)
+    _fill(building, module, values if original is not None else None, initialise)
     computed = computed_tensors(like)
     for name in apply_again(module, computed, like):
         what = f"the {name} of {layer.source or node.target} is computed ({name_of(computed[name])})"
@@ -146,17 +152,19 @@ def _build_parametrised(
                 f"{what}, which cannot follow its change of shape {shapes}: make it a plain parameter, or choose"
                 " filters under which its widths stay."
             )
-        conversion.notes.append(f"{what}; that of {node.target}, of another shape, is a plain parameter.")
+        building.notes.append(f"{what}; that of {node.target}, of another shape, is a plain parameter.")
     if not layer.own:
         module.requires_grad_(True)
-    return module.train(original.training if original is not None else conversion.model.training)
+    return module.train(original.training if original is not None else building.bottom_up.model.training)
 
 
-def _build_parameter(conversion: Conversion, node: fx.Node) -> torch.Tensor:
+def _build_parameter(building: Building, node: fx.Node) -> torch.Tensor:
     """A parameter or buffer that stands outside any layer, such as a layer scale, with the widths of its maps."""
     path = str(source_of(node).target)
-    constant = conversion.captured.constants.get(path)
-    value = constant.to(conversion.device) if constant is not None else _attribute(conversion.model, path)
+    constant = building.bottom_up.captured.constants.get(path)
+    value = (
+        constant.to(building.bottom_up.device) if constant is not None else _attribute(building.bottom_up.model, path)
+    )
     widths: dict[int, int] = {**plan(node).widths, **dict(enumerate(plan(node).kernel_size or (), 2))}
     shape = [widths.get(axis, n) for axis, n in enumerate(value.shape)]
     made = value.detach().clone()
@@ -165,7 +173,7 @@ def _build_parameter(conversion: Conversion, node: fx.Node) -> torch.Tensor:
     elif shape != list(value.shape):
         made = _of_a_kind(value, shape)
         if not value.is_meta and len(widths) == 1 and not _is_one_row(value, next(iter(widths))):
-            conversion.notes.append(
+            building.notes.append(
                 f"{path} has a value of its own for every channel: the {shape[next(iter(widths))]} here are those of"
                 f" the source's {value.shape[next(iter(widths))]}, in order."
             )
@@ -220,10 +228,10 @@ def _attribute(root: nn.Module, path: str) -> torch.Tensor:
     return value
 
 
-def _in_model(conversion: Conversion, path: str) -> bool:
+def _in_model(building: Building, path: str) -> bool:
     """Whether a path names a layer of the source itself (a functional dropout became one of the skeleton only)."""
     try:
-        conversion.model.get_submodule(path)
+        building.bottom_up.model.get_submodule(path)
     except AttributeError:
         return False
     return bool(path)
@@ -236,12 +244,10 @@ def _clone(module: nn.Module) -> nn.Module:
     return clone
 
 
-def _resize(
-    conversion: Conversion, node: fx.Node, module: nn.Module, layer: Layer, width_in: int, width_out: int
-) -> None:
+def _resize(building: Building, node: fx.Node, module: nn.Module, layer: Layer, width_in: int, width_out: int) -> None:
     """Give a module's parameters, buffers and size attributes their new widths, still on the meta device."""
     row, source = layer_row(layer.prototype), plan(node).source
-    if row is None or not row.axes or (source is not None and runs_along_channels(conversion, source)):
+    if row is None or not row.axes or (source is not None and runs_along_channels(building.bottom_up, source)):
         return
     if is_depthwise(layer.prototype):
         module.groups = width_in  # type: ignore[assignment]
@@ -291,12 +297,12 @@ def _resize_others(module: nn.Module, before: nn.Module, known: Container[str], 
 
 
 def _fill(
-    conversion: Conversion, module: nn.Module, original: nn.Module | None, initialise: Callable[[nn.Module], None]
+    building: Building, module: nn.Module, original: nn.Module | None, initialise: Callable[[nn.Module], None]
 ) -> None:
     """Move a module to the source's device and give it values."""
     tensors = [*module.parameters(), *module.buffers()]
     device = next((t.device for t in (*original.parameters(), *original.buffers())), None) if original else None
-    device = device or conversion.device
+    device = device or building.bottom_up.device
     if not tensors or device.type == "meta":
         return
     module.to_empty(device=device)
@@ -304,10 +310,10 @@ def _fill(
     values = _tensors(module)
     kept = [name for name in values if name in source and source[name].shape == values[name].shape]
     with torch.no_grad():
-        if len(kept) < len(values) or conversion.options.init == "fresh":
+        if len(kept) < len(values) or building.options.init == "fresh":
             _draw(module, values, source, initialise)
         for name in kept:
-            if conversion.options.init == "keep":
+            if building.options.init == "keep":
                 values[name].copy_(source[name])
 
 

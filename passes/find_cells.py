@@ -8,7 +8,7 @@ from torch import fx
 
 from td_compiler.graph.notes import facts
 from td_compiler.graph.operators import Kind, Width
-from td_compiler.graph.states import Conversion
+from td_compiler.graph.states import Reading
 from td_compiler.passes.nodes import module_path
 from td_compiler.passes.trace_channels import is_map
 
@@ -18,9 +18,7 @@ State = tuple[fx.Node, ...]
 """What is handed on at a cut, newest first."""
 
 
-def split_cells(
-    conversion: Conversion, pieces: list[list[fx.Node]]
-) -> tuple[list[list[fx.Node]], dict[fx.Node, State]]:
+def split_cells(reading: Reading, pieces: list[list[fx.Node]]) -> tuple[list[list[fx.Node]], dict[fx.Node, State]]:
     """Split pieces between single-tensor cut points into cells, where a piece is a chain of such.
 
     Returns:
@@ -28,9 +26,9 @@ def split_cells(
     """
     found: list[list[fx.Node]] = []
     states: dict[fx.Node, State] = {}
-    entry = conversion.prepared
+    entry = reading.image
     for piece in pieces:
-        chain = _chain(conversion, piece, entry)
+        chain = _chain(reading, piece, entry)
         ends = [0, *(at + 1 for at in chain), len(piece)]
         found += [piece[start:end] for start, end in itertools.pairwise(ends)]
         states |= {piece[at]: state for at, state in chain.items()}
@@ -38,7 +36,7 @@ def split_cells(
     return found, states
 
 
-def _chain(conversion: Conversion, piece: list[fx.Node], entry: fx.Node) -> dict[int, State]:
+def _chain(reading: Reading, piece: list[fx.Node], entry: fx.Node) -> dict[int, State]:
     """The cuts of the longest chain of cells that a piece is, by place; none if it is no such chain.
 
     A cell joins paths with convolutions and reads all of the state before it, that is one tensor or two; what it hands
@@ -53,8 +51,8 @@ def _chain(conversion: Conversion, piece: list[fx.Node], entry: fx.Node) -> dict
         return {}
     cuts = {-1: (entry,), **_cuts(piece, entry), len(piece) - 1: (piece[-1],)}
     modules = _modules(piece)
-    cuts = _outside_cells(conversion, piece, cuts, modules)
-    ends = _cell_ends(conversion, piece, modules) & cuts.keys()
+    cuts = _outside_cells(reading, piece, cuts, modules)
+    ends = _cell_ends(reading, piece, modules) & cuts.keys()
     cells: dict[int, int] = {-1: 0}  # cut -> how many cells the longest chain up to there has
     before: dict[int, int] = {}
     for start, state in cuts.items():
@@ -62,9 +60,9 @@ def _chain(conversion: Conversion, piece: list[fx.Node], entry: fx.Node) -> dict
             part = piece[start + 1 : end + 1]
             if not _follows(part, state, cuts[end]):
                 continue
-            if end in ends and joins_paths(conversion, part):
+            if end in ends and joins_paths(reading, part):
                 count = cells[start] + 1
-            elif start == -1 and any(conversion.kind(node) is Kind.CONV for node in part):
+            elif start == -1 and any(reading.kind(node) is Kind.CONV for node in part):
                 count = 0
             else:
                 continue
@@ -106,7 +104,7 @@ def _modules(piece: list[fx.Node]) -> dict[str, tuple[int, int]]:
 
 
 def _outside_cells(
-    conversion: Conversion, piece: list[fx.Node], cuts: dict[int, State], modules: dict[str, tuple[int, int]]
+    reading: Reading, piece: list[fx.Node], cuts: dict[int, State], modules: dict[str, tuple[int, int]]
 ) -> dict[int, State]:
     """The cuts that do not lie within a module that is a cell and holds no smaller one."""
     spans = {
@@ -114,15 +112,15 @@ def _outside_cells(
         for first, last in modules.values()
         if first - 1 in cuts and last in cuts
         and _follows(piece[first : last + 1], cuts[first - 1], cuts[last])
-        and joins_paths(conversion, piece[first : last + 1])
+        and joins_paths(reading, piece[first : last + 1])
     }  # fmt: skip
     cells = [one for one in spans if not any(one[0] <= a <= b <= one[1] for a, b in spans - {one})]
     return {at: state for at, state in cuts.items() if not any(first <= at < last for first, last in cells)}
 
 
-def _cell_ends(conversion: Conversion, piece: list[fx.Node], modules: dict[str, tuple[int, int]]) -> set[int]:
+def _cell_ends(reading: Reading, piece: list[fx.Node], modules: dict[str, tuple[int, int]]) -> set[int]:
     """The places where a cell may end: where paths have just joined, or with a module in which they do."""
-    kinds = [conversion.kind(node) for node in piece]
+    kinds = [reading.kind(node) for node in piece]
     joins = {i for i, kind in enumerate(kinds) if kind is Kind.JOIN}
     ends = {last for first, last in modules.values() if not joins.isdisjoint(range(first, last + 1))}
     for i in sorted(joins):
@@ -141,12 +139,12 @@ def _follows(nodes: list[fx.Node], before: State, after: State) -> bool:
     return set(before) <= {n for node in nodes for n in node.all_input_nodes if n not in inside}
 
 
-def joins_paths(conversion: Conversion, piece: list[fx.Node]) -> bool:
+def joins_paths(reading: Reading, piece: list[fx.Node]) -> bool:
     """Whether a piece joins paths with convolutions: a gate by a vector is no join, `x * sigmoid(x)` has no paths."""
-    if not any(conversion.kind(node) is Kind.CONV for node in piece):
+    if not any(reading.kind(node) is Kind.CONV for node in piece):
         return False
     for node in piece:
-        row = conversion.row(node)
+        row = reading.row(node)
         if row is not None and row.kind is Kind.CONV and sum(map(is_map, node.all_input_nodes)) > 1:
             return True  # it reads where to look in one map, which another path has made
         if row is not None and row.kind is Kind.JOIN:

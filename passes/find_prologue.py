@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from td_compiler.graph.notes import facts
 from td_compiler.graph.operators import Kind, Width, layer_row
-from td_compiler.graph.states import Conversion, Pass
+from td_compiler.graph.states import Pass, Reading
 from td_compiler.graph.walks import ancestors
 from td_compiler.passes.nodes import tensors
 
@@ -18,8 +18,8 @@ __all__ = ["FindPrologue", "cut_pieces"]
 _LAYERS = {Kind.CONV, Kind.LINEAR, Kind.POOL, Kind.ATTENTION}
 
 
-class FindPrologue(Pass):
-    """Sets `conversion.image`, as the first convolution, pooling or block reads it, and `conversion.prologue`.
+class FindPrologue(Pass[Reading]):
+    """Finds `reading.image`, as the first convolution, pooling or block reads it, and `reading.prologue`.
 
     It is the last value before them that all paths run through and that is an image: (N, C, H, W), no smaller than what
     the network is given. What leads to it is the prologue and no part of any unit; where nothing does, it is the
@@ -27,24 +27,24 @@ class FindPrologue(Pass):
     of the image are marked `prologue`.
     """
 
-    def requires(self, conversion: Conversion) -> None:
-        assert facts(conversion.captured.output).value is not None, "the graph carries no values"
+    def requires(self, reading: Reading) -> None:
+        assert facts(reading.captured.output).value is not None, "the graph carries no values"
 
-    def apply(self, conversion: Conversion) -> None:
-        raw, order = conversion.captured.image, _data_nodes(conversion)
-        conversion.image = raw
+    def apply(self, reading: Reading) -> None:
+        raw, order = reading.captured.image, _data_nodes(reading)
+        reading.image = raw
         for piece in cut_pieces(order, raw):
-            if any(_is_layer(conversion, node) for node in piece):
+            if any(_is_layer(reading, node) for node in piece):
                 break
-            if _is_image(conversion, piece[-1]) and not _pads(conversion, piece[-1]):
-                conversion.image = piece[-1]
-        made = {conversion.image, *ancestors(conversion.image)}
-        conversion.prologue = [node for node in conversion.captured.graph.nodes if node in made and node is not raw]
+            if _is_image(reading, piece[-1]) and not _pads(reading, piece[-1]):
+                reading.image = piece[-1]
+        made = {reading.image, *ancestors(reading.image)}
+        reading.prologue = [node for node in reading.captured.graph.nodes if node in made and node is not raw]
         for node in (raw, *(node for node in order if node in made)):
             facts(node).prologue = True
 
-    def ensures(self, conversion: Conversion) -> None:
-        assert conversion.image is not None
+    def ensures(self, reading: Reading) -> None:
+        assert facts(reading.image).prologue, "the image is not marked"
 
 
 def cut_pieces(order: list[fx.Node], start: fx.Node) -> list[list[fx.Node]]:
@@ -63,9 +63,9 @@ def cut_pieces(order: list[fx.Node], start: fx.Node) -> list[list[fx.Node]]:
     return [piece for piece in pieces if piece]
 
 
-def _data_nodes(conversion: Conversion) -> list[fx.Node]:
+def _data_nodes(reading: Reading) -> list[fx.Node]:
     """The nodes that carry the image's data to the output, the image left out; sizes and parameters carry none."""
-    captured = conversion.captured
+    captured = reading.captured
     needed, carrying = {captured.output, *ancestors(captured.output)}, {captured.image}
     for node in captured.graph.nodes:
         if node in needed and tensors(facts(node).value) and any(n in carrying for n in node.all_input_nodes):
@@ -73,12 +73,12 @@ def _data_nodes(conversion: Conversion) -> list[fx.Node]:
     return [node for node in captured.graph.nodes if node in carrying and node is not captured.image]
 
 
-def _is_layer(conversion: Conversion, node: fx.Node) -> bool:
+def _is_layer(reading: Reading, node: fx.Node) -> bool:
     """Whether a node is where the network proper begins: a convolution, a pooling, a learned mix of channels.
 
     What works on a vector for each image, as the layers of a gate do, is none of these, nor is a fixed filter.
     """
-    row, module = conversion.row(node), conversion.captured.module(node)
+    row, module = reading.row(node), reading.captured.module(node)
     shapes = [tensors(facts(n).value)[0].shape for n in node.all_input_nodes if tensors(facts(n).value)]
     if all(math.prod(shape[2:]) == 1 for shape in shapes[:1]):
         return False
@@ -103,16 +103,16 @@ def _is_learned(node: fx.Node) -> bool:
     return isinstance(value, nn.Parameter) and value.dim() > 1
 
 
-def _is_image(conversion: Conversion, node: fx.Node) -> bool:
+def _is_image(reading: Reading, node: fx.Node) -> bool:
     """Whether a node's value has the form of an image and is no smaller, but for what a crop takes off its borders."""
-    value, image = facts(node).value, facts(conversion.captured.image).value
+    value, image = facts(node).value, facts(reading.captured.image).value
     if not isinstance(value, torch.Tensor) or value.dim() != 4 or len(value) != len(image):
         return False
     return all(round(n / max(1, made)) <= 1 for n, made in zip(image.shape[2:], value.shape[2:], strict=True))
 
 
-def _pads(conversion: Conversion, node: fx.Node) -> bool:
+def _pads(reading: Reading, node: fx.Node) -> bool:
     """Whether a node adds pixels around the image."""
     before = facts(node.all_input_nodes[0]).value
-    is_padding = conversion.kind(node) is Kind.PAD
+    is_padding = reading.kind(node) is Kind.PAD
     return is_padding and isinstance(before, torch.Tensor) and before.shape[2:] != facts(node).value.shape[2:]

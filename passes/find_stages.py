@@ -10,90 +10,98 @@ from torch import fx
 from td_compiler.errors import ConversionError
 from td_compiler.graph.notes import facts
 from td_compiler.graph.operators import Kind, Pair
-from td_compiler.graph.states import Conversion, Pass
-from td_compiler.graph.units import Boundary, Stage, StageGraph, Unit, UnitKind
+from td_compiler.graph.states import BottomUp, Reading
+from td_compiler.graph.units import Boundary, Stage, Unit, UnitKind
 from td_compiler.graph.walks import ancestors
 from td_compiler.passes.find_units import refuse_decoder, shuffles
 from td_compiler.passes.nodes import is_spatial, place_of
 from td_compiler.passes.trace_channels import is_map
 
-__all__ = ["FindStages"]
+__all__ = ["find_stages"]
 
 
-class FindStages(Pass):
-    """Sets `conversion.bottom_up` from `conversion.units`; units that already classify move to the head."""
+def find_stages(reading: Reading, units: list[Unit], head: list[fx.Node]) -> BottomUp:
+    """A network as stages, made of its units and the nodes of its head; units that already classify move to the head.
 
-    def requires(self, conversion: Conversion) -> None:
-        assert conversion.units or conversion.head, "FindUnits has not run"
-
-    def apply(self, conversion: Conversion) -> None:
-        _check_convolutions(conversion)
-        body = list(conversion.units)
-        head: list[Unit] = []
-        while len(body) > 1 and _classifies(conversion, body, head):
-            head.insert(0, body.pop())
-        head_nodes = [node for unit in head for node in unit.nodes] + conversion.head
-        stem = _stem(body)
-        stages, boundaries = _stages(body, stem)
-        if len(stages) == 1:
-            refuse_decoder(conversion, [node for unit in body for node in unit.nodes])
-            raise ConversionError(
-                "the network has one resolution: it has no strided convolution or pooling before its head,"
-                " so there is no top-down counterpart."
-            )
-        if not _is_reversible(body, stem):
-            refuse_decoder(conversion, [node for unit in body for node in unit.nodes])
-            raise ConversionError(
-                "the network has one resolution: only its stem makes the map smaller, so there is nothing to reverse."
-            )
-        _check_cuts(conversion, body, stem)
-        conversion.bottom_up = StageGraph(
-            stem=[unit for unit in stem if unit.kind is not UnitKind.POOL],
-            stem_boundaries=_downsamplings_of(stem),
-            stages=stages,
-            boundaries=boundaries,
-            head=head_nodes,
-        )
-
-    def ensures(self, conversion: Conversion) -> None:
-        found = conversion.found
-        assert len(found.boundaries) == len(found.stages) - 1
-        for stage, boundary, following in zip(found.stages, found.boundaries, found.stages[1:], strict=False):
-            assert _times(stage.scale, boundary.factor) == following.scale
-
-
-def _check_convolutions(conversion: Conversion) -> None:
-    late = next((node for node in conversion.head if is_spatial(conversion, node)), None)
-    if late is not None and is_map(conversion.head[0]):
+    Raises:
+        ConversionError: if it has no stages in an order that could be reversed.
+    """
+    _check_convolutions(reading, units, head)
+    body = list(units)
+    classifying: list[Unit] = []
+    while len(body) > 1 and _classifies(reading, body, classifying, head):
+        classifying.insert(0, body.pop())
+    stem = _stem(body)
+    stages, boundaries = _stages(body, stem)
+    if len(stages) == 1:
+        refuse_decoder(reading, [node for unit in body for node in unit.nodes])
         raise ConversionError(
-            f"from {place_of(conversion.head[0])!r} on the network keeps several maps side by side, and its head reads"
+            "the network has one resolution: it has no strided convolution or pooling before its head,"
+            " so there is no top-down counterpart."
+        )
+    if not _is_reversible(body, stem):
+        refuse_decoder(reading, [node for unit in body for node in unit.nodes])
+        raise ConversionError(
+            "the network has one resolution: only its stem makes the map smaller, so there is nothing to reverse."
+        )
+    _check_cuts(reading, body, stem)
+    bottom_up = BottomUp(
+        model=reading.model,
+        input_size=reading.input_size,
+        captured=reading.captured,
+        image=reading.image,
+        prologue=reading.prologue,
+        notes=reading.notes,
+        done=reading.done,
+        units=body,
+        stem=[unit for unit in stem if unit.kind is not UnitKind.POOL],
+        stem_boundaries=_downsamplings_of(stem),
+        stages=stages,
+        boundaries=boundaries,
+        head=[*(node for unit in classifying for node in unit.nodes), *head],
+    )
+    _ensures(bottom_up)
+    return bottom_up
+
+
+def _ensures(found: BottomUp) -> None:
+    assert len(found.boundaries) == len(found.stages) - 1
+    for stage, boundary, following in zip(found.stages, found.boundaries, found.stages[1:], strict=False):
+        assert _times(stage.scale, boundary.factor) == following.scale
+
+
+def _check_convolutions(reading: Reading, units: list[Unit], head: list[fx.Node]) -> None:
+    late = next((node for node in head if is_spatial(reading, node)), None)
+    if late is not None and is_map(head[0]):
+        raise ConversionError(
+            f"from {place_of(head[0])!r} on the network keeps several maps side by side, and its head reads"
             " each by itself: its stages have no order that could be reversed."
         )
     if late is not None:
         raise ConversionError(
-            f"the network gives up the form (N, C, H, W) at {conversion.head[0].name!r}, before its last convolution"
+            f"the network gives up the form (N, C, H, W) at {head[0].name!r}, before its last convolution"
             f" {str(late.target)!r}: only CNNs whose head comes last convert."
         )
-    kinds = {conversion.kind(node) for unit in conversion.units for node in unit.nodes}
+    kinds = {reading.kind(node) for unit in units for node in unit.nodes}
     if Kind.CONV not in kinds:
         raise ConversionError(
             "the network has no 2D convolution before its head: only CNNs have a top-down counterpart."
         )
 
 
-def _check_cuts(conversion: Conversion, body: list[Unit], stem: list[Unit]) -> None:
+def _check_cuts(reading: Reading, body: list[Unit], stem: list[Unit]) -> None:
     """Stages are found between single-tensor cut points: where several resolutions run side by side there are none.
 
     A stride that the unit makes good by growing again (a gate computed at half the size) is its own business.
     """
     for unit in body:
-        balanced, mixed = _balanced(conversion, unit)
+        balanced, mixed = _balanced(reading, unit)
         for node in balanced:
             facts(node).stride = (1, 1)
         most = _downsamplings(unit)
         allowed = 2 if unit in stem or len(unit.inputs) > 1 else 1  # a stem is a block, a cell reads two scales
         if most > allowed and balanced and not mixed:
-            refuse_decoder(conversion, unit.nodes)
+            refuse_decoder(reading, unit.nodes)
         if most > allowed or mixed:
             first = next(node for node in unit.nodes if facts(node).stride != (1, 1))
             where = f"from {place_of(first)!r} to {place_of(unit.output)!r} the network"
@@ -113,7 +121,7 @@ def _returns(unit: Unit) -> int:
     return sum(later > 1.5 * earlier for earlier, later in itertools.pairwise(sizes))
 
 
-def _balanced(conversion: Conversion, unit: Unit) -> tuple[list[fx.Node], bool]:
+def _balanced(reading: Reading, unit: Unit) -> tuple[list[fx.Node], bool]:
     """The strided nodes that growing ones behind them make good; and whether some have ways out of both kinds.
 
     Of those whose every way out grows, as many as that makes good; the others are the unit's own stride. Poolings come
@@ -121,7 +129,7 @@ def _balanced(conversion: Conversion, unit: Unit) -> tuple[list[fx.Node], bool]:
     """
     ways: dict[fx.Node, set[bool]] = {unit.output: {False}}  # node -> whether the ways from it to the output grow
     for node in reversed(unit.nodes):
-        grows = conversion.growth(node) != (1, 1)
+        grows = reading.growth(node) != (1, 1)
         for before in node.all_input_nodes:
             if facts(before).carries:
                 ways.setdefault(before, set()).update({True} if grows else ways.get(node, set()))
@@ -129,15 +137,15 @@ def _balanced(conversion: Conversion, unit: Unit) -> tuple[list[fx.Node], bool]:
     mixed = any(ways.get(node) == {True, False} for node in strided)
     candidates = [node for node in strided if ways.get(node) == {True}]
     taken: list[fx.Node] = []
-    for grown in [node for node in unit.nodes if conversion.growth(node) != (1, 1)]:
-        above, (up, along) = ancestors(grown), conversion.growth(grown)
+    for grown in [node for node in unit.nodes if reading.growth(node) != (1, 1)]:
+        above, (up, along) = ancestors(grown), reading.growth(grown)
         levels: dict[Pair, list[fx.Node]] = {}  # scale -> what makes maps of it smaller, side by side
         for node in candidates:
             if node in above and node not in taken:
                 levels.setdefault(facts(node.all_input_nodes[0]).scale, []).append(node)
         own: list[fx.Node] = []
         innermost = [*levels.values()][::-1]
-        poolings = [nodes for nodes in innermost if all(conversion.kind(n) is Kind.POOL for n in nodes)]
+        poolings = [nodes for nodes in innermost if all(reading.kind(n) is Kind.POOL for n in nodes)]
         for level in [*poolings, *(nodes for nodes in levels.values() if nodes not in poolings)]:
             down, across = facts(level[0]).stride
             if (up, along) != (1, 1) and up % down == 0 and along % across == 0:
@@ -159,21 +167,21 @@ def _downsamplings(unit: Unit) -> int:
     return most[unit.output]
 
 
-def _classifies(conversion: Conversion, body: list[Unit], head: list[Unit]) -> bool:
+def _classifies(reading: Reading, body: list[Unit], behind: list[Unit], head: list[fx.Node]) -> bool:
     """Whether the last unit of the body belongs to the head (SPEC 1.5)."""
     unit = body[-1]
     if unit.stride != (1, 1) or unit.kind is UnitKind.BLOCK:
         return False
     if unit.kind is UnitKind.OTHER:
         return not shuffles(unit.nodes)
-    if not conversion.head:  # an encoder: it ends in a map
+    if not head:  # an encoder: it ends in a map
         return False
-    convolutions = [conversion.layer(n) for n in unit.nodes if conversion.kind(n) is Kind.CONV]
+    convolutions = [reading.layer(n) for n in unit.nodes if reading.kind(n) is Kind.CONV]
     if any(getattr(conv, "kernel_size", None) != (1, 1) for conv in convolutions):
         return False
-    classes = facts(conversion.captured.output).width
+    classes = facts(reading.captured.output).width
     expands = unit.width > facts(unit.input).width
-    before_pooling = all(later.kind is UnitKind.OTHER for later in head)
+    before_pooling = all(later.kind is UnitKind.OTHER for later in behind)
     return unit.width == classes or (expands and before_pooling)
 
 

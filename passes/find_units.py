@@ -14,55 +14,59 @@ from td_compiler.errors import ConversionError
 from td_compiler.graph.norms import join_norms, written_norm
 from td_compiler.graph.notes import facts, sides_of
 from td_compiler.graph.operators import Kind, Width, pool_kernel
-from td_compiler.graph.states import Conversion, Pass
+from td_compiler.graph.states import Reading
 from td_compiler.graph.units import Unit, UnitKind
 from td_compiler.passes.find_cells import State, joins_paths, split_cells
 from td_compiler.passes.find_prologue import cut_pieces
 from td_compiler.passes.nodes import is_depthwise, module_path, place_of
 from td_compiler.passes.trace_channels import is_map
 
-__all__ = ["FindUnits", "averages_all", "refuse_decoder", "shuffles"]
+__all__ = ["averages_all", "find_units", "refuse_decoder", "shuffles"]
 
 _GENERIC = {nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Module}  # what holds blocks, or their parts, of any kind
 
 
-class FindUnits(Pass):
-    """Sets `conversion.units` (up to the head) and `conversion.head`.
+def find_units(reading: Reading) -> tuple[list[Unit], list[fx.Node]]:
+    """The units of a network in order, up to the head, and the nodes of its head, from where it pools or flattens on.
 
     A unit is a convolution with its norm and activation, or a block of parallel paths that join. A class of modules one
     of whose instances is such a block is a block class, and every instance of it is one unit, with a shortcut or
     without (the first block of a MobileNetV2 stage). A depthwise convolution sets no width and is one unit with the
     pointwise convolution behind it.
+
+    Raises:
+        ConversionError: if the network attends, or does what no graph can say.
     """
-
-    def requires(self, conversion: Conversion) -> None:
-        assert facts(conversion.captured.output).carries, "TraceChannels has not run"
-
-    def apply(self, conversion: Conversion) -> None:
-        _refuse_attention(conversion)
-        if conversion.captured.refusals:
-            raise ConversionError(conversion.captured.refusals[0])
-        pieces = _between_maps(join_norms(cut_pieces(_main_nodes(conversion), conversion.prepared)))
-        head_at = _head_start(conversion, pieces)
-        _set_scales(conversion, [node for piece in pieces[:head_at] for node in piece])
-        body, states = split_cells(conversion, pieces[:head_at])
-        conversion.units = _Parser(conversion, _merge_blocks(conversion, body, states), states).units
-        conversion.head = [node for piece in pieces[head_at:] for node in piece]
-
-    def ensures(self, conversion: Conversion) -> None:
-        units = conversion.units
-        for before, after in itertools.pairwise(units):
-            assert after.inputs == before.state, f"unit at {after.nodes[0]} does not follow {before.output}"
+    _requires(reading)
+    _refuse_attention(reading)
+    if reading.captured.refusals:
+        raise ConversionError(reading.captured.refusals[0])
+    pieces = _between_maps(join_norms(cut_pieces(_main_nodes(reading), reading.image)))
+    head_at = _head_start(reading, pieces)
+    _set_scales(reading, [node for piece in pieces[:head_at] for node in piece])
+    body, states = split_cells(reading, pieces[:head_at])
+    units = _Parser(reading, _merge_blocks(reading, body, states), states).units
+    _ensures(units)
+    return units, [node for piece in pieces[head_at:] for node in piece]
 
 
-def _main_nodes(conversion: Conversion) -> list[fx.Node]:
+def _requires(reading: Reading) -> None:
+    assert facts(reading.captured.output).carries, "TraceChannels has not run"
+
+
+def _ensures(units: list[Unit]) -> None:
+    for before, after in itertools.pairwise(units):
+        assert after.inputs == before.state, f"unit at {after.nodes[0]} does not follow {before.output}"
+
+
+def _main_nodes(reading: Reading) -> list[fx.Node]:
     """The nodes that carry image data to the class scores, the image left out, in order."""
-    captured = conversion.captured
+    captured = reading.captured
     needed = {captured.output}
     for node in reversed(captured.graph.nodes):
         if node in needed:
             needed.update(node.all_input_nodes)
-    return [n for n in captured.graph.nodes if facts(n).carries and n in needed and n is not conversion.image]
+    return [n for n in captured.graph.nodes if facts(n).carries and n in needed and n is not reading.image]
 
 
 def _between_maps(pieces: list[list[fx.Node]]) -> list[list[fx.Node]]:
@@ -82,10 +86,10 @@ def _between_maps(pieces: list[list[fx.Node]]) -> list[list[fx.Node]]:
     return found
 
 
-def _refuse_attention(conversion: Conversion) -> None:
-    for node in conversion.captured.graph.nodes:
+def _refuse_attention(reading: Reading) -> None:
+    for node in reading.captured.graph.nodes:
         name = str(getattr(node.target, "__name__", ""))
-        if conversion.kind(node) is Kind.ATTENTION or "attention" in name or _attends(conversion, node):
+        if reading.kind(node) is Kind.ATTENTION or "attention" in name or _attends(reading, node):
             where = (module_path(node) or [(str(node.target), object)])[-1][0]
             raise ConversionError(
                 f"the network attends at {where!r}: attention between the positions of a map has no top-down"
@@ -93,33 +97,33 @@ def _refuse_attention(conversion: Conversion) -> None:
             )
 
 
-def _attends(conversion: Conversion, node: fx.Node) -> bool:
+def _attends(reading: Reading, node: fx.Node) -> bool:
     """Whether a node multiplies a product of two maps by a third, as (q k) v or q (k v), with no layer in between."""
-    if not _multiplies_maps(conversion, node):
+    if not _multiplies_maps(reading, node):
         return False
     stack, reached = list(node.all_input_nodes), set()
     while stack:
         before = stack.pop()
-        row = conversion.row(before)
+        row = reading.row(before)
         if before in reached or (row is not None and row.width is Width.FREE):
             continue
-        if _multiplies_maps(conversion, before):
+        if _multiplies_maps(reading, before):
             return True
         reached.add(before)
         stack.extend(n for n in before.all_input_nodes if facts(n).carries)
     return False
 
 
-def _multiplies_maps(conversion: Conversion, node: fx.Node) -> bool:
-    row, maps = conversion.row(node), [n for n in node.all_input_nodes if facts(n).carries]
+def _multiplies_maps(reading: Reading, node: fx.Node) -> bool:
+    row, maps = reading.row(node), [n for n in node.all_input_nodes if facts(n).carries]
     return row is not None and row.kind is Kind.PRODUCT and len(maps) > 1
 
 
-def _head_start(conversion: Conversion, pieces: list[list[fx.Node]]) -> int:
+def _head_start(reading: Reading, pieces: list[list[fx.Node]]) -> int:
     """The first piece after which there is no map any more, or the global pooling before it, with what serves that."""
     last_map = max((i for i, piece in enumerate(pieces) if is_map(piece[-1])), default=-1)
-    start = next((i for i in range(last_map + 1) if _pools_all(conversion, pieces[i])), last_map + 1)
-    kinds = [conversion.kind(piece[-1]) if len(piece) == 1 else None for piece in pieces]
+    start = next((i for i in range(last_map + 1) if _pools_all(reading, pieces[i])), last_map + 1)
+    kinds = [reading.kind(piece[-1]) if len(piece) == 1 else None for piece in pieces]
     weighted = (i for i in range(start, len(pieces)) if kinds[i] in {Kind.CONV, Kind.LINEAR, Kind.NORM})
     if start and kinds[start - 1] is Kind.POWER and Kind.POWER in kinds[start : next(weighted, None)]:
         start -= 1
@@ -128,14 +132,14 @@ def _head_start(conversion: Conversion, pieces: list[list[fx.Node]]) -> int:
     return start
 
 
-def _pools_all(conversion: Conversion, piece: list[fx.Node]) -> bool:
+def _pools_all(reading: Reading, piece: list[fx.Node]) -> bool:
     """Whether a piece is a global pooling, or several side by side: no way through it without one, or with weights."""
     passed: set[fx.Node] = set()  # nodes that the map reaches in its size
     for node in piece:
-        if conversion.kind(node) is Kind.GLOBAL_POOL or averages_all(conversion, node):
+        if reading.kind(node) is Kind.GLOBAL_POOL or averages_all(reading, node):
             continue
         inputs = [n for n in node.all_input_nodes if facts(n).carries]
-        row, module = conversion.row(node), conversion.captured.module(node)
+        row, module = reading.row(node), reading.captured.module(node)
         if passed.intersection(inputs) or any(n not in piece for n in inputs):
             has_weights = module is not None and any(True for _ in module.parameters())
             if has_weights or (row is not None and row.width is Width.FREE):
@@ -144,32 +148,32 @@ def _pools_all(conversion: Conversion, piece: list[fx.Node]) -> bool:
     return piece[-1] not in passed
 
 
-def averages_all(conversion: Conversion, node: fx.Node) -> bool:
+def averages_all(reading: Reading, node: fx.Node) -> bool:
     """Whether a fixed-size pooling averages the whole map: a global pooling in all but name."""
-    if conversion.kind(node) is not Kind.POOL or facts(node).size != (1, 1):
+    if reading.kind(node) is not Kind.POOL or facts(node).size != (1, 1):
         return False
-    return "avg" in _pool_name(conversion, node) and _covers_map(conversion, node)
+    return "avg" in _pool_name(reading, node) and _covers_map(reading, node)
 
 
-def _pool_name(conversion: Conversion, node: fx.Node) -> str:
-    module = conversion.captured.module(node)
+def _pool_name(reading: Reading, node: fx.Node) -> str:
+    module = reading.captured.module(node)
     return (type(module).__name__ if module is not None else str(getattr(node.target, "__name__", ""))).lower()
 
 
-def _covers_map(conversion: Conversion, node: fx.Node) -> bool:
+def _covers_map(reading: Reading, node: fx.Node) -> bool:
     """Whether a pooling sees all of a map of more than one pixel at once."""
     before = next(n for n in node.all_input_nodes if facts(n).carries)
-    size, kernel = facts(before).size, pool_kernel(node, conversion.captured.module(node))
+    size, kernel = facts(before).size, pool_kernel(node, reading.captured.module(node))
     if size is None or size == (1, 1):
         return False
     return kernel is None or all(k >= n for k, n in zip(kernel, size, strict=True))
 
 
-def _pools_for_gate(conversion: Conversion, node: fx.Node) -> Callable[..., torch.Tensor] | None:
+def _pools_for_gate(reading: Reading, node: fx.Node) -> Callable[..., torch.Tensor] | None:
     """The global pooling that a fixed-size one is, if what it makes meets a map again: a gate, no downsampling."""
-    if conversion.kind(node) is not Kind.POOL or facts(node).size != (1, 1) or not _covers_map(conversion, node):
+    if reading.kind(node) is not Kind.POOL or facts(node).size != (1, 1) or not _covers_map(reading, node):
         return None
-    name = _pool_name(conversion, node)
+    name = _pool_name(reading, node)
     stack, reached = [node], {node}
     while stack:
         users = [user for user in stack.pop().users if user not in reached and facts(user).carries]
@@ -183,17 +187,17 @@ def _pools_for_gate(conversion: Conversion, node: fx.Node) -> Callable[..., torc
     return F.adaptive_avg_pool2d if "avg" in name else F.adaptive_max_pool2d if "max" in name else None
 
 
-def _set_scales(conversion: Conversion, nodes: list[fx.Node]) -> None:
+def _set_scales(reading: Reading, nodes: list[fx.Node]) -> None:
     """Note on every node how much smaller than the image its map is, by the strides of the operator table."""
-    facts(conversion.prepared).scale = (1, 1)
+    facts(reading.image).scale = (1, 1)
     for node in nodes:
         inputs = [n for n in node.all_input_nodes if facts(n).in_unit]
-        gate = _pools_for_gate(conversion, node)
-        down, across = conversion.stride(node) if gate is None else (1, 1)
+        gate = _pools_for_gate(reading, node)
+        down, across = reading.stride(node) if gate is None else (1, 1)
         like = [n for n in inputs if facts(n).size == facts(node).size and (down, across) == (1, 1)] or inputs
         height, width = facts(like[0]).scale
         facts(node).stride, facts(node).gate = (down, across), gate
-        up, along = conversion.growth(node)
+        up, along = reading.growth(node)
         facts(node).scale = (max(1, height * down // up), max(1, width * across // along))
 
 
@@ -209,12 +213,12 @@ def _common_module(nodes: list[fx.Node]) -> tuple[str, type] | None:
 
 
 def _merge_blocks(
-    conversion: Conversion, pieces: list[list[fx.Node]], states: Collection[fx.Node]
+    reading: Reading, pieces: list[list[fx.Node]], states: Collection[fx.Node]
 ) -> list[tuple[list[fx.Node], bool]]:
     """Join the pieces that lie in one instance of a block class; the flag says whether a piece is a block."""
-    joins = [len(piece) > 1 and joins_paths(conversion, piece) for piece in pieces]
+    joins = [len(piece) > 1 and joins_paths(reading, piece) for piece in pieces]
     homes = [_common_module(piece) for piece, joined in zip(pieces, joins, strict=True) if joined]
-    containers = _containers(conversion, pieces, joins, states)
+    containers = _containers(reading, pieces, joins, states)
     classes = {home[1] for home in homes if home and home[0] not in containers} - _GENERIC
     merged: list[tuple[list[fx.Node], bool]] = []
     last_home: str | None = None
@@ -229,13 +233,13 @@ def _merge_blocks(
 
 
 def _containers(
-    conversion: Conversion, pieces: list[list[fx.Node]], joins: list[bool], states: Collection[fx.Node]
+    reading: Reading, pieces: list[list[fx.Node]], joins: list[bool], states: Collection[fx.Node]
 ) -> set[str]:
     """The modules that are no block: those that make the map smaller at several cut points, hold two cells, all that
     there is, or all blocks of the network, at several scales.
     """
     homes = [{path for path, _ in _shared_modules(piece)} for piece in pieces]
-    read = [conversion.prepared, *(piece[-1] for piece in pieces)]
+    read = [reading.image, *(piece[-1] for piece in pieces)]
     strides = Counter(
         path
         for before, piece, home in zip(read, pieces, homes, strict=False)
@@ -268,22 +272,22 @@ class _Parser:
     """Groups pieces into units: blocks, convolutions with what precedes and follows them, poolings."""
 
     def __init__(
-        self, conversion: Conversion, pieces: list[tuple[list[fx.Node], bool]], states: Mapping[fx.Node, State]
+        self, reading: Reading, pieces: list[tuple[list[fx.Node], bool]], states: Mapping[fx.Node, State]
     ) -> None:
-        self.conversion = conversion
+        self.reading = reading
         self.units: list[Unit] = []
         self._states = states
-        self._previous: State = (conversion.prepared,)
+        self._previous: State = (reading.image,)
         self._pending: list[fx.Node] = []  # norm, activation or padding that waits for its convolution
         order = [node for piece, _ in pieces for node in piece]
         self._population = Counter(path for node in order for path, _ in module_path(node))
-        self._activates_first = any(is_block and _activates_first(conversion, nodes) for nodes, is_block in pieces)
+        self._activates_first = any(is_block and _activates_first(reading, nodes) for nodes, is_block in pieces)
         for nodes, is_block in pieces:
             self._read(nodes, is_block)
         self._flush()
 
     def _read(self, nodes: list[fx.Node], is_block: bool) -> None:
-        kind = self.conversion.kind(nodes[-1])
+        kind = self.reading.kind(nodes[-1])
         current = self.units[-1] if self.units and not self._pending else None
         if is_block:
             if _shared_modules(self._pending) != _shared_modules(
@@ -318,8 +322,8 @@ class _Parser:
         """Whether nodes without weights make the map smaller: a pooling, slices of every other pixel put together."""
         if facts(nodes[-1]).scale == facts(self._previous[0]).scale:
             return False
-        rows = [self.conversion.row(node) for node in nodes]
-        modules = [self.conversion.captured.module(node) for node in nodes]
+        rows = [self.reading.row(node) for node in nodes]
+        modules = [self.reading.captured.module(node) for node in nodes]
         weights = any(True for module in modules if module is not None for _ in module.parameters())
         return not weights and not any(row is not None and row.width is Width.FREE for row in rows)
 
@@ -335,7 +339,7 @@ class _Parser:
         return shuffles(nodes) or (kind is Kind.ACTIVATION and not self._activates_first)
 
     def _is_depthwise(self, nodes: list[fx.Node]) -> bool:
-        modules = [self.conversion.layer(n) for n in nodes if self.conversion.kind(n) is Kind.CONV]
+        modules = [self.reading.layer(n) for n in nodes if self.reading.kind(n) is Kind.CONV]
         return bool(modules) and all(module is not None and is_depthwise(module) for module in modules)
 
     def _take_pending(self) -> list[fx.Node]:
@@ -359,7 +363,7 @@ class _Parser:
         self._previous = unit.state = self._states.get(unit.output, (unit.output,))
         after, before = facts(unit.output).scale, facts(unit.input).scale
         if after[0] % before[0] or after[1] % before[1]:
-            refuse_decoder(self.conversion, unit.nodes)
+            refuse_decoder(self.reading, unit.nodes)
             raise ConversionError(
                 f"the map grows from scale {before} to {after} at {place_of(unit.output)!r}, before the head: only CNNs"
                 " that shrink convert."
@@ -379,21 +383,21 @@ def shuffles(nodes: list[fx.Node]) -> bool:
     return plain and any(facts(node).axis is None for node in nodes)
 
 
-def _activates_first(conversion: Conversion, nodes: list[fx.Node]) -> bool:
+def _activates_first(reading: Reading, nodes: list[fx.Node]) -> bool:
     """Whether a block adds what comes in to what it makes of its activation: a pre-activation block."""
     read = {n for node in nodes for n in node.all_input_nodes if facts(n).carries}.difference(nodes)
     firsts = [node for node in nodes if not read.isdisjoint(node.all_input_nodes)]
-    kinds = {conversion.kind(node) for node in firsts}
+    kinds = {reading.kind(node) for node in firsts}
     return kinds <= {Kind.ACTIVATION, Kind.NORM, Kind.JOIN} and Kind.ACTIVATION in kinds and Kind.JOIN in kinds
 
 
-def refuse_decoder(conversion: Conversion, nodes: list[fx.Node]) -> None:
+def refuse_decoder(reading: Reading, nodes: list[fx.Node]) -> None:
     """Refuse a network that makes its map larger again, where one does.
 
     Raises:
         ConversionError: naming the place.
     """
-    grown = next((node for node in nodes if conversion.growth(node) != (1, 1)), None)
+    grown = next((node for node in nodes if reading.growth(node) != (1, 1)), None)
     if grown is not None:
         before = next(n for n in grown.all_input_nodes if is_map(n))
         sizes = ["x".join(map(str, sides_of(node))) for node in (before, grown)]

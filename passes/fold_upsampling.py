@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from td_compiler.graph.notes import plan
 from td_compiler.graph.operators import Pair
-from td_compiler.graph.states import Conversion, Pass
+from td_compiler.graph.states import Building, Pass
 from td_compiler.graph.units import TopDownStage
 from td_compiler.layers.folding import CombinedConv2d, ConcatConv2d, FoldedConv2d, UpsampledConv2d
 from td_compiler.layers.upsample import upsample_nearest
@@ -40,29 +40,29 @@ class Site(NamedTuple):
     gone: tuple[fx.Node, ...]
 
 
-class FoldUpsampling(Pass):
+class FoldUpsampling(Pass[Building]):
     """Convolutions of an upsampled map, and those of merges, take its place and compute the same from the small map.
 
     Their parameters stay what they were, under the same names.
     """
 
-    def requires(self, conversion: Conversion) -> None:
-        assert conversion.modules, "BuildLayers has not run"
+    def requires(self, building: Building) -> None:
+        assert building.modules, "there is no layer"
 
-    def apply(self, conversion: Conversion) -> None:
-        if not conversion.options.fast:
+    def apply(self, building: Building) -> None:
+        if not building.options.fast:
             return
-        calls = Counter(n.target for graph in conversion.graphs() for n in graph.find_nodes(op="call_module"))
-        for stage in conversion.stages[1:]:
+        calls = Counter(n.target for graph in building.graphs() for n in graph.find_nodes(op="call_module"))
+        for stage in building.stages[1:]:
             for node in list(stage.graph.find_nodes(op="call_module")):
-                conv = conversion.modules[str(node.target)]
+                conv = building.modules[str(node.target)]
                 if _is_plain(conv) and calls[node.target] == 1:
                     site = _site(stage, node)
-                    if site is not None and _pays(conversion, stage, site, conv):
-                        _fold(conversion, stage, site, conv)
+                    if site is not None and _pays(building, stage, site, conv):
+                        _fold(building, stage, site, conv)
 
-    def ensures(self, conversion: Conversion) -> None:
-        for graph in conversion.graphs():
+    def ensures(self, building: Building) -> None:
+        for graph in building.graphs():
             graph.lint()
 
 
@@ -106,7 +106,7 @@ def _merge_site(stage: TopDownStage, conv: fx.Node, cat: fx.Node) -> Site | None
     return Site(conv, form, (x, e), factor, tuple(gone))
 
 
-def _pays(conversion: Conversion, stage: TopDownStage, site: Site, conv: nn.Conv2d) -> bool:
+def _pays(building: Building, stage: TopDownStage, site: Site, conv: nn.Conv2d) -> bool:
     """Whether the folded form is no slower: it computes fewer products, or makes fewer maps than it needs kernels.
 
     Transposed convolutions in groups are slow everywhere. Kernels are derived in every training step, at the cost of
@@ -115,13 +115,13 @@ def _pays(conversion: Conversion, stage: TopDownStage, site: Site, conv: nn.Conv
     """
     if conv.groups > 1:
         return False
-    pixels = math.prod(conversion.map_size(stage.scale))
+    pixels = math.prod(building.map_size(stage.scale))
     if site.factor != (1, 1):
         return max(conv.kernel_size) > 1 and pixels >= _FEWEST_PIXELS
     return pixels >= 2 * conv.out_channels
 
 
-def _fold(conversion: Conversion, stage: TopDownStage, site: Site, conv: nn.Conv2d) -> None:
+def _fold(building: Building, stage: TopDownStage, site: Site, conv: nn.Conv2d) -> None:
     with torch.device("meta"):
         folded = site.form(
             conv.in_channels, conv.out_channels, conv.kernel_size, site.factor, conv.padding, conv.groups,  # type: ignore[arg-type]
@@ -129,7 +129,7 @@ def _fold(conversion: Conversion, stage: TopDownStage, site: Site, conv: nn.Conv
         )  # fmt: skip
     folded.weight, folded.bias = conv.weight, conv.bias
     folded.training = conv.training
-    conversion.modules[str(site.conv.target)] = folded
+    building.modules[str(site.conv.target)] = folded
     site.conv.args = site.inputs
     for node in site.gone:
         stage.graph.erase_node(node)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch import fx
 
 from td_compiler.graph.notes import facts, plan
-from td_compiler.graph.states import Conversion
+from td_compiler.graph.states import TopDown
 
 __all__ = ["homes_of"]
 
 Homes = tuple[tuple[str, str], ...]
 
 
-def homes_of(conversion: Conversion, node: fx.Node) -> Homes:
+def homes_of(top_down: TopDown, node: fx.Node) -> Homes:
     """(path, class name) of the modules inside a node's unit that hold it, outermost first.
 
     A new layer that is modelled on one of the source's stands in modules like that one's, as far as their names agree:
@@ -21,9 +21,9 @@ def homes_of(conversion: Conversion, node: fx.Node) -> Homes:
     unit, source = plan(node).unit, plan(node).source
     if source is None:
         return ()
-    stack = [(conversion.own_path(path), kind.__name__) for path, kind in facts(source).modules if path]
+    stack = [(top_down.own_path(path), kind.__name__) for path, kind in facts(source).modules if path]
     if node.op == "call_module" and source.op == "call_module":
-        stack = _moved(stack, conversion.own_path(str(source.target)), str(node.target))
+        stack = _moved(stack, top_down.own_path(str(source.target)), str(node.target))
     inside = [(path, kind) for path, kind in stack if path != node.target]
     return tuple((path, kind) for path, kind in inside if not unit or path.startswith(f"{unit}."))
 

@@ -11,7 +11,7 @@ from td_compiler.graph.checks import has_upsampling
 from td_compiler.graph.norms import written_norm
 from td_compiler.graph.notes import Plan, facts, noted, plan
 from td_compiler.graph.operators import Kind
-from td_compiler.graph.states import Conversion, Pass
+from td_compiler.graph.states import Pass, TopDown
 from td_compiler.graph.style import Style, add_layers, add_like, style_of
 from td_compiler.graph.units import Layer, TopDownStage, Unit, UnitKind
 from td_compiler.passes.replace_downsampling import same_size
@@ -21,7 +21,7 @@ __all__ = ["InsertEntries"]
 _LEFT_OUT = {Kind.POOL, Kind.PAD, Kind.DROPOUT, Kind.IDENTITY}
 
 
-class InsertEntries(Pass):
+class InsertEntries(Pass[TopDown]):
     """Every stage gets an entry, a unit that reads the pyramid's image of its scale.
 
     In a network with stem it is a copy of the stem at stride 1; in one without a copy of the stage's own first unit,
@@ -29,22 +29,22 @@ class InsertEntries(Pass):
     depthwise or grouped one), which cannot lift an image to a width, the entry is a convolution in the stage's style.
     """
 
-    def requires(self, conversion: Conversion) -> None:
-        assert all(has_upsampling(conversion, s) for s in conversion.stages[1:]), "ReplaceDownsampling has not run"
+    def requires(self, top_down: TopDown) -> None:
+        assert all(has_upsampling(top_down, s) for s in top_down.stages[1:]), "ReplaceDownsampling has not run"
 
-    def apply(self, conversion: Conversion) -> None:
-        for i, stage in enumerate(conversion.stages):
+    def apply(self, top_down: TopDown) -> None:
+        for i, stage in enumerate(top_down.stages):
             assert stage.image is not None
-            if i == 0 and stage.units and not conversion.found.stem and _is_plain(conversion, stage.units[0]):
+            if i == 0 and stage.units and not top_down.bottom_up.stem and _is_plain(top_down, stage.units[0]):
                 continue
             after = stage.arrival or stage.image
             with stage.graph.inserting_before(after.next):
-                stage.entry = _add_entry(conversion, i)
+                stage.entry = _add_entry(top_down, i)
             if i == 0:
                 stage.redirect(stage.image, stage.entry, keep=_first_reader(stage))
 
-    def ensures(self, conversion: Conversion) -> None:
-        for stage in conversion.stages:
+    def ensures(self, top_down: TopDown) -> None:
+        for stage in top_down.stages:
             assert stage.image is not None and stage.image.users, f"stage {stage.key} does not see the image"
 
 
@@ -55,44 +55,44 @@ def _first_reader(stage: TopDownStage) -> set[fx.Node]:
     return {node for node in stage.image.users if node in before or node is stage.entry}
 
 
-def _add_entry(conversion: Conversion, index: int) -> fx.Node:
-    stage = conversion.stages[index]
-    first = _first_unit(conversion, index)
-    if conversion.found.stem:
-        return _copy_units(conversion, stage, conversion.found.stem)
-    if _is_plain(conversion, first):
-        return _copy_units(conversion, stage, [first])
-    return _make_entry(conversion, stage, first)
+def _add_entry(top_down: TopDown, index: int) -> fx.Node:
+    stage = top_down.stages[index]
+    first = _first_unit(top_down, index)
+    if top_down.bottom_up.stem:
+        return _copy_units(top_down, stage, top_down.bottom_up.stem)
+    if _is_plain(top_down, first):
+        return _copy_units(top_down, stage, [first])
+    return _make_entry(top_down, stage, first)
 
 
-def _is_plain(conversion: Conversion, unit: Unit) -> bool:
+def _is_plain(top_down: TopDown, unit: Unit) -> bool:
     """Whether a unit can read an image: an ungrouped convolution with its norm and activation."""
-    return unit.kind is UnitKind.CONV and all(conv.groups == 1 for conv in _convolutions(conversion, unit))
+    return unit.kind is UnitKind.CONV and all(conv.groups == 1 for conv in _convolutions(top_down, unit))
 
 
-def _convolutions(conversion: Conversion, unit: Unit) -> list[nn.Conv2d]:
-    modules = [conversion.layer(n) for n in unit.nodes if conversion.kind(n) is Kind.CONV]
+def _convolutions(top_down: TopDown, unit: Unit) -> list[nn.Conv2d]:
+    modules = [top_down.bottom_up.layer(n) for n in unit.nodes if top_down.bottom_up.kind(n) is Kind.CONV]
     return [module for module in modules if isinstance(module, nn.Conv2d)]
 
 
-def _make_entry(conversion: Conversion, stage: TopDownStage, first: Unit) -> fx.Node:
+def _make_entry(top_down: TopDown, stage: TopDownStage, first: Unit) -> fx.Node:
     """A convolution with the unit's first spatial kernel, in the stage's style; bare where a norm is still to come."""
     assert stage.image is not None
-    style = style_of(conversion, stage)
+    style = style_of(top_down, stage)
     if style.pre_activation:
         style = Style(style.conv, (), (), pre_activation=False)
-    kernels = [max(conv.kernel_size) for conv in _convolutions(conversion, first)]
+    kernels = [max(conv.kernel_size) for conv in _convolutions(top_down, first)]
     kernel = next((k for k in kernels if k > 1), 1)
     path = f"entry.{stage.key}"
-    return add_layers(conversion, stage, style, path, stage.image, kernel + 1 - kernel % 2, stage.width)[-1]
+    return add_layers(top_down, stage, style, path, stage.image, kernel + 1 - kernel % 2, stage.width)[-1]
 
 
-def _copy_units(conversion: Conversion, stage: TopDownStage, units: list[Unit]) -> fx.Node:
+def _copy_units(top_down: TopDown, stage: TopDownStage, units: list[Unit]) -> fx.Node:
     """Copy units at stride 1, reading the image; what they end in gets the stage's width."""
     assert stage.image is not None
-    convolutions = [n for unit in units for n in unit.nodes if conversion.kind(n) is Kind.CONV]
+    convolutions = [n for unit in units for n in unit.nodes if top_down.bottom_up.kind(n) is Kind.CONV]
     path = f"entry.{stage.key}"
-    left_out = _left_out(conversion, [n for unit in units for n in unit.nodes])
+    left_out = _left_out(top_down, [n for unit in units for n in unit.nodes])
     copies: dict[fx.Node, fx.Node] = {units[0].input: stage.image}
     for unit in units:
         copies.setdefault(unit.input, copies[previous.output] if (previous := _before(units, unit)) else stage.image)
@@ -102,16 +102,16 @@ def _copy_units(conversion: Conversion, stage: TopDownStage, units: list[Unit]) 
             if source in left_out:
                 copies[source] = copies[next(n for n in source.all_input_nodes if facts(n).carries)]
                 continue
-            name = _name(conversion, source, path)
+            name = _name(top_down, source, path)
             if source in convolutions and source.op == "call_function":
-                copies[source] = _add_convolution(conversion, stage, source, name, copies[source.all_input_nodes[0]])
+                copies[source] = _add_convolution(top_down, stage, source, name, copies[source.all_input_nodes[0]])
             else:
                 home = f"{path}.norm" if source in norm else ""
-                copies[source] = add_like(conversion, stage, source, name, copies, path, home)
+                copies[source] = add_like(top_down, stage, source, name, copies, path, home)
             if source.op == "call_module":
-                conversion.layers[name].source = str(source.target)
+                top_down.layers[name].source = str(source.target)
             if source in convolutions:
-                layer, own = conversion.layers[name], conversion.layers.get(conversion.own_path(str(source.target)))
+                layer, own = top_down.layers[name], top_down.layers.get(top_down.own_path(str(source.target)))
                 layer.changes.update(own.changes if own else {})
                 copy = stage.copies.get(unit, {}).get(source)
                 kernel = plan(copy).kernel_size if copy is not None else None
@@ -122,24 +122,22 @@ def _copy_units(conversion: Conversion, stage: TopDownStage, units: list[Unit]) 
     return in_order(stage.graph, copies[units[-1].output], 1)
 
 
-def _add_convolution(
-    conversion: Conversion, stage: TopDownStage, source: fx.Node, path: str, value: fx.Node
-) -> fx.Node:
+def _add_convolution(top_down: TopDown, stage: TopDownStage, source: fx.Node, path: str, value: fx.Node) -> fx.Node:
     """A layer like a convolution that is a function: its kernel, a parameter or computed, is not for other shapes."""
-    layer = conversion.layer(source)
+    layer = top_down.bottom_up.layer(source)
     assert layer is not None, f"{source} has no kernel"
-    conversion.layers[path] = Layer(layer)
+    top_down.layers[path] = Layer(layer)
     node = stage.graph.call_module(path, (value,))
     noted(node, Plan(path.rpartition(".")[0], source=source))
     return node
 
 
-def _left_out(conversion: Conversion, nodes: list[fx.Node]) -> set[fx.Node]:
+def _left_out(top_down: TopDown, nodes: list[fx.Node]) -> set[fx.Node]:
     """What makes a map smaller, pads or drops, and the steps that lead to nothing else, as in a space-to-depth."""
     found: set[fx.Node] = set()
     ending: set[fx.Node] = set()  # what is left out, and what leads to nothing else
     for node in reversed(nodes):
-        kind, readers = conversion.kind(node), [user for user in node.users if facts(user).carries]
+        kind, readers = top_down.bottom_up.kind(node), [user for user in node.users if facts(user).carries]
         is_step = bool(readers) and ending.issuperset(readers)
         if kind in _LEFT_OUT or (is_step and facts(node).size is None):
             found.add(node)
@@ -153,15 +151,15 @@ def _before(units: list[Unit], unit: Unit) -> Unit | None:
     return units[at - 1] if at else None
 
 
-def _name(conversion: Conversion, source: fx.Node, path: str) -> str:
+def _name(top_down: TopDown, source: fx.Node, path: str) -> str:
     """`entry.16.conv`, `.norm`, `.act`; numbered from the second of a kind on."""
     kinds = {Kind.CONV: "conv", Kind.NORM: "norm", Kind.ACTIVATION: "act"}
-    name = kinds.get(conversion.kind(source) or Kind.SIZE, "layer")
-    taken = sum(other.startswith(f"{path}.{name}") for other in conversion.layers)
+    name = kinds.get(top_down.bottom_up.kind(source) or Kind.SIZE, "layer")
+    taken = sum(other.startswith(f"{path}.{name}") for other in top_down.layers)
     return f"{path}.{name}" + (str(taken + 1) if taken else "")
 
 
-def _first_unit(conversion: Conversion, index: int) -> Unit:
+def _first_unit(top_down: TopDown, index: int) -> Unit:
     """The first unit of a stage's body; of a stage without body that of the next one that has one."""
-    stages = conversion.stages
+    stages = top_down.stages
     return next(stage.units[0] for stage in [*stages[index:], *reversed(stages[:index])] if stage.units)

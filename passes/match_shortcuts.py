@@ -10,7 +10,7 @@ from torch import fx
 from td_compiler.graph.checks import has_upsampling
 from td_compiler.graph.notes import facts, plan, source_of
 from td_compiler.graph.operators import Kind, Width
-from td_compiler.graph.states import Conversion, Pass, operator_of
+from td_compiler.graph.states import Pass, TopDown, operator_of
 from td_compiler.graph.style import Style, add_layers, add_like, style_of
 from td_compiler.graph.units import Projection, TopDownStage, Unit, UnitKind
 from td_compiler.passes.nodes import is_depthwise, widened
@@ -35,7 +35,7 @@ class _Shortcut:
     projects: bool
 
 
-class MatchShortcuts(Pass):
+class MatchShortcuts(Pass[TopDown]):
     """Every identity shortcut of a unit that may change shape becomes a projection.
 
     Those units are the first of every stage and others that read a map of another stage (it arrives with another width
@@ -44,44 +44,44 @@ class MatchShortcuts(Pass):
     what turns out not to change shape.
     """
 
-    def requires(self, conversion: Conversion) -> None:
-        assert all(stage.width for stage in conversion.stages), "ArrangeFilters has not run"
-        grown = [stage.key for stage in conversion.stages if has_upsampling(conversion, stage)]
+    def requires(self, top_down: TopDown) -> None:
+        assert all(stage.width for stage in top_down.stages), "ArrangeFilters has not run"
+        grown = [stage.key for stage in top_down.stages if has_upsampling(top_down, stage)]
         assert not grown, f"the map grows already at scale {grown[0]}: a projection would stand behind the upsampling"
 
-    def apply(self, conversion: Conversion) -> None:
-        last = conversion.stages[-1]
-        for stage in conversion.stages:
+    def apply(self, top_down: TopDown) -> None:
+        last = top_down.stages[-1]
+        for stage in top_down.stages:
             own = {unit.output for unit in stage.units}
             candidates = [unit for unit in stage.units if unit is stage.units[0] or not own.issuperset(unit.inputs)]
-            if stage is last and conversion.options.head_width is not None:
+            if stage is last and top_down.options.head_width is not None:
                 candidates += [unit for unit in stage.units[-1:] if unit not in candidates]
             for unit in stage.units:
-                shortcut = _find_shortcut(conversion, unit)
+                shortcut = _find_shortcut(top_down, unit)
                 if shortcut is None:
                     continue
                 copies = stage.copies[unit]
                 join = copies[shortcut.join]
-                if _pads_up(conversion, stage, unit, shortcut):
+                if _pads_up(top_down, stage, unit, shortcut):
                     continue
                 if not shortcut.projects and unit in candidates:
-                    nodes = _add_projection(conversion, stage, unit, shortcut, copies)
+                    nodes = _add_projection(top_down, stage, unit, shortcut, copies)
                     of_input = unit.inputs.index(shortcut.side) if shortcut.side in unit.inputs else None
                     stage.projections.append(Projection(unit, nodes, join, of_input))
                 elif shortcut.projects and _changes_shape(unit):
                     stage.projections.append(Projection(unit, [copies[n] for n in shortcut.chain], join))
 
-    def ensures(self, conversion: Conversion) -> None:
-        for stage in conversion.stages:
+    def ensures(self, top_down: TopDown) -> None:
+        for stage in top_down.stages:
             stage.graph.lint()
 
 
-def _pads_up(conversion: Conversion, stage: TopDownStage, unit: Unit, shortcut: _Shortcut) -> bool:
+def _pads_up(top_down: TopDown, stage: TopDownStage, unit: Unit, shortcut: _Shortcut) -> bool:
     """Whether a shortcut that is padded with zero channels can stay so: if not, the padding is taken away."""
-    pads = [(node, found) for node in shortcut.chain if (found := widened(conversion, node))]
+    pads = [(node, found) for node in shortcut.chain if (found := widened(top_down.bottom_up, node))]
     if not pads:
         return False
-    arriving, wanted = _arriving(conversion, stage, unit), _wanted(stage, unit, shortcut.join)
+    arriving, wanted = _arriving(top_down, stage, unit), _wanted(stage, unit, shortcut.join)
     is_free = all(can_follow for _, (_, can_follow) in pads)
     fits = arriving * facts(shortcut.join).width == wanted * facts(unit.input).width
     is_first = unit is stage.units[0]
@@ -95,9 +95,9 @@ def _pads_up(conversion: Conversion, stage: TopDownStage, unit: Unit, shortcut: 
     return not is_first
 
 
-def _arriving(conversion: Conversion, stage: TopDownStage, unit: Unit) -> int:
+def _arriving(top_down: TopDown, stage: TopDownStage, unit: Unit) -> int:
     """The width of the map that a unit reads."""
-    before = conversion.stages[max(0, conversion.stages.index(stage) - 1)]
+    before = top_down.stages[max(0, top_down.stages.index(stage) - 1)]
     if unit is not stage.units[0]:
         before, last = stage, stage.units[stage.units.index(unit) - 1]
     elif stage.transition == "block" and before.units:
@@ -128,13 +128,13 @@ def _changes_shape(unit: Unit) -> bool:
     return unit.stride != (1, 1) or unit.width != facts(unit.input).width
 
 
-def _find_shortcut(conversion: Conversion, unit: Unit) -> _Shortcut | None:
+def _find_shortcut(top_down: TopDown, unit: Unit) -> _Shortcut | None:
     """The way through a block with the fewest convolutions, if there is one that adds to a longer one."""
     if unit.kind is not UnitKind.BLOCK:
         return None
     inside = set(unit.nodes)
     for join in reversed(unit.nodes):
-        row = conversion.row(join)
+        row = top_down.bottom_up.row(join)
         maps = [n for n in join.all_input_nodes if n in inside or n in unit.inputs]
         if row is None or row.kind is not Kind.JOIN or row.width is not Width.EQUAL or len(maps) != 2:
             continue
@@ -142,17 +142,17 @@ def _find_shortcut(conversion: Conversion, unit: Unit) -> _Shortcut | None:
         if shapes[0] != shapes[1] or _multiplies(join):
             continue
         ways = [_ancestors(node, inside) for node in maps]
-        counts = [sum(conversion.kind(n) is Kind.CONV for n in way) for way in ways]
+        counts = [sum(top_down.bottom_up.kind(n) is Kind.CONV for n in way) for way in ways]
         short = counts.index(min(counts))
-        if counts[short] < counts[1 - short] and _choices(conversion, ways[short], join) <= 1:
+        if counts[short] < counts[1 - short] and _choices(top_down, ways[short], join) <= 1:
             chain = tuple(n for n in unit.nodes if n in ways[short] and n not in ways[1 - short])
-            projects = any(conversion.kind(n) is Kind.CONV for n in chain)
+            projects = any(top_down.bottom_up.kind(n) is Kind.CONV for n in chain)
             read = [
                 {n for node in (side, *way) for n in _read_by(unit, node)} for side, way in zip(maps, ways, strict=True)
             ]
             if projects and not read[short] <= read[1 - short]:
                 continue  # a way from another tensor is no shortcut of this one (SPEC 2.13)
-            if projects and (not _all_ways_meet(unit, join) or _adds_branch(conversion, unit, maps[1 - short], ways)):
+            if projects and (not _all_ways_meet(unit, join) or _adds_branch(top_down, unit, maps[1 - short], ways)):
                 continue
             return _Shortcut(join, maps[short], chain, projects)
     return None
@@ -163,28 +163,28 @@ def _read_by(unit: Unit, node: fx.Node) -> set[fx.Node]:
     return {n for n in (node, *node.all_input_nodes) if n in unit.inputs}
 
 
-def _adds_branch(conversion: Conversion, unit: Unit, other: fx.Node, ways: list[set[fx.Node]]) -> bool:
+def _adds_branch(top_down: TopDown, unit: Unit, other: fx.Node, ways: list[set[fx.Node]]) -> bool:
     """Whether a join adds one more convolution to a sum of such: branches side by side, none of them a shortcut."""
-    row = conversion.row(other)
+    row = top_down.bottom_up.row(other)
     is_sum = row is not None and row.kind is Kind.JOIN and row.width is Width.EQUAL and not _multiplies(other)
-    return is_sum and len({_depth(conversion, unit, way) for way in ways}) == 1
+    return is_sum and len({_depth(top_down, unit, way) for way in ways}) == 1
 
 
-def _depth(conversion: Conversion, unit: Unit, way: set[fx.Node]) -> int:
+def _depth(top_down: TopDown, unit: Unit, way: set[fx.Node]) -> int:
     """The most convolutions in a row on a way through a block."""
     depths: dict[fx.Node, int] = {}
     for node in unit.nodes:
         if node in way:
             before = max((depths.get(n, 0) for n in node.all_input_nodes), default=0)
-            depths[node] = before + (conversion.kind(node) is Kind.CONV)
+            depths[node] = before + (top_down.bottom_up.kind(node) is Kind.CONV)
     return max(depths.values(), default=0)
 
 
-def _choices(conversion: Conversion, way: set[fx.Node], join: fx.Node) -> int:
+def _choices(top_down: TopDown, way: set[fx.Node], join: fx.Node) -> int:
     """How many convolutions of a way to a join choose the map's width: all but the depthwise ones and a gate's."""
-    convolutions = [node for node in way if conversion.kind(node) is Kind.CONV]
+    convolutions = [node for node in way if top_down.bottom_up.kind(node) is Kind.CONV]
     of_map = [node for node in convolutions if facts(node).size != (1, 1) or facts(join).size == (1, 1)]
-    modules = [conversion.layer(node) for node in of_map]
+    modules = [top_down.bottom_up.layer(node) for node in of_map]
     return sum(module is None or not is_depthwise(module) for module in modules)
 
 
@@ -211,7 +211,7 @@ def _ancestors(node: fx.Node, inside: set[fx.Node]) -> set[fx.Node]:
 
 
 def _add_projection(
-    conversion: Conversion,
+    top_down: TopDown,
     stage: TopDownStage,
     unit: Unit,
     shortcut: _Shortcut,
@@ -219,21 +219,21 @@ def _add_projection(
 ) -> list[fx.Node]:
     join, side = copies[shortcut.join], copies[shortcut.side]
     wanted = _wanted(stage, unit, shortcut.join)
-    model = _model_projection(conversion, unit)
+    model = _model_projection(top_down, unit)
     place = join
     if model is not None:
-        place = copies[_place(conversion, unit, shortcut.join, model[0], model[1].chain[0])]
+        place = copies[_place(top_down, unit, shortcut.join, model[0], model[1].chain[0])]
     with stage.graph.inserting_before(place):
         if model is not None:
             own = side if shortcut.side in unit.inputs else copies[unit.input]
-            nodes = _copy_projection(conversion, stage, unit, copies, own, *model)
+            nodes = _copy_projection(top_down, stage, unit, copies, own, *model)
         else:
-            home = conversion.own_path(unit.path)
+            home = top_down.own_path(unit.path)
             path = f"{home}.projection" if home else f"projection.{stage.key}.{stage.units.index(unit)}"
-            nodes = add_layers(conversion, stage, _projection_style(conversion, stage), path, side, 1, wanted)
+            nodes = add_layers(top_down, stage, _projection_style(top_down, stage), path, side, 1, wanted)
     for node in nodes:
-        plan(node).unit, plan(node).class_name = conversion.own_path(unit.path), unit.class_name
-        if _is_convolution(conversion, node):
+        plan(node).unit, plan(node).class_name = top_down.own_path(unit.path), unit.class_name
+        if _is_convolution(top_down, node):
             plan(node).wanted = wanted
     _replace_argument(join, side, nodes[-1])
     at = stage.spans[unit].index(place)
@@ -241,16 +241,16 @@ def _add_projection(
     return nodes
 
 
-def _place(conversion: Conversion, unit: Unit, join: fx.Node, model: Unit, projection: fx.Node) -> fx.Node:
+def _place(top_down: TopDown, unit: Unit, join: fx.Node, model: Unit, projection: fx.Node) -> fx.Node:
     """The operation of a block before which its projection stands, as it does in the model; the join if in doubt."""
     before = model.nodes[: model.nodes.index(projection)]
     own = unit.nodes[: min(len(before), unit.nodes.index(join))]
-    is_alike = [conversion.kind(n) for n in own] == [conversion.kind(n) for n in before]
+    is_alike = [top_down.bottom_up.kind(n) for n in own] == [top_down.bottom_up.kind(n) for n in before]
     return unit.nodes[len(before)] if is_alike else join
 
 
-def _is_convolution(conversion: Conversion, node: fx.Node) -> bool:
-    row = operator_of(conversion, node)
+def _is_convolution(top_down: TopDown, node: fx.Node) -> bool:
+    row = operator_of(top_down, node)
     return row is not None and row.kind is Kind.CONV
 
 
@@ -261,16 +261,16 @@ def _replace_argument(join: fx.Node, old: fx.Node, new: fx.Node) -> None:
     join.args = tuple(args)
 
 
-def _model_projection(conversion: Conversion, unit: Unit) -> tuple[Unit, _Shortcut] | None:
+def _model_projection(top_down: TopDown, unit: Unit) -> tuple[Unit, _Shortcut] | None:
     """A block of the network that projects, of the same class if possible."""
-    units = [other for stage in conversion.found.stages for other in stage.units]
-    models = [(other, found) for other in units if (found := _find_shortcut(conversion, other)) and found.projects]
+    units = [other for stage in top_down.bottom_up.stages for other in stage.units]
+    models = [(other, found) for other in units if (found := _find_shortcut(top_down, other)) and found.projects]
     models.sort(key=lambda model: model[0].class_name != unit.class_name)
     return models[0] if models else None
 
 
 def _copy_projection(
-    conversion: Conversion,
+    top_down: TopDown,
     stage: TopDownStage,
     unit: Unit,
     copies: dict[fx.Node, fx.Node],
@@ -283,22 +283,22 @@ def _copy_projection(
     value = side
     if tap in model.nodes:
         at = model.nodes.index(tap)
-        kinds = [[conversion.kind(n) for n in nodes[: at + 1]] for nodes in (unit.nodes, model.nodes)]
+        kinds = [[top_down.bottom_up.kind(n) for n in nodes[: at + 1]] for nodes in (unit.nodes, model.nodes)]
         if kinds[0] == kinds[1]:
             value = copies[unit.nodes[at]]
     nodes: list[fx.Node] = []
-    home = conversion.own_path(unit.path)
+    home = top_down.own_path(unit.path)
     for i, source in enumerate(shortcut.chain):
-        if conversion.kind(source) not in {Kind.CONV, Kind.NORM, Kind.ACTIVATION}:
+        if top_down.bottom_up.kind(source) not in {Kind.CONV, Kind.NORM, Kind.ACTIVATION}:
             continue
         name = str(source.target)
         if unit.path and model.path and name.startswith(model.path + "."):
             path = home + name[len(model.path) :]
         else:
             paths = (f"projection.{stage.key}.{n}" for n in itertools.count(i))
-            path = next(path for path in paths if path not in conversion.layers and not _is_taken(stage, path))
+            path = next(path for path in paths if path not in top_down.layers and not _is_taken(stage, path))
         beside = "" if home else path  # parameters of functions have no module of the block to stand in
-        value = add_like(conversion, stage, source, path, {source.all_input_nodes[0]: value}, home, beside)
+        value = add_like(top_down, stage, source, path, {source.all_input_nodes[0]: value}, home, beside)
         nodes.append(value)
     return nodes
 
@@ -308,7 +308,7 @@ def _is_taken(stage: TopDownStage, path: str) -> bool:
     return any(str(node.target).startswith(f"{path}.") for node in stage.graph.find_nodes(op="get_attr"))
 
 
-def _projection_style(conversion: Conversion, stage: TopDownStage) -> Style:
+def _projection_style(top_down: TopDown, stage: TopDownStage) -> Style:
     """A bare convolution before a norm to come, convolution and norm in a post-activation network."""
-    style = style_of(conversion, stage)
+    style = style_of(top_down, stage)
     return Style(style.conv, () if style.pre_activation else style.norm, (), pre_activation=False)

@@ -12,7 +12,7 @@ from torch import fx, nn
 from td_compiler.graph.moves import moved
 from td_compiler.graph.notes import facts, origin_of, source_of, value_of
 from td_compiler.graph.operators import Kind, Width
-from td_compiler.graph.states import Conversion
+from td_compiler.graph.states import Reading
 
 __all__ = [
     "SPLITS",
@@ -79,15 +79,15 @@ def kernel_parameter(node: fx.Node) -> fx.Node | None:
     return given if isinstance(given, fx.Node) and given.op == "get_attr" else None
 
 
-def is_spatial(conversion: Conversion, node: fx.Node) -> bool:
+def is_spatial(reading: Reading, node: fx.Node) -> bool:
     """Whether a bottom-up node is a convolution that sees more than one pixel."""
-    module = conversion.layer(node)
-    return conversion.kind(node) is Kind.CONV and max(getattr(module, "kernel_size", (1,))) > 1
+    module = reading.layer(node)
+    return reading.kind(node) is Kind.CONV and max(getattr(module, "kernel_size", (1,))) > 1
 
 
-def runs_along_channels(conversion: Conversion, node: fx.Node) -> bool:
+def runs_along_channels(reading: Reading, node: fx.Node) -> bool:
     """Whether a bottom-up node is a convolution over the channels of a vector, which are as many behind it."""
-    return conversion.kind(node) is Kind.ALONG_CHANNELS and facts(node.all_input_nodes[0]).axis != 1
+    return reading.kind(node) is Kind.ALONG_CHANNELS and facts(node.all_input_nodes[0]).axis != 1
 
 
 @dataclass(frozen=True)
@@ -184,13 +184,13 @@ def pieces_of(node: fx.Node) -> list[int] | None:
     return sizes if sum(sizes) == value.shape[axis] and len(sizes) > 1 else None
 
 
-def channel_padding(conversion: Conversion, node: fx.Node) -> tuple[int, int] | None:
+def channel_padding(reading: Reading, node: fx.Node) -> tuple[int, int] | None:
     """How many channels a top-down node puts in front of and behind those that it reads; None if none."""
     source = source_of(node)
-    if conversion.kind(source) is not Kind.PAD:
+    if reading.kind(source) is not Kind.PAD:
         return None
     axis, dims = facts(source.all_input_nodes[0]).axis, facts(source).value.dim()
-    amounts, at = padding_of(conversion, source), 2 * (dims - 1 - axis) if axis is not None else 0
+    amounts, at = padding_of(reading, source), 2 * (dims - 1 - axis) if axis is not None else 0
     if axis is None or len(amounts) < at + 2 or amounts[at] == amounts[at + 1] == 0:
         return None
     return amounts[at], amounts[at + 1]
@@ -223,13 +223,13 @@ def with_size(node: fx.Node, at: int, number: int) -> None:
     node.args = (*own, sizes, *given[1:]) if isinstance(given[0], (tuple, list)) else (*own, *sizes)
 
 
-def widened(conversion: Conversion, source: fx.Node) -> tuple[fx.Node, bool] | None:
+def widened(reading: Reading, source: fx.Node) -> tuple[fx.Node, bool] | None:
     """The map to which a bottom-up node adds channels of zeros, and whether their number can be written anew."""
-    axis, row = facts(source).axis, conversion.row(source)
+    axis, row = facts(source).axis, reading.row(source)
     if axis is None or not source.all_input_nodes:
         return None
-    if conversion.kind(source) is Kind.PAD:
-        amounts, at = padding_of(conversion, source), 2 * (facts(source).value.dim() - 1 - axis)
+    if reading.kind(source) is Kind.PAD:
+        amounts, at = padding_of(reading, source), 2 * (facts(source).value.dim() - 1 - axis)
         return (source.all_input_nodes[0], True) if any(amounts[at : at + 2]) else None
     if row is None or row.width is not Width.SUM or not isinstance(source.args[0], (tuple, list)):
         return None
@@ -255,9 +255,9 @@ def _name(node: fx.Node) -> str:
     return str(getattr(node.target, "__name__", node.target))
 
 
-def padding_of(conversion: Conversion, source: fx.Node) -> list[int]:
+def padding_of(reading: Reading, source: fx.Node) -> list[int]:
     """The amounts of a bottom-up padding, the last axis first."""
-    module = conversion.captured.module(source)
+    module = reading.captured.module(source)
     given: Any = getattr(module, "padding", None) if module is not None else source.kwargs.get("pad", source.args[1:2])
     given = given[0] if isinstance(given, tuple) and given and isinstance(given[0], (tuple, list)) else given
     return [_number(n) for n in given] if isinstance(given, (tuple, list)) else []

@@ -11,7 +11,7 @@ from torch import fx, nn
 from td_compiler.graph.axes import channel_axis, in_order
 from td_compiler.graph.notes import Plan, facts, noted, plan, sides_of, source_of
 from td_compiler.graph.operators import Kind, Pair, layer_row
-from td_compiler.graph.states import Conversion, Pass, kind_of, layer_of, operator_of
+from td_compiler.graph.states import Pass, TopDown, kind_of, layer_of, operator_of
 from td_compiler.graph.units import Layer, TopDownStage, Unit
 from td_compiler.graph.walks import ancestors
 from td_compiler.layers.upsample import TransposedUpsample, upsample_aligned, upsample_bilinear, upsample_nearest
@@ -21,7 +21,7 @@ from td_compiler.passes.trace_channels import is_map
 __all__ = ["ReplaceDownsampling", "same_size"]
 
 
-class ReplaceDownsampling(Pass):
+class ReplaceDownsampling(Pass[TopDown]):
     """No operator of a body changes the size of its map any more, but for the upsampling of a transition.
 
     In a unit that reads a map of a coarser stage (a transition block, a cell behind it that reads the output before it
@@ -30,42 +30,42 @@ class ReplaceDownsampling(Pass):
     coarser scale, which is the same and cheaper. A plain transition upsamples before anything else.
     """
 
-    def requires(self, conversion: Conversion) -> None:
-        assert all(stage.width for stage in conversion.stages), "ArrangeFilters has not run"
-        assert "MatchShortcuts" in conversion.done, "MatchShortcuts has not run"
+    def requires(self, top_down: TopDown) -> None:
+        assert all(stage.width for stage in top_down.stages), "ArrangeFilters has not run"
+        assert "MatchShortcuts" in top_down.done, "MatchShortcuts has not run"
 
-    def apply(self, conversion: Conversion) -> None:
-        for stage in conversion.stages:
+    def apply(self, top_down: TopDown) -> None:
+        for stage in top_down.stages:
             if stage.transition == "plain":
-                _grow_map(conversion, stage)
+                _grow_map(top_down, stage)
             for unit in stage.units:
                 if small := _small_inputs(stage, unit):
-                    _grow_unit(conversion, stage, unit, small)
-                kept = [node for node in stage.spans[unit] if not _flatten(conversion, stage, node)]
+                    _grow_unit(top_down, stage, unit, small)
+                kept = [node for node in stage.spans[unit] if not _flatten(top_down, stage, node)]
                 stage.spans[unit] = [each for node in kept for each in (*_pad_as_given(stage, node), node)]
                 for node in stage.spans[unit]:
-                    _return_to_size(conversion, stage, unit, node)
+                    _return_to_size(top_down, stage, unit, node)
 
-    def ensures(self, conversion: Conversion) -> None:
-        for stage in conversion.stages:
+    def ensures(self, top_down: TopDown) -> None:
+        for stage in top_down.stages:
             for node in stage.graph.nodes:
-                layer = layer_of(conversion, node)
-                balanced = _is_balanced(conversion, node)
-                if kind_of(conversion, node) is Kind.CONV and layer is not None and not balanced:
+                layer = layer_of(top_down, node)
+                balanced = _is_balanced(top_down, node)
+                if kind_of(top_down, node) is Kind.CONV and layer is not None and not balanced:
                     assert set(layer.get("stride")) == {1}, f"{node.target} still strides"
 
 
-def _add_upsample(conversion: Conversion, stage: TopDownStage, node: fx.Node, scale: Pair) -> fx.Node:
+def _add_upsample(top_down: TopDown, stage: TopDownStage, node: fx.Node, scale: Pair) -> fx.Node:
     """Insert, at the graph's insertion point, the upsampling of a map to the size of the stage's image."""
     assert stage.image is not None
-    how, graph = conversion.options.upsample, stage.graph
+    how, graph = top_down.options.upsample, stage.graph
     factor = (scale[0] // stage.scale[0], scale[1] // stage.scale[1])
     ordered = in_order(graph, node, 1)
     if how == "transposed":
-        count = sum(path.startswith(f"upsample.{stage.key}.") for path in conversion.layers)
+        count = sum(path.startswith(f"upsample.{stage.key}.") for path in top_down.layers)
         path = f"upsample.{stage.key}.{count}"
         with torch.device("meta"):
-            conversion.layers[path] = Layer(TransposedUpsample(1, factor))
+            top_down.layers[path] = Layer(TransposedUpsample(1, factor))
         grown = graph.call_module(path, (ordered, stage.image))
     else:
         function = upsample_nearest if how == "nearest" else upsample_bilinear
@@ -78,16 +78,16 @@ def _add_upsample(conversion: Conversion, stage: TopDownStage, node: fx.Node, sc
     return made
 
 
-def _grow_map(conversion: Conversion, stage: TopDownStage) -> None:
+def _grow_map(top_down: TopDown, stage: TopDownStage) -> None:
     """Upsample the map before anything else reads it."""
     assert stage.x is not None and stage.image is not None
     readers = list(stage.x.users)
     with stage.graph.inserting_before(stage.image.next):
-        stage.arrival = _add_upsample(conversion, stage, stage.x, stage.scales[stage.x])
+        stage.arrival = _add_upsample(top_down, stage, stage.x, stage.scales[stage.x])
     stage.redirect(stage.x, stage.arrival, keep=set(stage.x.users) - set(readers))
 
 
-def _grow_unit(conversion: Conversion, stage: TopDownStage, unit: Unit, small: dict[fx.Node, Pair]) -> None:
+def _grow_unit(top_down: TopDown, stage: TopDownStage, unit: Unit, small: dict[fx.Node, Pair]) -> None:
     """Insert upsampling into a unit, as late on every path as its operators allow.
 
     Args:
@@ -95,7 +95,7 @@ def _grow_unit(conversion: Conversion, stage: TopDownStage, unit: Unit, small: d
     """
     nodes = stage.spans[unit]
     strided = {node for node in nodes if plan(node).stride != (1, 1)}
-    early = _entrances(conversion, stage, unit, strided)
+    early = _entrances(top_down, stage, unit, strided)
     scales = dict(small)  # node that has not grown -> its scale
     grown = set(stage.inputs[unit]) - set(small)
     due = {node for node in small if not _leads_to(strided, node, nodes)}  # upsample before any extent
@@ -103,14 +103,14 @@ def _grow_unit(conversion: Conversion, stage: TopDownStage, unit: Unit, small: d
     for node in nodes:
         inputs = [n for n in node.all_input_nodes if n in grown or n in scales or n in span]
         maps = [n for n in inputs if not _is_vector(n, node)]
-        extends = _has_extent(conversion, node) or _is_balanced(conversion, node)
+        extends = _has_extent(top_down, node) or _is_balanced(top_down, node)
         joins = any(n in grown for n in maps) or len({scales[n] for n in maps if n in scales}) > 1
         must_grow = joins or (extends and (node in strided or node in early or any(n in due for n in maps)))
         if must_grow:
             with stage.graph.inserting_before(node):
                 for read in [n for n in maps if n not in grown]:
-                    copy = _add_upsample(conversion, stage, read, scales[read])
-                    plan(copy).unit, plan(copy).class_name = conversion.own_path(unit.path), unit.class_name
+                    copy = _add_upsample(top_down, stage, read, scales[read])
+                    plan(copy).unit, plan(copy).class_name = top_down.own_path(unit.path), unit.class_name
                     node.replace_input_with(read, copy)
                     span.append(copy)
             grown.add(node)
@@ -127,14 +127,14 @@ def _grow_unit(conversion: Conversion, stage: TopDownStage, unit: Unit, small: d
     if last not in grown:
         users = list(last.users)
         with stage.graph.inserting_before(last.next):
-            copy = _add_upsample(conversion, stage, last, scales[last])
+            copy = _add_upsample(top_down, stage, last, scales[last])
         stage.redirect(last, copy, keep=set(last.users) - set(users))
         span.append(copy)
         stage.arrival = copy if stage.arrival is last else stage.arrival
     stage.spans[unit] = span
 
 
-def _entrances(conversion: Conversion, stage: TopDownStage, unit: Unit, strided: set[fx.Node]) -> set[fx.Node]:
+def _entrances(top_down: TopDown, stage: TopDownStage, unit: Unit, strided: set[fx.Node]) -> set[fx.Node]:
     """What makes a map smaller for a while, where the unit strides before it has grown again: the map grows before."""
     found: set[fx.Node] = set()
     for grown in unit.nodes:
@@ -146,13 +146,13 @@ def _entrances(conversion: Conversion, stage: TopDownStage, unit: Unit, strided:
     return found
 
 
-def _return_to_size(conversion: Conversion, stage: TopDownStage, unit: Unit, node: fx.Node) -> None:
+def _return_to_size(top_down: TopDown, stage: TopDownStage, unit: Unit, node: fx.Node) -> None:
     """Let a map that was made smaller for a while grow to the very size that it had: sizes may be odd here."""
     source = plan(node).source
     entrance = facts(source).entrance if source is not None else None
     if source is None or entrance is None:
         return
-    layer = conversion.captured.module(source)
+    layer = top_down.bottom_up.captured.module(source)
     given = vars(layer) if isinstance(layer, nn.Upsample) else node.kwargs if node.target is F.interpolate else None
     mode = str((given or {}).get("mode", "nearest"))
     bilinear = upsample_aligned if (given or {}).get("align_corners") else upsample_bilinear
@@ -162,7 +162,7 @@ def _return_to_size(conversion: Conversion, stage: TopDownStage, unit: Unit, nod
         return
     unused = [n for n in node.all_input_nodes if n is not node.args[0]]
     node.op, node.target, node.args, node.kwargs = "call_function", grow, (node.args[0], before), {}
-    plan(node).growth = conversion.growth(source)
+    plan(node).growth = top_down.bottom_up.growth(source)
     while unused:  # the size that it was given
         size = unused.pop()
         if not size.users and size.op != "placeholder":
@@ -200,25 +200,25 @@ def _is_vector(node: fx.Node, user: fx.Node) -> bool:
     return beside_a_map or values[0].shape[-2:] == (1, 1) != values[1].shape[-2:]
 
 
-def _has_extent(conversion: Conversion, node: fx.Node) -> bool:
-    row, layer = operator_of(conversion, node), layer_of(conversion, node)
+def _has_extent(top_down: TopDown, node: fx.Node) -> bool:
+    row, layer = operator_of(top_down, node), layer_of(top_down, node)
     if row is None or row.kind is not Kind.CONV:
         return False
-    return max(layer.get("kernel_size")) > 1 if layer is not None else is_spatial(conversion, source_of(node))
+    return max(layer.get("kernel_size")) > 1 if layer is not None else is_spatial(top_down.bottom_up, source_of(node))
 
 
-def _flatten(conversion: Conversion, stage: TopDownStage, node: fx.Node) -> bool:
+def _flatten(top_down: TopDown, stage: TopDownStage, node: fx.Node) -> bool:
     """Make one operator keep the size of its map; True if that removed it."""
-    kind, layer = kind_of(conversion, node), layer_of(conversion, node)
+    kind, layer = kind_of(top_down, node), layer_of(top_down, node)
     source = plan(node).source
     if source is not None and (gate := facts(source).gate):
         node.op, node.target = "call_function", gate
         node.args, node.kwargs = (node.args[0], 1), {}
         return False
-    if source is not None and (padding := channel_padding(conversion, node)):
-        _pad_channels(conversion, node, padding)
+    if source is not None and (padding := channel_padding(top_down.bottom_up, node)):
+        _pad_channels(top_down, node, padding)
         return False
-    if kind is Kind.POOL and _is_balanced(conversion, node):
+    if kind is Kind.POOL and _is_balanced(top_down, node):
         return False
     shrinks = kind is Kind.POOL and (plan(node).stride != (1, 1) or not _keeps_size(source_of(node)))
     crops = source is not None and _crops(kind, source)
@@ -228,19 +228,19 @@ def _flatten(conversion: Conversion, stage: TopDownStage, node: fx.Node) -> bool
         stage.arrival = before if stage.arrival is node else stage.arrival
         stage.graph.erase_node(node)
         return True
-    if kind is Kind.CONV and layer is not None and not _is_balanced(conversion, node):
+    if kind is Kind.CONV and layer is not None and not _is_balanced(top_down, node):
         same_size(layer)
-    elif kind is Kind.CONV and layer is None and not _is_balanced(conversion, node):
-        _same_size_function(conversion, node)
+    elif kind is Kind.CONV and layer is None and not _is_balanced(top_down, node):
+        _same_size_function(top_down, node)
     return False
 
 
-def _pad_channels(conversion: Conversion, node: fx.Node, padding: tuple[int, int]) -> None:
+def _pad_channels(top_down: TopDown, node: fx.Node, padding: tuple[int, int]) -> None:
     """Let a padding put in channels and nothing else."""
     source = source_of(node)
     skipped = 2 * (facts(source).value.dim() - 1 - facts(source).axis)
     given = [*[0] * skipped, *padding]
-    layer = layer_of(conversion, node)
+    layer = layer_of(top_down, node)
     if layer is not None:
         layer.changes["padding"] = tuple(given + [0] * (len(layer.get("padding")) - len(given)))
     else:
@@ -250,10 +250,10 @@ def _pad_channels(conversion: Conversion, node: fx.Node, padding: tuple[int, int
         )
 
 
-def _same_size_function(conversion: Conversion, node: fx.Node) -> None:
+def _same_size_function(top_down: TopDown, node: fx.Node) -> None:
     """The same for a convolution that is a function: stride 1, and the padding that keeps the size of its map."""
     like, names = (
-        conversion.layer(source_of(node)),
+        top_down.bottom_up.layer(source_of(node)),
         ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
     )
     if not isinstance(like, nn.Conv2d):
@@ -297,12 +297,12 @@ def _crops(kind: Kind | None, source: fx.Node) -> bool:
     return same and all(n / 2 < left <= n for left, n in sides) and any(left < n for left, n in sides)
 
 
-def _is_balanced(conversion: Conversion, node: fx.Node) -> bool:
+def _is_balanced(top_down: TopDown, node: fx.Node) -> bool:
     """Whether a node strides where its unit makes the stride good by growing again (see `find_stages`)."""
     source = plan(node).source
     if source is None or not facts(source).in_unit:
         return False
-    return conversion.stride(source) != facts(source).stride
+    return top_down.bottom_up.stride(source) != facts(source).stride
 
 
 def _keeps_size(source: fx.Node) -> bool:

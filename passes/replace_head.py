@@ -7,7 +7,7 @@ from torch import fx, nn
 from td_compiler.graph.axes import in_order
 from td_compiler.graph.notes import Plan, facts, noted, plan
 from td_compiler.graph.operators import Kind
-from td_compiler.graph.states import Conversion, Pass, kind_of, layer_of
+from td_compiler.graph.states import Pass, TopDown, kind_of, layer_of
 from td_compiler.graph.units import Layer
 from td_compiler.network.base import HEAD
 
@@ -17,7 +17,7 @@ __all__ = ["ReplaceHead"]
 _KEPT = {Kind.NORM, Kind.ACTIVATION, Kind.DROPOUT}
 
 
-class ReplaceHead(Pass):
+class ReplaceHead(Pass[TopDown]):
     """Under `task="segmentation"` the head becomes a 1x1 convolution to `num_classes` maps, at the image's resolution.
 
     What the source's head begins with stays as long as it is a norm, an activation or a dropout on the map: the last
@@ -25,49 +25,49 @@ class ReplaceHead(Pass):
     classifier, is left out, and the report says so. An encoder without any head gets the convolution alone.
     """
 
-    def requires(self, conversion: Conversion) -> None:
-        assert conversion.head_graph is not None, "ReverseStages has not run"
+    def requires(self, top_down: TopDown) -> None:
+        assert len(top_down.head_graph.nodes) > 1, "the head is empty"
 
-    def apply(self, conversion: Conversion) -> None:
-        num_classes, graph = conversion.options.num_classes, conversion.head_graph
-        if conversion.options.task != "segmentation":
+    def apply(self, top_down: TopDown) -> None:
+        num_classes, graph = top_down.options.num_classes, top_down.head_graph
+        if top_down.options.task != "segmentation":
             return
-        assert graph is not None and num_classes is not None
+        assert num_classes is not None
         output = graph.output_node()
         with graph.inserting_before(output):
-            features = in_order(graph, _features(conversion, graph), 1)
+            features = in_order(graph, _features(top_down, graph), 1)
             scores = graph.call_module(HEAD, (features,))
         noted(scores, Plan(wanted=num_classes))
-        conversion.layers[HEAD] = Layer(nn.Conv2d(1, 1, 1, device="meta", dtype=conversion.dtype))
+        top_down.layers[HEAD] = Layer(nn.Conv2d(1, 1, 1, device="meta", dtype=top_down.bottom_up.dtype))
         output.args = (scores,)
-        dropped = _erase_unused(conversion, graph)
+        dropped = _erase_unused(top_down, graph)
         instead = f", in place of the source's classifier ({', '.join(dropped)})" if dropped else ""
-        conversion.notes.append(f"{HEAD}, a 1x1 convolution, scores {num_classes} classes for every pixel{instead}.")
+        top_down.notes.append(f"{HEAD}, a 1x1 convolution, scores {num_classes} classes for every pixel{instead}.")
 
-    def ensures(self, conversion: Conversion) -> None:
-        if conversion.options.task == "segmentation":
-            assert conversion.layers[HEAD].source == "", "the classifier of pixels is none of the source's layers"
+    def ensures(self, top_down: TopDown) -> None:
+        if top_down.options.task == "segmentation":
+            assert top_down.layers[HEAD].source == "", "the classifier of pixels is none of the source's layers"
 
 
-def _features(conversion: Conversion, graph: fx.Graph) -> fx.Node:
+def _features(top_down: TopDown, graph: fx.Graph) -> fx.Node:
     """The last value of the head that is still a map of features."""
     value = next(node for node in graph.nodes if node.op == "placeholder")
     while len(value.users) == 1:
         following = next(iter(value.users))
         source = plan(following).source
-        if source is None or facts(source).size is None or kind_of(conversion, following) not in _KEPT:
+        if source is None or facts(source).size is None or kind_of(top_down, following) not in _KEPT:
             break
         value = following
     return value
 
 
-def _erase_unused(conversion: Conversion, graph: fx.Graph) -> list[str]:
+def _erase_unused(top_down: TopDown, graph: fx.Graph) -> list[str]:
     """Erase what leads nowhere; returns the paths of the layers among it that have parameters, in order."""
     erased: list[str] = []
     for node in reversed(graph.nodes):
         if node.op in {"placeholder", "output"} or node.users:
             continue
-        layer = layer_of(conversion, node)
+        layer = layer_of(top_down, node)
         if layer is not None and any(True for _ in layer.prototype.parameters()):
             erased.insert(0, str(node.target))
         graph.erase_node(node)

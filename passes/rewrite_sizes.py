@@ -12,7 +12,7 @@ from torch import fx
 from td_compiler.errors import ConversionError
 from td_compiler.graph.axes import channel_axis
 from td_compiler.graph.notes import axis_of, facts, origin_of, plan, source_of
-from td_compiler.graph.states import Conversion, Pass
+from td_compiler.graph.states import Pass, TopDown
 from td_compiler.passes.nodes import (
     channel_cut,
     channel_index,
@@ -27,26 +27,26 @@ from td_compiler.passes.nodes import (
 __all__ = ["RewriteSizes"]
 
 
-class RewriteSizes(Pass):
+class RewriteSizes(Pass[TopDown]):
     """A literal that counts channels is scaled as the channels of its tensor are.
 
     `torch.split(x, [16, 48], 1)` on 64 channels becomes `[8, 24]` on 32; `x[:, :16]` becomes `x[:, :8]`; in a `view`
     the literals between batch and pixels are scaled. Numbers computed from `x.shape` follow by themselves.
     """
 
-    def requires(self, conversion: Conversion) -> None:
-        layers = conversion.graphs()[0].find_nodes(op="call_module")
+    def requires(self, top_down: TopDown) -> None:
+        layers = top_down.graphs()[0].find_nodes(op="call_module")
         assert all(plan(node).carries for node in layers), "SetWidths has not run"
 
-    def apply(self, conversion: Conversion) -> None:
-        for graph in conversion.graphs():
+    def apply(self, top_down: TopDown) -> None:
+        for graph in top_down.graphs():
             for node in graph.nodes:
                 rewrite = _REWRITES.get(getattr(node.target, "__name__", str(node.target)))
                 if rewrite is not None and (plan(node).carries or plan(node).widths) and node.op.startswith("call"):
                     rewrite(node)
 
-    def ensures(self, conversion: Conversion) -> None:
-        for graph in conversion.graphs():
+    def ensures(self, top_down: TopDown) -> None:
+        for graph in top_down.graphs():
             graph.lint()
 
 

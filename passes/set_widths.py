@@ -24,7 +24,7 @@ from td_compiler.graph.moves import inserted
 from td_compiler.graph.notes import axis_of, facts, origin_of, plan, sides_of, source_of, value_of
 from td_compiler.graph.operators import Kind, Width
 from td_compiler.graph.parts import Channels, Part, cut, equal_parts, equate, fix, fresh, parts_of, want, width_of
-from td_compiler.graph.states import Conversion, Pass, layer_of, operator_of
+from td_compiler.graph.states import Pass, TopDown, layer_of, operator_of
 from td_compiler.graph.units import Layer
 from td_compiler.graph.walks import arguments
 from td_compiler.network.base import handed_on
@@ -47,47 +47,46 @@ from td_compiler.passes.trace_channels import is_map
 __all__ = ["SetWidths"]
 
 
-class SetWidths(Pass):
+class SetWidths(Pass[TopDown]):
     """Sets `width` (channels) in every plan; prunes 1x1 transitions and projections between equal widths."""
 
-    def requires(self, conversion: Conversion) -> None:
-        assert all(stage.entry is not None for stage in conversion.stages[1:]), "InsertEntries has not run"
-        assert "ReplaceHead" in conversion.done, "ReplaceHead has not run"
-        plain = [stage for stage in conversion.stages if stage.transition == "plain"]
+    def requires(self, top_down: TopDown) -> None:
+        assert all(stage.entry is not None for stage in top_down.stages[1:]), "InsertEntries has not run"
+        assert "ReplaceHead" in top_down.done, "ReplaceHead has not run"
+        plain = [stage for stage in top_down.stages if stage.transition == "plain"]
         assert all(stage.adapted is not None for stage in plain), "InsertTransitions has not run"
-        for stage in conversion.stages:
-            check_merge(conversion, stage)
+        for stage in top_down.stages:
+            check_merge(top_down, stage)
 
-    def apply(self, conversion: Conversion) -> None:
-        _Solver(conversion).solve()
-        if prune(conversion):
-            _Solver(conversion).solve()
-        drop_empty(conversion)
-        _note_features(conversion)
+    def apply(self, top_down: TopDown) -> None:
+        _Solver(top_down).solve()
+        if prune(top_down):
+            _Solver(top_down).solve()
+        drop_empty(top_down)
+        _note_features(top_down)
 
-    def ensures(self, conversion: Conversion) -> None:
-        for graph in conversion.graphs():
+    def ensures(self, top_down: TopDown) -> None:
+        for graph in top_down.graphs():
             maps = [n for n in graph.nodes if n.op == "call_module"]
             assert all(plan(n).carries for n in maps)
-        for stage in conversion.stages:
-            check_stage(conversion, stage)
-        check_layers(conversion)
+        for stage in top_down.stages:
+            check_stage(top_down, stage)
+        check_layers(top_down)
 
 
-def _note_features(conversion: Conversion) -> None:
+def _note_features(top_down: TopDown) -> None:
     """A network without classifier returns its pooled features: as many as its last stage has, not as the source's."""
-    head = conversion.graphs()[-1]
-    width, expected = plan(head.output_node().all_input_nodes[0]).width, conversion.output_shape[1]
+    width, bottom_up = top_down.width, top_down.bottom_up
+    expected = top_down.options.num_classes or facts(bottom_up.captured.output).value.shape[1]
     if width == expected:
         return
-    read = plan(next(iter(head.nodes))).width
-    if width * facts(conversion.found.features).width != expected * read:
+    read = plan(next(iter(top_down.head_graph.nodes))).width
+    if width * facts(bottom_up.features).width != expected * read:
         raise ConversionError(
             f"the output is no class score but {expected} features of a flattened map: give the network a classifier,"
             " or a global pooling for a head."
         )
-    conversion.features = width
-    conversion.notes.append(
+    top_down.notes.append(
         f"The network has no classifier: it returns its {width} features, where the source returns {expected}."
     )
 
@@ -95,8 +94,8 @@ def _note_features(conversion: Conversion) -> None:
 class _Solver:
     """Relates the channels of all nodes of all graphs, in running order, then gives every part its width."""
 
-    def __init__(self, conversion: Conversion) -> None:
-        self.conversion = conversion
+    def __init__(self, top_down: TopDown) -> None:
+        self.top_down = top_down
         self.channels: dict[fx.Node, Channels] = {}
         self._pieces: dict[fx.Node, list[Channels]] = {}  # a split -> what it makes
         self._padded: dict[fx.Node, list[Channels]] = {}  # a padding -> what it puts in front and behind
@@ -111,14 +110,14 @@ class _Solver:
         """Relate, then let the wishes be heard in running order, then note every width."""
         place = 0
         carried: list[Channels] = []  # a segment's `x` and `older` are outputs of the one before
-        for graph in self.conversion.graphs():
+        for graph in self.top_down.graphs():
             for node in graph.nodes:
                 place += 1
                 self._starts.setdefault(plan(node).unit, place)
                 if node.op == "output":
                     carried = [self.channels[n] for n in handed_on(graph)]
                 elif node.op == "placeholder":
-                    image = fresh(channels := self.conversion.image_size[0], channels)
+                    image = fresh(channels := self.top_down.bottom_up.image_size[0], channels)
                     is_image = node.target == "image" or not carried
                     self.channels[node] = image if is_image else carried[node.target == "older"]
                 elif self._carries(node):
@@ -175,7 +174,7 @@ class _Solver:
 
     def _relate(self, node: fx.Node, place: int) -> Channels:
         """The channels of a node's output."""
-        row, source = operator_of(self.conversion, node), plan(node).source
+        row, source = operator_of(self.top_down, node), plan(node).source
         maps = self._maps(node)
         if self._joins_channels(node):
             return self._join(node)
@@ -190,12 +189,12 @@ class _Solver:
     def _maps(self, node: fx.Node) -> list[fx.Node]:
         """The inputs whose channels an operator relates; the image that an upsampling reads its size from is none."""
         maps = [n for n in arguments(node) if n in self.channels]
-        row = operator_of(self.conversion, node)
+        row = operator_of(self.top_down, node)
         return maps[:1] if row is not None and row.kind is Kind.UPSAMPLE else maps
 
     def _joins_channels(self, node: fx.Node) -> bool:
         """Whether a node puts the channels of its inputs one after the other."""
-        source, row = plan(node).source, operator_of(self.conversion, node)
+        source, row = plan(node).source, operator_of(self.top_down, node)
         is_sum = row is not None and row.width is Width.SUM
         if source is None:
             return is_sum
@@ -226,9 +225,9 @@ class _Solver:
 
     def _relate_layer(self, node: fx.Node, maps: list[fx.Node], place: int) -> Channels:
         """A layer that chooses its width, unless it has one group per input channel: then it keeps it or a multiple."""
-        layer, source = layer_of(self.conversion, node), plan(node).source
+        layer, source = layer_of(self.top_down, node), plan(node).source
         read = self.channels[maps[0]]
-        if source is not None and runs_along_channels(self.conversion, source):
+        if source is not None and runs_along_channels(self.top_down.bottom_up, source):
             return read
         self._read.append(read)
         for other in maps[1:]:  # what mixes the filters, one number for each expert
@@ -251,7 +250,7 @@ class _Solver:
 
     def _resize_arguments(self, node: fx.Node, read: Channels, made: Channels, groups: int = 1) -> None:
         """Parameters that a function takes, by the operator table's axes."""
-        row = operator_of(self.conversion, node)
+        row = operator_of(self.top_down, node)
         for name, (at, axes) in (row.arguments if row is not None else {}).items():
             given = node.kwargs.get(name, node.args[at] if len(node.args) > at else None)
             if not isinstance(given, fx.Node) or given in self.channels:
@@ -270,7 +269,7 @@ class _Solver:
 
     def _relate_by_shape(self, node: fx.Node, maps: list[fx.Node], place: int) -> Channels:
         """By the bottom-up widths: what was equal stays equal, a part stays the same part."""
-        source, row = source_of(node), operator_of(self.conversion, node)
+        source, row = source_of(node), operator_of(self.top_down, node)
         own = self._own_widths(source, maps)
         channels = self.channels[maps[0]]
         if (indices := channel_index(node)) is not None:
@@ -287,7 +286,7 @@ class _Solver:
             return self._split(node, pieces, channels)
         if (taken := channel_cut(source)) is not None:
             return self._slice(node, taken, channels, own[0])
-        if padding := channel_padding(self.conversion, node):
+        if padding := channel_padding(self.top_down.bottom_up, node):
             sides = self._padded[node] = [fresh(n, default=n, least=0) for n in padding]
             return [*sides[0], *channels, *sides[1]]
         if (pooled := self._pooled_map(source)) is not None:
@@ -310,7 +309,7 @@ class _Solver:
         """
         before = [n for n in source.all_input_nodes if facts(n).carries]
         plain = facts(source).axis == 1 and tensors(facts(source).value)[0].dim() == 2 and not any(map(is_map, before))
-        if source not in self.conversion.found.head or not plain or facts(source).width == facts(before[0]).width:
+        if source not in self.top_down.bottom_up.head or not plain or facts(source).width == facts(before[0]).width:
             return None
         found: set[fx.Node] = set()
         while before:
@@ -325,8 +324,8 @@ class _Solver:
         """How many features there are of a map with so many channels: what the source's own code makes of one."""
         given = facts(start).value
         values: dict[fx.Node, Any] = {start: given.new_empty((len(given), width, *given.shape[2:]))}
-        behind, root = {start}, SimpleNamespace(get_submodule=self.conversion.captured.modules.__getitem__)
-        for node in self.conversion.captured.graph.nodes:
+        behind, root = {start}, SimpleNamespace(get_submodule=self.top_down.bottom_up.captured.modules.__getitem__)
+        for node in self.top_down.bottom_up.captured.graph.nodes:
             if not behind.isdisjoint(node.all_input_nodes):
                 behind.add(node)
                 values[node] = evaluate(node, root, lambda n: values.get(n, facts(n).value))  # type: ignore[arg-type]
@@ -414,7 +413,7 @@ class _Solver:
 
     def _check_plain(self, node: fx.Node) -> None:
         """Without a rule in the table an operator may not have parameters: they would say how channels flow."""
-        layer = layer_of(self.conversion, node)
+        layer = layer_of(self.top_down, node)
         of_layer = list(layer.prototype.parameters()) if layer else []
         of_function = [str(n.target) for n in arguments(node) if n.op == "get_attr" and n.target != "training"]
         if of_layer or of_function:
@@ -427,7 +426,7 @@ class _Solver:
 
     def _folds_map(self, source: fx.Node) -> bool:
         """Whether a node folds a map's pixels into features."""
-        if source not in self.conversion.found.head:
+        if source not in self.top_down.bottom_up.head:
             return False
         before = next(n for n in source.all_input_nodes if facts(n).carries)
         if facts(source).value.dim() != 2 or not is_map(before):

@@ -6,7 +6,7 @@ from torch import fx, nn
 
 from td_compiler.graph.notes import plan, source_of
 from td_compiler.graph.operators import layer_row
-from td_compiler.graph.states import Conversion, Pass, layer_of
+from td_compiler.graph.states import Pass, TopDown, layer_of
 from td_compiler.graph.units import Layer
 
 __all__ = ["SplitLayers"]
@@ -15,18 +15,18 @@ Widths = tuple[int, int]
 """Channels read, channels put out."""
 
 
-class SplitLayers(Pass):
+class SplitLayers(Pass[TopDown]):
     """Layers called more than once stay one where all of their uses have the same widths, else come apart.
 
     The use that has the source's widths keeps the name and the weights; the report says so.
     """
 
-    def requires(self, conversion: Conversion) -> None:
-        assert not conversion.modules, "SplitLayers has to come before BuildLayers"
+    def requires(self, top_down: TopDown) -> None:
+        assert all(plan(n).carries for n in top_down.head_graph.find_nodes(op="call_module")), "SetWidths has not run"
 
-    def apply(self, conversion: Conversion) -> None:
-        for path, uses in _uses(conversion).items():
-            layer = conversion.layers[path]
+    def apply(self, top_down: TopDown) -> None:
+        for path, uses in _uses(top_down).items():
+            layer = top_down.layers[path]
             widths = {node: _widths(node) for node, _ in uses}
             kinds = list(dict.fromkeys(widths.values()))
             if len(kinds) == 1 or not _has_widths(layer.prototype):
@@ -35,29 +35,29 @@ class SplitLayers(Pass):
             names = {kept: path}
             for node, key in uses:
                 if widths[node] not in names:
-                    names[widths[node]] = _free_path(conversion, f"{path.replace('.', '_')}_{key}")
+                    names[widths[node]] = _free_path(top_down, f"{path.replace('.', '_')}_{key}")
                     split = Layer(layer.prototype, source=layer.source, changes=dict(layer.changes))
-                    conversion.layers[names[widths[node]]] = split
+                    top_down.layers[names[widths[node]]] = split
                 node.target = names[widths[node]]
             others = ", ".join(f"{name} ({read} to {made})" for (read, made), name in names.items() if name != path)
-            conversion.notes.append(
+            top_down.notes.append(
                 f"{path} is one layer in the source; its uses differ in width here, so it has come apart: {path}"
                 f" ({kept[0]} to {kept[1]}), {others}."
             )
 
-    def ensures(self, conversion: Conversion) -> None:
-        for path, uses in _uses(conversion).items():
-            if _has_widths(conversion.layers[path].prototype):
+    def ensures(self, top_down: TopDown) -> None:
+        for path, uses in _uses(top_down).items():
+            if _has_widths(top_down.layers[path].prototype):
                 assert len({_widths(node) for node, _ in uses}) == 1, f"{path} is used at several widths"
 
 
-def _uses(conversion: Conversion) -> dict[str, list[tuple[fx.Node, str]]]:
+def _uses(top_down: TopDown) -> dict[str, list[tuple[fx.Node, str]]]:
     """The calls of every layer of the source that is called more than once, each with the name of its stage."""
     found: dict[str, list[tuple[fx.Node, str]]] = {}
-    keys = [*(stage.key for stage in conversion.stages), "head"]
-    for graph, key in zip(conversion.graphs(), keys, strict=True):
+    keys = [*(stage.key for stage in top_down.stages), "head"]
+    for graph, key in zip(top_down.graphs(), keys, strict=True):
         for node in graph.find_nodes(op="call_module"):
-            layer = layer_of(conversion, node)
+            layer = layer_of(top_down, node)
             if layer is not None and layer.own:
                 found.setdefault(str(node.target), []).append((node, key))
     return {path: uses for path, uses in found.items() if len(uses) > 1}
@@ -79,7 +79,7 @@ def _source_widths(node: fx.Node) -> Widths:
     return _widths(source_of(node))
 
 
-def _free_path(conversion: Conversion, path: str) -> str:
-    while path in conversion.layers or path in conversion.names.values():
+def _free_path(top_down: TopDown, path: str) -> str:
+    while path in top_down.layers or path in top_down.names.values():
         path += "_"
     return path

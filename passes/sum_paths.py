@@ -9,21 +9,21 @@ from torch import fx
 
 from td_compiler.graph.moves import reduced_axes
 from td_compiler.graph.notes import copied, facts
-from td_compiler.graph.states import Conversion, Pass
+from td_compiler.graph.states import Pass, Reading
 
 __all__ = ["SumPaths"]
 
 _NAMES = {"sum", "mean"}
 
 
-class SumPaths(Pass):
+class SumPaths(Pass[Reading]):
     """`torch.stack([a, b]).mean(0)` becomes `(a + b) * 0.5`, of which all rules about sums hold."""
 
-    def requires(self, conversion: Conversion) -> None:
-        assert facts(conversion.captured.output).value is not None, "the graph carries no values"
+    def requires(self, reading: Reading) -> None:
+        assert facts(reading.captured.output).value is not None, "the graph carries no values"
 
-    def apply(self, conversion: Conversion) -> None:
-        graph = conversion.captured.graph
+    def apply(self, reading: Reading) -> None:
+        graph = reading.captured.graph
         for node in graph.find_nodes(op="call_function", target=torch.stack):
             paths = node.args[0]
             if not isinstance(paths, (tuple, list)) or not all(isinstance(path, fx.Node) for path in paths):
@@ -36,8 +36,8 @@ class SumPaths(Pass):
             if not node.users:
                 graph.erase_node(node)
 
-    def ensures(self, conversion: Conversion) -> None:
-        conversion.captured.graph.lint()
+    def ensures(self, reading: Reading) -> None:
+        reading.captured.graph.lint()
 
 
 def _adds_up(user: fx.Node, stacked: fx.Node) -> bool:

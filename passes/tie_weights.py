@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from td_compiler.graph.states import Conversion, Pass
+from td_compiler.graph.states import Building, Pass
 
 __all__ = ["TieWeights"]
 
@@ -20,17 +20,17 @@ class Place(NamedTuple):
     name: str
 
 
-class TieWeights(Pass):
+class TieWeights(Pass[Building]):
     """Parameters of the source's layers that are one tensor there are one here, if all of them have the same shape.
 
     Where a width changes only some of them, those of one shape stay tied, and the report says what came apart.
     """
 
-    def requires(self, conversion: Conversion) -> None:
-        assert conversion.modules, "BuildLayers has not run"
+    def requires(self, building: Building) -> None:
+        assert building.modules, "there is no layer"
 
-    def apply(self, conversion: Conversion) -> None:
-        for source, places in _places(conversion):
+    def apply(self, building: Building) -> None:
+        for source, places in _places(building):
             by_shape: dict[torch.Size, list[Place]] = {}
             for place in places:
                 by_shape.setdefault(_at(place).shape, []).append(place)
@@ -42,37 +42,39 @@ class TieWeights(Pass):
                     f"{' and '.join(place.path for place in together)} {tuple(shape)}"
                     for shape, together in by_shape.items()
                 )
-                conversion.notes.append(
+                building.notes.append(
                     f"One weight of shape {tuple(source.shape)} in the source has come apart, as its uses differ in"
                     f" shape here: {shapes}."
                 )
 
-    def ensures(self, conversion: Conversion) -> None:
-        for _, places in _places(conversion):
+    def ensures(self, building: Building) -> None:
+        for _, places in _places(building):
             shapes = {_at(place).shape for place in places}
             assert len(shapes) == len({id(_at(place)) for place in places}), f"{places[0].path} is no longer tied"
 
 
-def _places(conversion: Conversion) -> list[tuple[torch.Tensor, list[Place]]]:
+def _places(building: Building) -> list[tuple[torch.Tensor, list[Place]]]:
     """The parameters of the source that stand at several places of the top-down network."""
     sources: dict[int, torch.Tensor] = {}
     places: dict[int, list[Place]] = {}
-    layers = {path: layer for path, layer in conversion.layers.items() if layer.own and path in conversion.modules}
-    homes = dict(conversion.model.named_modules(remove_duplicate=False))
+    layers = {path: layer for path, layer in building.layers.items() if layer.own and path in building.modules}
+    homes = dict(building.bottom_up.model.named_modules(remove_duplicate=False))
     for path, layer in layers.items():
         own = homes.get(layer.source)
-        made = dict(conversion.modules[path].named_parameters(remove_duplicate=False))
+        made = dict(building.modules[path].named_parameters(remove_duplicate=False))
         for name, tensor in own.named_parameters(remove_duplicate=False) if own is not None else ():
             if name in made:
                 sources[id(tensor)] = tensor
                 home, _, last = name.rpartition(".")
-                holder = conversion.modules[path].get_submodule(home)
+                holder = building.modules[path].get_submodule(home)
                 places.setdefault(id(tensor), []).append(Place(f"{path}.{name}", holder, last))
-    own_names = {conversion.own_path(name): p for name, p in conversion.model.named_parameters(remove_duplicate=False)}
-    for path in conversion.parameters:
+    own_names = {
+        building.own_path(name): p for name, p in building.bottom_up.model.named_parameters(remove_duplicate=False)
+    }
+    for path in building.parameters:
         if path in own_names:
             sources[id(own_names[path])] = own_names[path]
-            places.setdefault(id(own_names[path]), []).append(Place(path, conversion.parameters, path))
+            places.setdefault(id(own_names[path]), []).append(Place(path, building.parameters, path))
     return [(sources[key], found) for key, found in places.items() if len(found) > 1]
 
 

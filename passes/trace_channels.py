@@ -12,13 +12,13 @@ from td_compiler.errors import ConversionError
 from td_compiler.graph.moves import inserted, is_reduction, moved, permutation, reduces
 from td_compiler.graph.notes import facts
 from td_compiler.graph.operators import Kind
-from td_compiler.graph.states import Conversion, Pass
+from td_compiler.graph.states import Pass, Reading
 from td_compiler.passes.nodes import place_of, tensors
 
 __all__ = ["TraceChannels", "is_map"]
 
 
-class TraceChannels(Pass):
+class TraceChannels(Pass[Reading]):
     """Finds `axis`, `width`, `size`, `seen` and `factor` of what carries image data, behind the prologue.
 
     `axis` is where the channels are, None where a reshape has folded or split them; `width` is how many there are, of a
@@ -27,31 +27,31 @@ class TraceChannels(Pass):
     does not say (a strided slice, a space to depth, a pooling of the user's own).
     """
 
-    def requires(self, conversion: Conversion) -> None:
-        assert conversion.image is not None, "FindPrologue has not run"
+    def requires(self, reading: Reading) -> None:
+        assert "FindPrologue" in reading.done, "FindPrologue has not run"
 
-    def apply(self, conversion: Conversion) -> None:
-        for node in conversion.captured.graph.nodes:
+    def apply(self, reading: Reading) -> None:
+        for node in reading.captured.graph.nodes:
             source = _first_map(node)
-            if node is conversion.prepared:
+            if node is reading.image:
                 size = tuple(facts(node).value.shape[2:])
                 known = facts(node)
                 known.axis, known.width, known.size, known.seen = 1, known.value.shape[1], size, size
             elif source is not None and tensors(facts(node).value):
-                _check(conversion, node, source)
-                _follow(conversion, node, source)
+                _check(reading, node, source)
+                _follow(reading, node, source)
 
-    def ensures(self, conversion: Conversion) -> None:
-        assert facts(conversion.captured.output).carries, "the class scores do not come from the image"
+    def ensures(self, reading: Reading) -> None:
+        assert facts(reading.captured.output).carries, "the class scores do not come from the image"
 
 
-def _check(conversion: Conversion, node: fx.Node, source: fx.Node) -> None:
+def _check(reading: Reading, node: fx.Node, source: fx.Node) -> None:
     """Refuse an operation on a map that the table knows to have no counterpart, or with weights that nobody knows.
 
     Raises:
         ConversionError: naming it, with the reason.
     """
-    row, module = conversion.row(node), conversion.captured.module(node)
+    row, module = reading.row(node), reading.captured.module(node)
     along_channels = row is not None and row.kind is Kind.ALONG_CHANNELS
     if facts(source).size in {None, (1, 1)} and not along_channels:
         return
@@ -91,11 +91,11 @@ def _first_map(node: fx.Node) -> fx.Node | None:
     return max(inputs, key=lambda n: tensors(facts(n).value)[0].numel(), default=None)
 
 
-def _follow(conversion: Conversion, node: fx.Node, source: fx.Node) -> None:
+def _follow(reading: Reading, node: fx.Node, source: fx.Node) -> None:
     known, value, before = facts(node), tensors(facts(node).value)[0], tensors(facts(source).value)[0]
-    axis = _axis(conversion, node, source, value, before) or None  # axis 0 is the batch: channels folded into it
+    axis = _axis(reading, node, source, value, before) or None  # axis 0 is the batch: channels folded into it
     known.axis = axis
-    row = conversion.row(node)
+    row = reading.row(node)
     if axis is not None:
         known.width = int(value.shape[axis])
     elif row is not None and row.kind is Kind.LINEAR:
@@ -122,11 +122,9 @@ def _takes_one(node: fx.Node, source: fx.Node, before: torch.Tensor, value: torc
     return axis is not None and picks and reduces(node, axis, before.shape, value.shape)
 
 
-def _axis(
-    conversion: Conversion, node: fx.Node, source: fx.Node, value: torch.Tensor, before: torch.Tensor
-) -> int | None:
+def _axis(reading: Reading, node: fx.Node, source: fx.Node, value: torch.Tensor, before: torch.Tensor) -> int | None:
     axis: int | None = facts(source).axis
-    row = conversion.row(node)
+    row = reading.row(node)
     if row is not None and row.kind is Kind.LINEAR:
         return value.dim() - 1
     if row is not None and row.kind is Kind.CONV:

@@ -5,16 +5,12 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from td_compiler.capture.capture import capture, check_output
-from td_compiler.capture.captured import Capture
-from td_compiler.capture.input_size import find_input_size
 from td_compiler.capture.skeleton import unwrapped
 from td_compiler.errors import ConversionError, no_other_error
-from td_compiler.graph.states import Conversion
 from td_compiler.layers.pyramid import Downsample
 from td_compiler.network.base import TopDownNet
 from td_compiler.options import Downsampler, Filters, Init, Merge, Options, Stem, Task, Upsample
-from td_compiler.passes import PIPELINE
+from td_compiler.passes import build, read, turn
 from td_compiler.surroundings import neutral_surroundings
 
 __all__ = ["check_source", "reverse"]
@@ -113,17 +109,4 @@ def check_source(model: object) -> None:
 def _reverse(model: nn.Module, options: Options) -> TopDownNet:
     with no_other_error("the network was read"):
         model = unwrapped(model)
-        captured, size, note = _capture(model, options)
-        check_output(captured, options.task)
-        conversion = Conversion(model, options, size, captured, notes=[*([note] if note else []), *captured.notes])
-    for step in PIPELINE:
-        with no_other_error(f"the pass {type(step).__name__} ran"):
-            step(conversion)
-    assert conversion.result is not None
-    return conversion.result
-
-
-def _capture(model: nn.Module, options: Options) -> tuple[Capture, tuple[int, int, int], str]:
-    if options.input_size is not None:
-        return capture(model, options.input_size), options.input_size, ""
-    return find_input_size(model)
+    return build(turn(read(model, options.input_size, options.task), options))

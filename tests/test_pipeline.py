@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,11 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from td_compiler import ConversionError, TopDownNet, zoo
-from td_compiler.capture.capture import capture
-from td_compiler.graph.states import Conversion, Pass
+from td_compiler import ConversionError, TopDownNet, passes, zoo
+from td_compiler.errors import Breakdown
 from td_compiler.options import Options
-from td_compiler.passes import PIPELINE
 from tests.snapshots import fill
 from tests.support.families import FAMILIES
 
@@ -77,13 +75,19 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
 }
 
 
-def _mutations() -> dict[str, Sequence[Pass]]:
-    steps = list(PIPELINE)
-    named: dict[str, Sequence[Pass]] = {}
-    for i, step in enumerate(steps):
-        named[f"without {type(step).__name__}"] = steps[:i] + steps[i + 1 :]
-    for i, (one, other) in enumerate(itertools.pairwise(steps)):
-        named[f"{type(other).__name__} before {type(one).__name__}"] = [*steps[:i], other, one, *steps[i + 2 :]]
+PARTS = ("READ", "TURN", "BUILD")
+
+
+def _mutations() -> dict[str, tuple[str, list[Any]]]:
+    """What is done to the pipeline -> the part that it is done to, and the passes of that part then."""
+    named: dict[str, tuple[str, list[Any]]] = {}
+    for part in PARTS:
+        steps = list(getattr(passes, part))
+        for i, step in enumerate(steps):
+            named[f"without {type(step).__name__}"] = part, steps[:i] + steps[i + 1 :]
+        for i, (one, other) in enumerate(itertools.pairwise(steps)):
+            swapped = [*steps[:i], other, one, *steps[i + 2 :]]
+            named[f"{type(other).__name__} before {type(one).__name__}"] = part, swapped
     return named
 
 
@@ -94,29 +98,25 @@ class Caught(Exception):
     """A check failed; the message names the pass whose check it is."""
 
 
-def convert(name: str, steps: Sequence[Pass]) -> TopDownNet:
-    """The network that some passes make.
+def convert(name: str) -> TopDownNet:
+    """The network that the pipeline, as it stands, makes.
 
     Raises:
-        Caught: if a pass's `requires` or `ensures` fails.
-        ConversionError: if a pass refuses.
+        Caught: if a check of a pass fails.
+        ConversionError: if a pass refuses, or breaks down otherwise.
     """
-    make, options = NETWORKS[name]
+    make, given = NETWORKS[name]
     torch.manual_seed(0)
-    model = make()
-    size = options["input_size"]
-    conversion = Conversion(model, Options(**options), size, capture(model, size))
-    for step in steps:
-        try:
-            step(conversion)
-        except AssertionError as error:
-            inside = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
-            if "requires" in inside or "ensures" in inside:
-                raise Caught(f"{type(step).__name__}: {error}") from error
-            raise
-    if conversion.result is None:
-        raise Caught("reverse: no network")  # by an assertion of its own
-    return conversion.result
+    model, options = make(), Options(**given)
+    try:
+        return passes.build(passes.turn(passes.read(model, options.input_size, options.task), options))
+    except Breakdown as error:
+        cause = error.__cause__
+        assert cause is not None
+        inside = {frame.name.removeprefix("_") for frame in traceback.extract_tb(cause.__traceback__)}
+        if isinstance(cause, AssertionError) and inside & {"requires", "ensures"}:
+            raise Caught(str(error)) from error
+        raise cause from None
 
 
 def shown(network: TopDownNet) -> tuple[list[tuple[str, torch.Size]], list[torch.Tensor]]:
@@ -133,15 +133,17 @@ def shown(network: TopDownNet) -> tuple[list[tuple[str, torch.Size]], list[torch
 
 @functools.cache
 def right(name: str) -> tuple[list[tuple[str, torch.Size]], list[torch.Tensor]]:
-    return shown(convert(name, PIPELINE))
+    return shown(convert(name))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_mutations_are_caught_or_change_nothing(mutation: str, name: str) -> None:
+def test_mutations_are_caught_or_change_nothing(mutation: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = right(name)
+    part, steps = MUTATIONS[mutation]
+    monkeypatch.setattr(passes, part, tuple(steps))
     try:
-        network = convert(name, MUTATIONS[mutation])
+        network = convert(name)
     except (Caught, ConversionError) as error:
         assert str(error), "without a word"
         return

@@ -13,10 +13,11 @@ from torch import nn
 
 from td_compiler import verify, zoo
 from td_compiler.graph.notes import facts, source_of
-from td_compiler.graph.states import Conversion
+from td_compiler.graph.states import TopDown
 from td_compiler.options import Options
+from td_compiler.passes import cut, read
 from td_compiler.verification.checks import Skipped, Violation
-from td_compiler.verification.round_trip import bottom_up_again, compare, cut
+from td_compiler.verification.round_trip import bottom_up_again, compare
 from tests.support.families import FAMILIES
 
 SIZE = (3, 64, 64)
@@ -25,7 +26,7 @@ PARTS = "its parts, put together again, are the source"
 
 def returns(model: nn.Module, size: tuple[int, int, int], *, options: Options | None = None) -> None:
     """Assert that a network comes back, for several image and batch sizes, in both modes."""
-    again = bottom_up_again(cut(model, options or Options(input_size=size), size))
+    again = bottom_up_again(cut(read(model, size), options or Options(input_size=size)))
     source = copy.deepcopy(model)
     channels, height, width = size
     for batch, side in ((2, (height, width)), (3, (height + 5, width + 10)), (5, (2 * height, height))):
@@ -77,43 +78,43 @@ def test_functions_come_back() -> None:
     returns(Functions(), (3, 24, 24))
 
 
-def lose_a_node(conversion: Conversion) -> None:
-    stage = conversion.stages[0]
+def lose_a_node(top_down: TopDown) -> None:
+    stage = top_down.stages[0]
     stage.spans[stage.units[0]].pop()
 
 
-def lose_a_unit(conversion: Conversion) -> None:
-    conversion.units.pop(2)
+def lose_a_unit(top_down: TopDown) -> None:
+    top_down.bottom_up.units.pop(2)
 
 
-def run_a_unit_twice(conversion: Conversion) -> None:
-    conversion.units.insert(2, conversion.units[1])
+def run_a_unit_twice(top_down: TopDown) -> None:
+    top_down.bottom_up.units.insert(2, top_down.bottom_up.units[1])
 
 
-def run_in_two_stages(conversion: Conversion) -> None:
-    conversion.stages[1].units.append(conversion.stages[0].units[0])
+def run_in_two_stages(top_down: TopDown) -> None:
+    top_down.stages[1].units.append(top_down.stages[0].units[0])
 
 
-def lose_the_head(conversion: Conversion) -> None:
-    conversion.found.head.pop(0)
+def lose_the_head(top_down: TopDown) -> None:
+    top_down.bottom_up.head.pop(0)
 
 
-def bake_a_size_in(conversion: Conversion) -> None:
-    node = next(n for n in conversion.found.head if facts(n).value.dim() == 2)
+def bake_a_size_in(top_down: TopDown) -> None:
+    node = next(n for n in top_down.bottom_up.head if facts(n).value.dim() == 2)
     node.op, node.target, node.args, node.kwargs = "call_function", torch.reshape, (node.args[0], (2, -1)), {}
 
 
-def take_another_layer(conversion: Conversion) -> None:
-    stage = next(stage for stage in conversion.stages if len(stage.units) > 1)
+def take_another_layer(top_down: TopDown) -> None:
+    stage = next(stage for stage in top_down.stages if len(stage.units) > 1)
     convolutions = stage.graph.find_nodes(op="call_module")
     one = next(n for n in convolutions if n.target.endswith("conv2"))
     other = next(n for n in convolutions if n.target.endswith("conv2") and n.target != one.target)
     one.target = source_of(one).target = other.target
 
 
-def read_from_elsewhere(conversion: Conversion) -> None:
-    unit = next(u for u in conversion.units if len(u.nodes) > 4)
-    stage = next(stage for stage in conversion.stages if unit in stage.units)
+def read_from_elsewhere(top_down: TopDown) -> None:
+    unit = next(u for u in top_down.bottom_up.units if len(u.nodes) > 4)
+    stage = next(stage for stage in top_down.stages if unit in stage.units)
     first, second = (n for n in stage.spans[unit] if n.op == "call_module" and n.target.endswith(("conv1", "conv2")))
     second.args = first.args
 
@@ -131,13 +132,13 @@ def read_from_elsewhere(conversion: Conversion) -> None:
         read_from_elsewhere,
     ],
 )
-def test_what_is_spoilt_is_seen(spoil: Callable[[Conversion], None]) -> None:
+def test_what_is_spoilt_is_seen(spoil: Callable[[TopDown], None]) -> None:
     torch.manual_seed(0)
     model = zoo.resnet(14)
-    conversion = cut(model, Options(), SIZE)
-    spoil(conversion)
+    parts = cut(read(model, SIZE), Options())
+    spoil(parts)
     with pytest.raises(Violation):
-        again = bottom_up_again(conversion)
+        again = bottom_up_again(parts)
         for batch in (2, 3):
             compare(copy.deepcopy(model), again, torch.randn(batch, *SIZE), training=False)
 
@@ -145,7 +146,7 @@ def test_what_is_spoilt_is_seen(spoil: Callable[[Conversion], None]) -> None:
 def test_what_cannot_be_told_is_not_looked_at() -> None:
     body = (nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3))
     model = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    again = bottom_up_again(cut(model, Options(), SIZE))
+    again = bottom_up_again(cut(read(model, SIZE), Options()))
     restless, calls = copy.deepcopy(model), itertools.count(1)
     restless.register_forward_hook(lambda module, given, output: output + next(calls))
     with pytest.raises(Skipped, match="every time"):

@@ -24,7 +24,7 @@ from td_compiler import ConversionError, TopDownNet, from_pretrained, fuse, leaf
 from td_compiler import passes as pipeline
 from td_compiler.cli import app as cli
 from td_compiler.errors import Breakdown
-from td_compiler.graph.states import Conversion
+from td_compiler.graph.states import TopDown
 from td_compiler.network.refine import Refined
 from td_compiler.passes.insert_merges import InsertMerges
 
@@ -262,13 +262,13 @@ def test_what_a_network_raises_is_a_refusal_with_its_line(kind: type[Net], what:
 def test_a_breakdown_says_where_and_keeps_its_cause(
     model: Net, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    def broken(self: InsertMerges, conversion: Conversion) -> None:
-        node = next(iter(conversion.stages[0].graph.find_nodes(op="call_module")))
+    def broken(self: InsertMerges, top_down: TopDown) -> None:
+        node = next(iter(top_down.stages[0].graph.find_nodes(op="call_module")))
         assert node is not None
         raise error
 
     monkeypatch.setattr(InsertMerges, "apply", broken)
-    assert any(isinstance(step, InsertMerges) for step in pipeline.PIPELINE)
+    assert any(isinstance(step, InsertMerges) for step in pipeline.TURN)
     with pytest.raises(ConversionError) as raised:
         reverse(model, input_size=SIZE)
     assert raised.value.__cause__ is error

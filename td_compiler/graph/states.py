@@ -1,10 +1,16 @@
-"""What the passes share: the state of one conversion, and the form of a pass."""
+"""What the passes share: the states of a conversion, one for each part of the pipeline, and the form of a pass.
+
+A network is read (`Reading`, then `BottomUp`), turned (`TopDown`) and built (`Building`). A state has all that its part
+of the pipeline needs when it is made, and passes change what is in it; what a later state has and an earlier one has
+not, nobody can ask for too early.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Generic, TypeVar
 
 import torch
 from torch import fx, nn
@@ -13,59 +19,41 @@ from td_compiler.capture.captured import Capture
 from td_compiler.graph.names import free_name
 from td_compiler.graph.notes import facts, plan
 from td_compiler.graph.operators import Kind, Operator, Pair, convolution, lookup
-from td_compiler.graph.units import Layer, StageGraph, TopDownStage, Unit
-from td_compiler.network.base import HEAD, RESERVED, TopDownNet
+from td_compiler.graph.units import Boundary, Layer, Stage, TopDownStage, Unit
+from td_compiler.network.base import HEAD, RESERVED
 from td_compiler.options import Options
 
-__all__ = ["Conversion", "Pass", "kind_of", "layer_of", "operator_of"]
+__all__ = ["BottomUp", "Building", "Pass", "Reading", "TopDown", "kind_of", "layer_of", "operator_of"]
 
 
-@dataclass(eq=False)
-class Conversion:
-    """The state of one conversion; every pass fills in or changes a part of it.
+@dataclass(eq=False, kw_only=True)
+class Reading:
+    """A network that is being read.
 
     Attributes:
         model: the source network, never changed.
-        options: what was asked for.
         input_size: (C, H, W) at which the network is read.
         captured: the bottom-up graph.
-        image: its node that is the image as the first layer reads it, behind the prologue (SPEC 1.0).
+        image: its node that is the image as the first layer reads it, behind the prologue, if there is one (SPEC 1.0).
         prologue: all nodes that it is computed of, in order, the image itself left out; empty where it is the image.
-        units: its units in order, up to the head.
-        head: the nodes of the head, found by reading from the first global pooling or flatten on.
-        bottom_up: the stages found.
-        stages: the top-down stages, coarse to fine.
-        prologue_graph: what is done to the image before the pyramid, a graph with placeholder `images`, if anything is.
-        head_graph: the top-down network's head, a graph with placeholder `x`.
-        layers: path -> layer of the top-down network.
-        modules: path -> module, once the widths are known.
-        parameters: path -> parameter or buffer that stands outside any layer.
-        result: the finished network.
-        features: how many features the network returns, once the widths are known, if it has no classifier.
         notes: sentences for the report.
         done: the names of the passes that have run.
     """
 
     model: nn.Module
-    options: Options
     input_size: tuple[int, int, int]
     captured: Capture
-    image: fx.Node | None = None
+    image: fx.Node
     prologue: list[fx.Node] = field(default_factory=list)
-    units: list[Unit] = field(default_factory=list)
-    head: list[fx.Node] = field(default_factory=list)
-    bottom_up: StageGraph | None = None
-    stages: list[TopDownStage] = field(default_factory=list)
-    prologue_graph: fx.Graph | None = None
-    head_graph: fx.Graph | None = None
-    layers: dict[str, Layer] = field(default_factory=dict)
-    modules: dict[str, nn.Module] = field(default_factory=dict)
-    parameters: dict[str, torch.Tensor] = field(default_factory=dict)
-    result: TopDownNet | None = None
-    features: int | None = None
     notes: list[str] = field(default_factory=list)
     done: list[str] = field(default_factory=list)
     _convolutions: dict[fx.Node, nn.Module | None] = field(default_factory=dict, repr=False)
+
+    @property
+    def image_size(self) -> tuple[int, int, int]:
+        """(C, H, W) of the image that the pyramid scales, for the images that the network is read with."""
+        channels, height, width = facts(self.image).value.shape[1:]
+        return int(channels), int(height), int(width)
 
     @cached_property
     def device(self) -> torch.device:
@@ -77,52 +65,6 @@ class Conversion:
         """The type of the model's first floating parameter."""
         floating = (p.dtype for p in self.model.parameters() if p.is_floating_point())
         return next(floating, torch.get_default_dtype())
-
-    @cached_property
-    def names(self) -> dict[str, str]:
-        """The other names that layers and parameters at the source's top get where the network has theirs itself."""
-        nodes = [node for node in self.captured.graph.nodes if node.op in ("call_module", "get_attr")]
-        paths = [str(node.target) for node in nodes if node.target != "training"]
-        firsts = dict.fromkeys(path.partition(".")[0] for path in paths)
-        reserved = {*RESERVED, HEAD} if self.options.task == "segmentation" else set(RESERVED)
-        if "features" not in paths:
-            reserved.discard("features")  # a module that has room for layers
-        names: dict[str, str] = {}
-        for name in firsts:
-            if name in reserved:
-                names[name] = free_name(f"{name}_", {*reserved, *firsts, *names.values()})
-        return names
-
-    def own_path(self, path: str) -> str:
-        """The path in the top-down network of what has a path in the source."""
-        first, dot, rest = path.partition(".")
-        return f"{self.names.get(first, first)}{dot}{rest}"
-
-    @property
-    def found(self) -> StageGraph:
-        """The stages found; only after the pass `FindStages`."""
-        assert self.bottom_up is not None, "FindStages has not run"
-        return self.bottom_up
-
-    @property
-    def prepared(self) -> fx.Node:
-        """The image as the first layer reads it; only after the pass `FindPrologue`."""
-        assert self.image is not None, "FindPrologue has not run"
-        return self.image
-
-    @property
-    def image_size(self) -> tuple[int, int, int]:
-        """(C, H, W) of the image that the pyramid scales, for the images that the network is read with."""
-        channels, height, width = facts(self.prepared).value.shape[1:]
-        return int(channels), int(height), int(width)
-
-    @property
-    def output_shape(self) -> torch.Size:
-        """What the top-down network puts out for as many images as the source was traced with."""
-        given: torch.Size = facts(self.captured.output).value.shape
-        if self.options.task == "segmentation":
-            return torch.Size((given[0], self.options.num_classes or 0, *self.image_size[1:]))
-        return torch.Size((given[0], self.features)) if self.features is not None else given
 
     def growth(self, node: fx.Node) -> Pair:
         """The factor (height, width) by which a bottom-up node makes its map larger; a padding's rounds to 1."""
@@ -147,15 +89,6 @@ class Conversion:
                 fits = all(n // s <= b <= -(-n // s) for n, s, b in zip(size, stride, before, strict=True))
                 return stride if fits else None
         return None
-
-    def map_size(self, scale: Pair) -> Pair:
-        """The (height, width) of the maps at a scale, for the images that the network is read with."""
-        return -(-self.image_size[1] // scale[0]), -(-self.image_size[2] // scale[1])
-
-    def graphs(self) -> list[fx.Graph]:
-        """The top-down network's graphs in running order behind the pyramid, the head last."""
-        assert self.head_graph is not None, "ReverseStages has not run"
-        return [*(stage.graph for stage in self.stages), self.head_graph]
 
     def row(self, node: fx.Node) -> Operator | None:
         """The operator table's row for a bottom-up node, None if it has none."""
@@ -184,48 +117,157 @@ class Conversion:
         return row.stride(node, self.captured.module(node)) if row else (1, 1)
 
 
-def layer_of(conversion: Conversion, node: fx.Node) -> Layer | None:
+@dataclass(eq=False, kw_only=True)
+class BottomUp(Reading):
+    """A bottom-up network, read: its units and stages (SPEC 1).
+
+    Attributes:
+        units: its units in order, up to the head.
+        stem: the units before the first stage with a body of its own, poolings left out; empty if there is none.
+        stem_boundaries: how many of the first boundaries are the stem's.
+        stages: one per scale, finest first; `stages[0].scale == (1, 1)`.
+        boundaries: one fewer than stages.
+        head: the nodes from the first that belongs to classification to the class scores; empty in an encoder.
+    """
+
+    units: list[Unit]
+    stem: list[Unit]
+    stem_boundaries: int
+    stages: list[Stage]
+    boundaries: list[Boundary]
+    head: list[fx.Node]
+
+    @property
+    def features(self) -> fx.Node:
+        """What the head reads; in an encoder what the network returns."""
+        read = self.head[0].all_input_nodes if self.head else [self.captured.output]
+        return next(n for n in read if facts(n).carries)
+
+
+@dataclass(eq=False, kw_only=True)
+class TopDown:
+    """A top-down network: its graphs, before its layers are made.
+
+    Attributes:
+        bottom_up: the network that it is made of.
+        options: what was asked for.
+        stages: its stages, coarse to fine.
+        notes: sentences for the report.
+        prologue_graph: what is done to the image before the pyramid, a graph with placeholder `images`; None: nothing.
+        head_graph: its head, a graph with placeholder `x`.
+        layers: path -> layer.
+        done: the names of the passes that have run.
+    """
+
+    bottom_up: BottomUp
+    options: Options
+    stages: list[TopDownStage]
+    notes: list[str]
+    prologue_graph: fx.Graph | None = None
+    head_graph: fx.Graph = field(default_factory=fx.Graph)
+    layers: dict[str, Layer] = field(default_factory=dict)
+    done: list[str] = field(default_factory=list)
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """The other names that layers and parameters at the source's top get where the network has theirs itself."""
+        nodes = [node for node in self.bottom_up.captured.graph.nodes if node.op in ("call_module", "get_attr")]
+        paths = [str(node.target) for node in nodes if node.target != "training"]
+        firsts = dict.fromkeys(path.partition(".")[0] for path in paths)
+        reserved = {*RESERVED, HEAD} if self.options.task == "segmentation" else set(RESERVED)
+        if "features" not in paths:
+            reserved.discard("features")  # a module that has room for layers
+        names: dict[str, str] = {}
+        for name in firsts:
+            if name in reserved:
+                names[name] = free_name(f"{name}_", {*reserved, *firsts, *names.values()})
+        return names
+
+    def own_path(self, path: str) -> str:
+        """The path in the top-down network of what has a path in the source."""
+        first, dot, rest = path.partition(".")
+        return f"{self.names.get(first, first)}{dot}{rest}"
+
+    @property
+    def width(self) -> int:
+        """How many class scores or features the network returns, once the widths are known."""
+        return plan(self.head_graph.output_node().all_input_nodes[0]).width
+
+    @property
+    def output_shape(self) -> torch.Size:
+        """What the network puts out for as many images as it is read with, once the widths are known."""
+        images = facts(self.bottom_up.captured.output).value.shape[0]
+        sides = self.bottom_up.image_size[1:] if self.options.task == "segmentation" else ()
+        return torch.Size((images, self.width, *sides))
+
+    def map_size(self, scale: Pair) -> Pair:
+        """The (height, width) of the maps at a scale, for the images that the network is read with."""
+        _, height, width = self.bottom_up.image_size
+        return -(-height // scale[0]), -(-width // scale[1])
+
+    def graphs(self) -> list[fx.Graph]:
+        """The network's graphs in running order behind the pyramid, the head last."""
+        return [*(stage.graph for stage in self.stages), self.head_graph]
+
+
+@dataclass(eq=False, kw_only=True)
+class Building(TopDown):
+    """A top-down network whose layers are made: all its widths are known.
+
+    Attributes:
+        modules: path -> module.
+        parameters: path -> parameter or buffer that stands outside any layer.
+    """
+
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    parameters: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def layer_of(top_down: TopDown, node: fx.Node) -> Layer | None:
     """The layer that a top-down `call_module` node calls."""
-    return conversion.layers[str(node.target)] if node.op == "call_module" else None
+    return top_down.layers[str(node.target)] if node.op == "call_module" else None
 
 
-def operator_of(conversion: Conversion, node: fx.Node) -> Operator | None:
+def operator_of(top_down: TopDown, node: fx.Node) -> Operator | None:
     """The operator table's row for a top-down node."""
-    layer = layer_of(conversion, node)
+    layer = layer_of(top_down, node)
     return lookup(node, layer.prototype if layer else None)
 
 
-def kind_of(conversion: Conversion, node: fx.Node) -> Kind | None:
+def kind_of(top_down: TopDown, node: fx.Node) -> Kind | None:
     """The kind of a top-down node: that of the bottom-up node that it copies, if it copies one."""
     source = plan(node).source
     if source is not None:
-        return conversion.kind(source)
-    row = operator_of(conversion, node)
+        return top_down.bottom_up.kind(source)
+    row = operator_of(top_down, node)
     return row.kind if row else None
 
 
-class Pass(ABC):
+State = TypeVar("State", Reading, TopDown, Building, contravariant=True)
+
+
+class Pass(ABC, Generic[State]):
     """One step of the pipeline: states and checks what it needs, acts, states and checks what it ensures.
 
     A check that fails is a defect of the compiler, not of the user's network (an `AssertionError`); what a network
     lacks is said by a `ConversionError` in `apply`.
     """
 
-    def __call__(self, conversion: Conversion) -> None:
+    def __call__(self, state: State) -> None:
         """Check, act, check."""
-        self.requires(conversion)
-        self.apply(conversion)
-        self.ensures(conversion)
-        conversion.done.append(type(self).__name__)
+        self.requires(state)
+        self.apply(state)
+        self.ensures(state)
+        state.done.append(type(self).__name__)
 
     @abstractmethod
-    def requires(self, conversion: Conversion) -> None:
+    def requires(self, state: State, /) -> None:
         """Assert what must hold before."""
 
     @abstractmethod
-    def apply(self, conversion: Conversion) -> None:
+    def apply(self, state: State, /) -> None:
         """Do it."""
 
     @abstractmethod
-    def ensures(self, conversion: Conversion) -> None:
+    def ensures(self, state: State, /) -> None:
         """Assert what holds after."""

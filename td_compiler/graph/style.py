@@ -17,7 +17,7 @@ from td_compiler.graph.axes import channel_axis, in_order
 from td_compiler.graph.norms import written_norm
 from td_compiler.graph.notes import Plan, facts, noted, plan
 from td_compiler.graph.operators import Kind
-from td_compiler.graph.states import Conversion
+from td_compiler.graph.states import TopDown
 from td_compiler.graph.units import Layer, TopDownStage, Unit
 
 __all__ = ["Style", "add_chain", "add_layers", "style_of"]
@@ -40,30 +40,28 @@ class Style:
     pre_activation: bool
 
 
-def style_of(conversion: Conversion, stage: TopDownStage) -> Style:
+def style_of(top_down: TopDown, stage: TopDownStage) -> Style:
     """The style of a stage's first unit that has a convolution; of a stage without body that of the network's first.
 
     What that unit lacks (an activation behind a linear bottleneck) is taken from the rest of the network.
     """
-    everywhere = [unit for native in conversion.found.stages for unit in native.units]
-    styles = (_read(conversion, [unit]) for unit in [*stage.units, *everywhere])
+    everywhere = [unit for native in top_down.bottom_up.stages for unit in native.units]
+    styles = (_read(top_down, [unit]) for unit in [*stage.units, *everywhere])
     first = next(style for style in styles if style is not None)
     if first.activation:
         return first
-    whole = _read(conversion, everywhere)
+    whole = _read(top_down, everywhere)
     assert whole is not None, "a stage's units are the network's"
-    return replace(
-        first, norm=first.norm or whole.norm, activation=whole.activation or _function(conversion, everywhere)
-    )
+    return replace(first, norm=first.norm or whole.norm, activation=whole.activation or _function(top_down, everywhere))
 
 
-def _read(conversion: Conversion, units: Iterable[Unit]) -> Style | None:
+def _read(top_down: TopDown, units: Iterable[Unit]) -> Style | None:
     first: dict[Kind, tuple[fx.Node, ...]] = {}
     for unit in units:
         for node in unit.nodes:
-            kind = conversion.kind(node)
-            is_plain = kind is not Kind.CONV or isinstance(conversion.layer(node), nn.Conv2d)
-            written = written_activation(conversion, unit.nodes, unit.nodes.index(node))
+            kind = top_down.bottom_up.kind(node)
+            is_plain = kind is not Kind.CONV or isinstance(top_down.bottom_up.layer(node), nn.Conv2d)
+            written = written_activation(top_down.bottom_up, unit.nodes, unit.nodes.index(node))
             if written and Kind.ACTIVATION not in first:
                 first[Kind.ACTIVATION] = written
             elif kind in {Kind.CONV, Kind.NORM, Kind.ACTIVATION} and is_plain:
@@ -73,21 +71,23 @@ def _read(conversion: Conversion, units: Iterable[Unit]) -> Style | None:
     if Kind.CONV not in first:
         return None
     order = list(first)
-    conv = conversion.layer(first[Kind.CONV][0])
+    conv = top_down.bottom_up.layer(first[Kind.CONV][0])
     assert isinstance(conv, nn.Conv2d)
     return Style(conv, first.get(Kind.NORM, ()), first.get(Kind.ACTIVATION, ()), order.index(Kind.CONV) > 0)
 
 
-def _function(conversion: Conversion, units: Iterable[Unit]) -> tuple[fx.Node, ...]:
+def _function(top_down: TopDown, units: Iterable[Unit]) -> tuple[fx.Node, ...]:
     """In a network without an activation of torch's the first step of the user's own that stands in its place.
 
     That is an autograd function, or a module without parameters around one, behind a norm or a convolution.
     """
     for node in itertools.chain.from_iterable(unit.nodes for unit in units):
         read = [each for each in node.all_input_nodes if facts(each).carries]
-        layer = conversion.layer(node)
-        is_own = layer is not None and conversion.row(node) is None and not any(True for _ in layer.parameters())
-        if is_own and len(read) == 1 and conversion.kind(read[0]) in {Kind.CONV, Kind.NORM}:
+        layer = top_down.bottom_up.layer(node)
+        is_own = (
+            layer is not None and top_down.bottom_up.row(node) is None and not any(True for _ in layer.parameters())
+        )
+        if is_own and len(read) == 1 and top_down.bottom_up.kind(read[0]) in {Kind.CONV, Kind.NORM}:
             made, given = facts(node).value, facts(read[0]).value
             if isinstance(made, torch.Tensor) and made.shape == given.shape:
                 return (node,)
@@ -95,7 +95,7 @@ def _function(conversion: Conversion, units: Iterable[Unit]) -> tuple[fx.Node, .
 
 
 def add_layers(
-    conversion: Conversion,
+    top_down: TopDown,
     stage: TopDownStage,
     style: Style,
     path: str,
@@ -126,11 +126,11 @@ def add_layers(
         nodes += [ordered] if ordered is not value else []
         value = ordered
         if name == "conv":
-            conversion.layers[f"{path}.conv"] = Layer(conv)
+            top_down.layers[f"{path}.conv"] = Layer(conv)
             made = [stage.graph.call_module(f"{path}.conv", (value,))]
             noted(made[0], Plan(path, wanted=wanted))
         else:
-            made = add_chain(conversion, stage, sources, f"{path}.{name}", value, path)
+            made = add_chain(top_down, stage, sources, f"{path}.{name}", value, path)
         plan(made[-1]).axis = wants
         nodes += made
         value = made[-1]
@@ -142,17 +142,17 @@ def add_layers(
 
 
 def add_chain(
-    conversion: Conversion, stage: TopDownStage, sources: Sequence[fx.Node], path: str, value: fx.Node, unit: str
+    top_down: TopDown, stage: TopDownStage, sources: Sequence[fx.Node], path: str, value: fx.Node, unit: str
 ) -> list[fx.Node]:
     """Insert operations like bottom-up ones: the first reads one map, here `value`, and only the last is read."""
     copies = {next(n for n in sources[0].all_input_nodes if facts(n).carries): value}
     for source in sources:
-        copies[source] = add_like(conversion, stage, source, path, copies, unit, home=path)
+        copies[source] = add_like(top_down, stage, source, path, copies, unit, home=path)
     return [copies[source] for source in sources]
 
 
 def add_like(
-    conversion: Conversion,
+    top_down: TopDown,
     stage: TopDownStage,
     source: fx.Node,
     path: str,
@@ -166,9 +166,9 @@ def add_like(
     """
     target = source.target
     if source.op == "call_module":
-        module = conversion.captured.module(source)
+        module = top_down.bottom_up.captured.module(source)
         assert module is not None
-        conversion.layers[path] = Layer(module)
+        top_down.layers[path] = Layer(module)
         target = path
     copies = dict(copies)
 

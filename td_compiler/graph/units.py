@@ -12,7 +12,7 @@ from torch import fx, nn
 from td_compiler.graph.notes import facts
 from td_compiler.graph.operators import Pair
 
-__all__ = ["Boundary", "Layer", "Projection", "Stage", "StageGraph", "TopDownStage", "Unit", "UnitKind", "scale_key"]
+__all__ = ["Boundary", "Layer", "Projection", "Stage", "TopDownStage", "Unit", "UnitKind", "scale_key"]
 
 
 class UnitKind(Enum):
@@ -88,30 +88,6 @@ class Boundary:
     factor: Pair
     strided: bool
     between: list[Unit] = field(default_factory=list)
-
-
-@dataclass(eq=False)
-class StageGraph:
-    """A bottom-up network seen as stages (SPEC 1).
-
-    Attributes:
-        stem: the units before the first stage with a body of its own, poolings left out; empty if there is none.
-        stem_boundaries: how many of the first boundaries are the stem's.
-        stages: one per scale, finest first; `stages[0].scale == (1, 1)`.
-        boundaries: one fewer than stages.
-        head: the nodes from the first that belongs to classification to the class scores.
-    """
-
-    stem: list[Unit]
-    stem_boundaries: int
-    stages: list[Stage]
-    boundaries: list[Boundary]
-    head: list[fx.Node]
-
-    @property
-    def features(self) -> fx.Node:
-        """What the head reads; only where there is a head."""
-        return next(n for n in self.head[0].all_input_nodes if facts(n).carries)
 
 
 @dataclass(eq=False)

@@ -17,18 +17,13 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from td_compiler.capture.capture import capture
 from td_compiler.capture.captured import Capture
-from td_compiler.capture.input_size import find_input_size
 from td_compiler.capture.skeleton import skeleton
 from td_compiler.graph.notes import plan
-from td_compiler.graph.states import Conversion
 from td_compiler.graph.units import scale_key
 from td_compiler.layers.pyramid import Pyramid
 from td_compiler.network.base import Segment, TopDownNet, carried, handed_on
-from td_compiler.options import Options
-from td_compiler.passes import PIPELINE
-from td_compiler.passes.find_stages import FindStages
+from td_compiler.passes import read
 
 __all__ = ["tapped"]
 
@@ -140,20 +135,12 @@ def _is_entry(node: fx.Node) -> bool:
 
 def _bottom_up(network: nn.Module, input_size: Size | None) -> _Plan:
     """The graph as the compiler reads it, on the network's own layers."""
-    if input_size is None:
-        captured, input_size, _ = find_input_size(network)
-    else:
-        captured = capture(network, input_size)
-    conversion = Conversion(network, Options(), input_size, captured)
-    for step in PIPELINE:
-        step(conversion)
-        if isinstance(step, FindStages):
-            break
-    stages = [stage for stage in conversion.found.stages if stage.units]
+    found = read(network, input_size)
+    captured, stages = found.captured, [stage for stage in found.stages if stage.units]
     places = {"input": stages[0].units[0].input}
     places.update({f"stage{scale_key(stage.scale)}": stage.units[-1].output for stage in stages})
     parts = {path: _part(network, captured, path) for path in _targets(captured.graph)}
-    return _Plan(captured.graph, parts, places, input_size)
+    return _Plan(captured.graph, parts, places, found.input_size)
 
 
 def _part(network: nn.Module, captured: Capture, path: str) -> Any:

@@ -20,17 +20,13 @@ from typing import Any
 import numpy as np
 from torch import fx, nn
 
-from td_compiler.capture.capture import capture
 from td_compiler.capture.evaluate import evaluate
 from td_compiler.graph.notes import facts
 from td_compiler.graph.operators import Pair
-from td_compiler.graph.states import Conversion
 from td_compiler.graph.units import scale_key
 from td_compiler.layers.pyramid import Pyramid, factor_pair
 from td_compiler.network.base import TopDownNet, carried, handed_on
-from td_compiler.options import Options
-from td_compiler.passes import PIPELINE
-from td_compiler.passes.find_stages import FindStages
+from td_compiler.passes import read
 from td_compiler.report.reach import REACH_OF_FILTER, Span, UnknownReach, Walk, bilinear, hull, window
 from td_compiler.report.report import ReceptiveField, Report
 
@@ -73,20 +69,15 @@ def receptive_fields_bottom_up(model: nn.Module, input_size: tuple[int, int, int
     Raises:
         ConversionError: if the network does not convert.
     """
-    conversion = Conversion(model, Options(), input_size, capture(model, input_size))
-    for step in PIPELINE:
-        step(conversion)
-        if isinstance(step, FindStages):
-            break
-    head = set(conversion.found.head)
-    last = {facts(u.output).scale: u.output for u in conversion.units if u.output not in head}
-    coarsest = conversion.found.stages[-1].scale
-    walk = Walk(conversion.captured.module, lambda node: facts(node).value)
+    found = read(model, input_size)
+    last = {facts(unit.output).scale: unit.output for unit in found.units}
+    coarsest = found.stages[-1].scale
+    walk = Walk(found.captured.module, lambda node: facts(node).value)
     fields: dict[str, ReceptiveField | None] = {}
     for scale, output in last.items():
         try:
-            spans = walk.back(conversion.captured.graph, {output: _start(coarsest, scale)}, conversion.prepared)
-            fields[f"stage{scale_key(scale)}"] = _field([spans[conversion.prepared]])
+            spans = walk.back(found.captured.graph, {output: _start(coarsest, scale)}, found.image)
+            fields[f"stage{scale_key(scale)}"] = _field([spans[found.image]])
         except UnknownReach:
             fields[f"stage{scale_key(scale)}"] = None
     return fields

@@ -21,17 +21,15 @@ from torch.fx.node import map_arg
 from td_compiler.capture.capture import capture
 from td_compiler.capture.skeleton import unwrap_parts
 from td_compiler.graph.notes import facts, origin_of
-from td_compiler.graph.states import Conversion
+from td_compiler.graph.states import TopDown
 from td_compiler.graph.units import TopDownStage, Unit
 from td_compiler.graph.walks import ancestors, arguments
-from td_compiler.options import Options
-from td_compiler.passes import PIPELINE
-from td_compiler.passes.reverse_stages import ReverseStages
+from td_compiler.passes import cut, read
 from td_compiler.surroundings import own_draws
 from td_compiler.verification.checks import Skipped, Violation
 from td_compiler.verification.subject import Size, Subject
 
-__all__ = ["BottomUpAgain", "bottom_up_again", "compare", "cut", "round_trip"]
+__all__ = ["BottomUpAgain", "bottom_up_again", "compare", "round_trip"]
 
 _TOLERANCE = 1e-4  # of the largest value: the same operations on the same numbers differ by less, by far
 _SEED = 0
@@ -90,39 +88,25 @@ class BottomUpAgain(nn.Module):
         return functools.reduce(getattr, path.split("."), self.source)
 
 
-def cut(model: nn.Module, options: Options, input_size: Size) -> Conversion:
-    """Read a network up to the point where its parts lie in top-down order.
-
-    Raises:
-        ConversionError: if it cannot be read.
-    """
-    conversion = Conversion(model, options, input_size, capture(model, input_size))
-    for step in PIPELINE:
-        step(conversion)
-        if isinstance(step, ReverseStages):
-            break
-    return conversion
-
-
-def bottom_up_again(conversion: Conversion) -> BottomUpAgain:
+def bottom_up_again(top_down: TopDown) -> BottomUpAgain:
     """The parts of a conversion in bottom-up order: what is done to the image, the units, the head.
 
     A unit that stands in a top-down stage is read from there. The network has a copy of the model's layers.
 
     Args:
-        conversion: one that `ReverseStages` was the last pass of.
+        top_down: a network as :func:`td_compiler.passes.cut` leaves it.
 
     Raises:
         Violation: if a part is missing, or stands in two places, or an operation changed.
         Skipped: if the model does not copy, or a layer of the graph is none of the model's.
     """
-    source = _copied(conversion.model)
-    parts = _Parts(conversion)
+    source = _copied(top_down.bottom_up.model)
+    parts = _Parts(top_down)
     parts.check()
-    layers = _Layers(conversion, source)
+    layers = _Layers(top_down, source)
     graph = parts.chain()
     called = {node: layers.of(node) for node in graph.find_nodes(op="call_module")}
-    return BottomUpAgain(source, graph, called, conversion.captured.constants)
+    return BottomUpAgain(source, graph, called, top_down.bottom_up.captured.constants)
 
 
 @dataclass
@@ -142,25 +126,25 @@ class _Part:
 class _Parts:
     """What a conversion cut a network into."""
 
-    def __init__(self, conversion: Conversion) -> None:
-        self.conversion = conversion
+    def __init__(self, top_down: TopDown) -> None:
+        self._top_down = top_down
         self._homes: dict[Unit, TopDownStage] = {}
-        for stage in conversion.stages:
+        for stage in top_down.stages:
             for unit in stage.units:
                 if unit in self._homes:
                     raise Violation(
                         f"{_place(unit.output)} stands in the stages {self._homes[unit].key} and {stage.key}"
                     )
                 self._homes[unit] = stage
-        head = conversion.found.head
-        units = [unit for unit in conversion.units if unit.nodes[0] not in head]
+        head = top_down.bottom_up.head
+        units = top_down.bottom_up.units
         start = units[0].input
         prologue = [node for node in self._main() if node is start or node in ancestors(start)]
         self.parts = [_Part(prologue, {}), *map(self._of_unit, units), _Part(head, {})]
 
     def _main(self) -> list[fx.Node]:
         """The bottom-up nodes that carry the image's data to the output, in order; the image itself left out."""
-        captured = self.conversion.captured
+        captured = self._top_down.bottom_up.captured
         needed = {captured.output, *ancestors(captured.output)}
         return [n for n in captured.graph.nodes if n in needed and facts(n).carries and n is not captured.image]
 
@@ -169,8 +153,8 @@ class _Parts:
         if stage is None:
             return _Part(unit.nodes, {})
         inputs: dict[fx.Node, tuple[fx.Node, ...]] = {}
-        for read, own in zip(stage.inputs[unit], unit.inputs, strict=True):
-            inputs[read] = (*inputs.get(read, ()), own)
+        for given, own in zip(stage.inputs[unit], unit.inputs, strict=True):
+            inputs[given] = (*inputs.get(given, ()), own)
         return _Part(stage.spans[unit], inputs)
 
     def check(self) -> None:
@@ -186,7 +170,7 @@ class _Parts:
 
     def chain(self) -> fx.Graph:
         """A graph of all parts, one after the other."""
-        captured, graph = self.conversion.captured, fx.Graph()
+        captured, graph = self._top_down.bottom_up.captured, fx.Graph()
         made: dict[fx.Node, fx.Node] = {captured.image: graph.placeholder("images")}  # bottom-up node -> new node
         for part in self.parts:
             for node in part.nodes:
@@ -223,10 +207,10 @@ class _Parts:
 class _Layers:
     """Which layer of a copy of the model a node of the graph calls."""
 
-    def __init__(self, conversion: Conversion, source: nn.Module) -> None:
-        self._captured = conversion.captured
+    def __init__(self, top_down: TopDown, source: nn.Module) -> None:
+        self._captured = top_down.bottom_up.captured
         self._source = dict(source.named_modules(remove_duplicate=False))
-        root = conversion.captured.modules[""]
+        root = top_down.bottom_up.captured.modules[""]
         tensors = dict(itertools.chain(source.named_parameters(remove_duplicate=False), _buffers(source)))
         named = itertools.chain(root.named_parameters(remove_duplicate=False), _buffers(root))
         self._values = {id(tensor): tensors[name] for name, tensor in named if name in tensors}
@@ -356,7 +340,7 @@ def round_trip(subject: Subject) -> str:
     if subject.on_meta:
         raise Skipped("there are no values on the meta device")
     size = subject.td.report.input_size
-    again = bottom_up_again(cut(subject.model, subject.options, size))
+    again = bottom_up_again(cut(read(subject.model, size), subject.options))
     source = _copied(subject.model)
     seen: dict[str, list[str]] = {}
     reasons: list[str] = []
