@@ -65,7 +65,7 @@ def tdc(*words: str, code: int = 0) -> str:
 
 
 def python(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload]
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=500, **options)  # type: ignore[call-overload]
 
 
 def test_convert_writes_source_and_weights_that_fit_it(folder: Path) -> None:

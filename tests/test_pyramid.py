@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import fx, nn
 
@@ -144,7 +144,7 @@ def test_laplacian_bands_are_zero_where_coarser_scales_hold_all() -> None:
     assert [round(band.abs().max().item(), 5) for band in bands] == [0.0, 0.0, 3.0]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     height=st.integers(1, 40),
     width=st.integers(1, 40),
