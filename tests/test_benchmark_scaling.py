@@ -136,7 +136,7 @@ def test_scaling_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert len(figures["inference"]) == len(figures["training"]) == 2
         assert all(0 < seconds < 60 for seconds in figures["inference"] + figures["training"])
         assert figures["saved"] > 2 * 3 * 32 * 32 * 4, "at least the batch of images"
-        assert not LINUX or figures["peak"] > figures["saved"] / 4
+        assert (figures["peak"] is not None) is LINUX
     convolutions = 32**2 * 9 * (3 * 16 + 2 * 16 * 16) + 16**2 * (9 * (16 * 32 + 32 * 32) + 16 * 32)
     convolutions += 8**2 * (9 * (32 * 64 + 64 * 64) + 32 * 64)
     assert deep["bu"]["macs"] == 2 * (convolutions + 64 * 10), "by hand, for a batch of 2"
