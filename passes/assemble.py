@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from td_compiler.capture.evaluate import evaluate
-from td_compiler.capture.meta import ShapesOnly
+from td_compiler.capture.meta import ShapesOnly, is_meta
 from td_compiler.capture.skeleton import skeleton
 from td_compiler.errors import ConversionError
 from td_compiler.graph.notes import Plan, facts, noted, plan
@@ -132,7 +132,7 @@ def _run_on_meta(building: Building) -> dict[fx.Node, torch.Tensor]:
     """Every node's value for as many images as the source was traced with, without computing one."""
     bones = nn.Module()
     plant(bones, {**building.modules, **building.parameters})
-    if building.bottom_up.device.type != "meta":
+    if not is_meta(building.bottom_up.device):
         bones = skeleton(bones)
     values: dict[fx.Node, torch.Tensor] = {}
     images = facts(building.bottom_up.captured.image).value

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from td_compiler.capture.copying import copy_module
+from td_compiler.capture.meta import META, is_meta
 from td_compiler.capture.spelling import works_in_place
 from td_compiler.errors import ConversionError
 from td_compiler.graph.initialise import initialise_he
@@ -92,7 +93,7 @@ def _is_spare(node: fx.Node, read: fx.Node) -> bool:
 def _build(building: Building, node: fx.Node, layer: Layer, initialise: Callable[[nn.Module], None]) -> nn.Module:
     inputs = [plan(n).width for n in node.all_input_nodes if plan(n).carries]
     if isinstance(layer.prototype, TransposedUpsample):
-        with torch.device("meta"):  # drawn below, in the network's own type
+        with META:  # drawn below, in the network's own type
             module: nn.Module = TransposedUpsample(plan(node).width, layer.prototype.conv.kernel_size)  # type: ignore[arg-type]
         module = module.to(building.bottom_up.dtype).to_empty(device=building.bottom_up.device)
         module.conv.reset_parameters()  # type: ignore[operator, union-attr]
@@ -275,7 +276,7 @@ def _resize(building: Building, node: fx.Node, module: nn.Module, layer: Layer, 
             continue
         rest = kernel if kernel and axes[-1] == "in/groups" else tuple(tensor.shape[len(axes) :])
         shape = (*(sizes.get(axis, n) for axis, n in zip(axes, tensor.shape, strict=False)), *rest)
-        fresh = torch.empty(shape, device="meta", dtype=tensor.dtype)
+        fresh = torch.empty(shape, device=META, dtype=tensor.dtype)
         if isinstance(tensor, nn.Parameter):
             module._parameters[name] = nn.Parameter(fresh, tensor.requires_grad)
         else:
@@ -292,7 +293,7 @@ def _resize_others(module: nn.Module, before: nn.Module, known: Container[str], 
         if name not in known and parameter.dim() and parameter.shape[0] == old:
             is_mask = weights[0] is not None and parameter.shape == weights[0].shape
             shape = tuple(weights[1].shape) if is_mask else (new, *parameter.shape[1:])
-            fresh = torch.empty(shape, device="meta", dtype=parameter.dtype)
+            fresh = torch.empty(shape, device=META, dtype=parameter.dtype)
             module._parameters[name] = nn.Parameter(fresh, parameter.requires_grad)
 
 
@@ -303,7 +304,7 @@ def _fill(
     tensors = [*module.parameters(), *module.buffers()]
     device = next((t.device for t in (*original.parameters(), *original.buffers())), None) if original else None
     device = device or building.bottom_up.device
-    if not tensors or device.type == "meta":
+    if not tensors or is_meta(device):
         return
     module.to_empty(device=device)
     source = _tensors(original) if original is not None else {}

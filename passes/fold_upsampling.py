@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeGuard
 import torch
 from torch import fx, nn
 
+from td_compiler.capture.meta import META
 from td_compiler.graph.notes import plan
 from td_compiler.graph.operators import Pair
 from td_compiler.graph.states import Building, Pass
@@ -122,7 +123,7 @@ def _pays(building: Building, stage: TopDownStage, site: Site, conv: nn.Conv2d) 
 
 
 def _fold(building: Building, stage: TopDownStage, site: Site, conv: nn.Conv2d) -> None:
-    with torch.device("meta"):
+    with META:
         folded = site.form(
             conv.in_channels, conv.out_channels, conv.kernel_size, site.factor, conv.padding, conv.groups,  # type: ignore[arg-type]
             bias=conv.bias is not None,

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from td_compiler.capture.meta import META
 from td_compiler.graph.axes import channel_axis, in_order
 from td_compiler.graph.notes import Plan, facts, noted, plan, sides_of, source_of
 from td_compiler.graph.operators import Kind, Pair, layer_row
@@ -64,7 +65,7 @@ def _add_upsample(top_down: TopDown, stage: TopDownStage, node: fx.Node, scale: 
     if how == "transposed":
         count = sum(path.startswith(f"upsample.{stage.key}.") for path in top_down.layers)
         path = f"upsample.{stage.key}.{count}"
-        with torch.device("meta"):
+        with META:
             top_down.layers[path] = Layer(TransposedUpsample(1, factor))
         grown = graph.call_module(path, (ordered, stage.image))
     else:

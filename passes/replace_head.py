@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import fx, nn
 
+from td_compiler.capture.meta import META
 from td_compiler.graph.axes import in_order
 from td_compiler.graph.notes import Plan, facts, noted, plan
 from td_compiler.graph.operators import Kind
@@ -38,7 +39,7 @@ class ReplaceHead(Pass[TopDown]):
             features = in_order(graph, _features(top_down, graph), 1)
             scores = graph.call_module(HEAD, (features,))
         noted(scores, Plan(wanted=num_classes))
-        top_down.layers[HEAD] = Layer(nn.Conv2d(1, 1, 1, device="meta", dtype=top_down.bottom_up.dtype))
+        top_down.layers[HEAD] = Layer(nn.Conv2d(1, 1, 1, device=META, dtype=top_down.bottom_up.dtype))
         output.args = (scores,)
         dropped = _erase_unused(top_down, graph)
         instead = f", in place of the source's classifier ({', '.join(dropped)})" if dropped else ""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from td_compiler.capture.meta import on_meta
 from td_compiler.capture.numbers import Dim, Known, Made, Size, Term, explain
 from td_compiler.capture.places import at_line
 from td_compiler.capture.recording import (
@@ -129,7 +130,7 @@ class Builder:
         mode = self._modes.get(call)
         args = self._settle(call.args, [t.args for t in twins], mode.args if mode else None)
         kwargs = self._settle(call.kwargs, [t.kwargs for t in twins], mode.kwargs if mode else None)
-        node = self._create(call.op, call.target, args, kwargs, _on_meta(call.output))
+        node = self._create(call.op, call.target, args, kwargs, on_meta(call.output))
         known = facts(node)
         known.opaque, known.factor = call.notes.get("opaque", False), call.notes.get("factor")
         self.nodes[call] = node
@@ -151,7 +152,7 @@ class Builder:
         node, made = self.nodes[value.call], value.call.output
         for key in value.at:
             made = made[key]
-            node = self._create("call_function", operator.getitem, (node, key), {}, _on_meta(made))
+            node = self._create("call_function", operator.getitem, (node, key), {}, on_meta(made))
         self.nodes[value] = node
         return node
 
@@ -309,7 +310,7 @@ class Builder:
     def _attribute(self, path: str, value: Any) -> fx.Node:
         key = ("attribute", path)
         if key not in self.nodes:
-            self.nodes[key] = self._create("get_attr", path, (), {}, _on_meta(value))
+            self.nodes[key] = self._create("get_attr", path, (), {}, on_meta(value))
         return self.nodes[key]
 
     def _create(self, op: str, target: Any, args: Any, kwargs: Any, value: Any) -> fx.Node:
@@ -349,14 +350,6 @@ def _equal(one: Any, other: Any) -> bool:
     return len(pairs[0]) == len(pairs[1]) and all(
         a.shape == b.shape and not b.is_meta and bool(torch.equal(a, b)) for a, b in zip(*pairs, strict=True)
     )
-
-
-def _on_meta(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value if value.is_meta else value.to("meta")
-    if type(value) in (tuple, list):
-        return type(value)(_on_meta(each) for each in value)
-    return value
 
 
 def _name_near(call: Call) -> str:

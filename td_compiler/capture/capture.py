@@ -20,6 +20,7 @@ from torch import fx, nn
 from td_compiler.capture.build import Ambiguous, Builder, Twins, key_of, shape_of
 from td_compiler.capture.captured import Capture
 from td_compiler.capture.functions import functions_as_layers
+from td_compiler.capture.meta import dtype_of, empty_images
 from td_compiler.capture.modes import aligned, training_steps
 from td_compiler.capture.places import at_line
 from td_compiler.capture.recorder import NeedsScripts, Recorder, needs_data
@@ -65,8 +66,7 @@ class _Reader:
         self.bones, self.values = weightless(model)
         self.modules = dict(self.bones.named_modules(remove_duplicate=False))
         self.scripts = False
-        floating = (p.dtype for p in self.bones.parameters() if p.is_floating_point())
-        self.dtype = next(floating, torch.get_default_dtype())
+        self.dtype = dtype_of(self.bones)
         self.images = self._images(_BATCH, *input_size[1:])
         _check_signature(self.bones)
         self.watch = Watch(self.bones)
@@ -128,7 +128,7 @@ class _Reader:
         return captured
 
     def _images(self, batch: int, height: int, width: int) -> torch.Tensor:
-        return torch.empty(batch, self.input_size[0], height, width, device="meta", dtype=self.dtype)
+        return empty_images((self.input_size[0], height, width), self.dtype, batch)
 
     def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         yield from self.bones.named_parameters(remove_duplicate=False)

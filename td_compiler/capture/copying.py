@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from td_compiler.capture.meta import without_values
+
 __all__ = ["copy_module"]
 
 M = TypeVar("M", bound=nn.Module)
@@ -73,6 +75,4 @@ def _is_plain(kind: type[nn.Module]) -> bool:
 
 
 def _computed(value: torch.Tensor, *, weightless: bool) -> torch.Tensor:
-    if weightless:
-        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
-    return value.detach().clone()
+    return without_values(value) if weightless else value.detach().clone()

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from td_compiler.capture.captured import Capture
+from td_compiler.capture.meta import META
 from td_compiler.graph.notes import facts
 
 __all__ = ["functions_as_layers"]
@@ -77,7 +78,7 @@ def _size_of(node: Any) -> torch.Size:
 def _batch_norm(given: dict[str, Any]) -> nn.Module:
     tracks = given["running_mean"] is not None
     size, momentum = _size_of(given["weight"])[0], given["momentum"]
-    return nn.BatchNorm2d(size, given["eps"], momentum, track_running_stats=tracks, device="meta")
+    return nn.BatchNorm2d(size, given["eps"], momentum, track_running_stats=tracks, device=META)
 
 
 def _conv(given: dict[str, Any]) -> nn.Module:
@@ -85,20 +86,20 @@ def _conv(given: dict[str, Any]) -> nn.Module:
     groups = given["groups"]
     return nn.Conv2d(
         inputs * groups, outputs, (height, width), given["stride"], given["padding"], given["dilation"], groups,
-        bias=given["bias"] is not None, device="meta",
+        bias=given["bias"] is not None, device=META,
     )  # fmt: skip
 
 
 def _linear(given: dict[str, Any]) -> nn.Module:
     outputs, inputs = _size_of(given["weight"])
-    return nn.Linear(inputs, outputs, given["bias"] is not None, device="meta")
+    return nn.Linear(inputs, outputs, given["bias"] is not None, device=META)
 
 
 _LAYERS_OF: dict[Any, Callable[[dict[str, Any]], nn.Module]] = {
     F.batch_norm: _batch_norm,
-    F.layer_norm: lambda given: nn.LayerNorm(_size_of(given["weight"]), given["eps"], device="meta"),
+    F.layer_norm: lambda given: nn.LayerNorm(_size_of(given["weight"]), given["eps"], device=META),
     F.group_norm: lambda given: nn.GroupNorm(
-        given["num_groups"], _size_of(given["weight"])[0], given["eps"], device="meta"
+        given["num_groups"], _size_of(given["weight"])[0], given["eps"], device=META
     ),
     F.conv2d: _conv,
     F.linear: _linear,

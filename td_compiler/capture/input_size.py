@@ -11,6 +11,7 @@ from torch import nn
 
 from td_compiler.capture.capture import RefusedImages, capture
 from td_compiler.capture.captured import Capture
+from td_compiler.capture.meta import dtype_of, empty_images
 from td_compiler.capture.skeleton import skeleton
 from td_compiler.errors import ConversionError
 
@@ -86,7 +87,7 @@ def _channels(model: nn.Module, size: Size) -> list[int]:
     for module in bones.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_pre_hook(lambda conv, inputs: _look(seen, conv, inputs))
-    dtype = next((p.dtype for p in bones.parameters() if p.is_floating_point()), torch.float32)
+    dtype = dtype_of(bones)
     waiting = [size[0]]
     for tried in range(4):
         if tried == len(waiting):
@@ -94,7 +95,7 @@ def _channels(model: nn.Module, size: Size) -> list[int]:
         count = waiting[tried]
         seen.clear()
         with contextlib.suppress(Exception), torch.no_grad():
-            bones(torch.empty(2, count, *size[1:], device="meta", dtype=dtype))
+            bones(empty_images((count, *size[1:]), dtype))
         if not seen:
             continue
         comes, reads = seen[0]

@@ -16,6 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from td_compiler.capture.meta import META, is_meta, on_meta
 from td_compiler.capture.numbers import Dim, Size
 from td_compiler.capture.places import at_line, owner_of, place_and_function, place_of_error, user_place
 from td_compiler.capture.recording import (
@@ -237,8 +238,8 @@ class Recorder(TorchFunctionMode):
         busy, self.busy = self.busy, True
         try:
             if next(tensors_in((args, kwargs)), None) is None:
-                return function(*args, **{**kwargs, "device": "meta"})
-            moved = [tensor.to("meta") if isinstance(tensor, torch.Tensor) else tensor for tensor in args]
+                return function(*args, **{**kwargs, "device": META})
+            moved = [on_meta(tensor) if isinstance(tensor, torch.Tensor) else tensor for tensor in args]
             return function(*moved, **kwargs)
         finally:
             self.busy = busy
@@ -266,14 +267,14 @@ class Recorder(TorchFunctionMode):
             self.busy = busy
 
     def _names_meta(self, args: Any, kwargs: dict[str, Any]) -> bool:
-        return any(_is_meta(a) for a in (*args, *kwargs.values()))
+        return any(is_meta(a) for a in (*args, *kwargs.values()))
 
     def _mirror(self, item: Any) -> Any:
         """A constant on the meta device."""
         if not isinstance(item, torch.Tensor) or item.is_meta or item.dim() == 0:
             return item
         if id(item) not in self._mirrors:
-            self._mirrors[id(item)] = item.detach().to("meta")
+            self._mirrors[id(item)] = on_meta(item.detach())
             self.alive.append(item)
         return self._mirrors[id(item)]
 
@@ -307,7 +308,7 @@ class Recorder(TorchFunctionMode):
             return {key: self.refer(value) for key, value in item.items()}
         if kind is slice:
             return slice(self.refer(item.start), self.refer(item.stop), self.refer(item.step))
-        if isinstance(item, torch.device) and item.type == "meta":
+        if is_meta(item):
             return Of(self._value(self._latest), "device")
         if hasattr(item, "item") and type(item).__module__ == "numpy":
             return item.item() if not getattr(item, "shape", ()) else item.tolist()
@@ -421,12 +422,8 @@ def _is_device(item: Any) -> bool:
     return isinstance(item, torch.device) or (isinstance(item, str) and item.partition(":")[0] in words)
 
 
-def _is_meta(item: Any) -> bool:
-    return isinstance(item, torch.device) and item.type == "meta"
-
-
 def _on_cpu(item: Any) -> Any:
-    return torch.device("cpu") if _is_meta(item) else item
+    return torch.device("cpu") if is_meta(item) else item
 
 
 def _is_factory(function: Callable[..., Any]) -> bool:

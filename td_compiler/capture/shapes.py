@@ -35,15 +35,15 @@ def _like(value: torch.Tensor, shape: Sequence[int]) -> torch.Tensor | None:
     if value.is_contiguous():
         return _contiguous(value, shape)
     if value.dim() == len(shape) == 4 and value.is_contiguous(memory_format=torch.channels_last):
-        return torch.empty(shape, dtype=value.dtype, device="meta", memory_format=torch.channels_last)
+        return torch.empty(shape, dtype=value.dtype, device=value.device, memory_format=torch.channels_last)
     strides = value.stride()
     if value.shape == shape and value.permute(sorted(range(len(shape)), key=lambda i: -strides[i])).is_contiguous():
-        return torch.empty_strided(shape, strides, dtype=value.dtype, device="meta")
+        return torch.empty_strided(shape, strides, dtype=value.dtype, device=value.device)
     return None
 
 
 def _contiguous(value: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    return torch.empty(shape, dtype=value.dtype, device="meta")
+    return torch.empty(shape, dtype=value.dtype, device=value.device)
 
 
 def _activation(input: torch.Tensor, *settings: Any, inplace: bool = False, **_: Any) -> torch.Tensor | None:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from td_compiler.capture.copying import copy_module
+from td_compiler.capture.meta import without_values
 from td_compiler.capture.recording import Parameter, Value
 from td_compiler.errors import ConversionError
 
@@ -48,26 +49,21 @@ def weightless(model: nn.Module) -> tuple[nn.Module, dict[int, Value]]:
     weightless: dict[int, Any] = {}
     values: dict[int, Value] = {}
     for path, parameter in model.named_parameters():
-        weightless[id(parameter)] = nn.Parameter(_without_values(parameter), parameter.requires_grad)
+        weightless[id(parameter)] = nn.Parameter(without_values(parameter), parameter.requires_grad)
         values[id(parameter)] = Parameter(path.replace("_orig_mod.", ""))
     for module in model.modules():
         for value in vars(
             module
         ).values():  # what an old weight_norm computes before every run cannot be copied as it is
             if isinstance(value, torch.Tensor) and not value.is_leaf:
-                weightless[id(value)] = _without_values(value)
+                weightless[id(value)] = without_values(value)
     for path, buffer in model.named_buffers():
-        weightless[id(buffer)] = _without_values(buffer)
+        weightless[id(buffer)] = without_values(buffer)
         values[id(buffer)] = Parameter(path.replace("_orig_mod.", ""))
     values |= {id(tensor): values[key] for key, tensor in weightless.items() if key in values}
     bones = copy_module(model, weightless).eval()
     unwrap_parts(bones)
     return bones, values
-
-
-def _without_values(tensor: torch.Tensor) -> torch.Tensor:
-    """The same on the meta device, where `empty_like` would take five times as long."""
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
 def refuse_scripts(model: nn.Module) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from td_compiler.capture.meta import META
 from td_compiler.emission.carry import Carrier
 from td_compiler.emission.layout import Doc, call, flat, literal
 from td_compiler.emission.leaves import is_of_torch
@@ -82,7 +83,7 @@ class Constructors:
     def _describe(self, kind: type[nn.Module], text: str, arguments: dict[str, Any]) -> tuple[Any, ...] | None:
         if (kind, text) not in self._built:
             try:
-                with torch.device("meta"):
+                with META:
                     self._built[kind, text] = _description(kind(**arguments))
             except Exception:  # whatever a user's class raises: the expression is none that builds it
                 self._built[kind, text] = None

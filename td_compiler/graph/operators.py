@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from td_compiler.capture.meta import META
 from td_compiler.graph.notes import Pair, computed, facts
 from td_compiler.layers.folding import ConcatConv2d, FoldedConv2d
 from td_compiler.layers.upsample import TransposedUpsample, upsample_aligned, upsample_bilinear, upsample_nearest
@@ -150,7 +151,7 @@ def convolution(node: fx.Node) -> nn.Conv2d | None:
     groups, (outputs, inputs, *kernel) = int(settings.get("groups", 1)), value.shape
     shaped: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
     size, has_bias = (kernel[0], kernel[1]), bias is not None
-    return nn.Conv2d(inputs * groups, outputs, size, bias=has_bias, device="meta", dtype=value.dtype, **shaped)
+    return nn.Conv2d(inputs * groups, outputs, size, bias=has_bias, device=META, dtype=value.dtype, **shaped)
 
 
 _WEIGHTS = (("weight", 1), ("bias", 2))

@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from td_compiler.capture.captured import Capture
+from td_compiler.capture.meta import dtype_of
 from td_compiler.graph.names import free_name
 from td_compiler.graph.notes import facts, plan
 from td_compiler.graph.operators import Kind, Operator, Pair, convolution, lookup
@@ -63,8 +64,7 @@ class Reading:
     @cached_property
     def dtype(self) -> torch.dtype:
         """The type of the model's first floating parameter."""
-        floating = (p.dtype for p in self.model.parameters() if p.is_floating_point())
-        return next(floating, torch.get_default_dtype())
+        return dtype_of(self.model)
 
     def growth(self, node: fx.Node) -> Pair:
         """The factor (height, width) by which a bottom-up node makes its map larger; a padding's rounds to 1."""

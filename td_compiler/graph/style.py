@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx, nn
 
+from td_compiler.capture.meta import META
 from td_compiler.graph.activations import written_activation
 from td_compiler.graph.axes import channel_axis, in_order
 from td_compiler.graph.norms import written_norm
@@ -111,7 +112,7 @@ def add_layers(
     like = style.conv
     conv = nn.Conv2d(
         *(1, 1, kernel_size), padding=kernel_size // 2, bias=like.bias is not None, padding_mode=like.padding_mode,
-        device="meta", dtype=like.weight.dtype,
+        device=META, dtype=like.weight.dtype,
     )  # fmt: skip
     steps: list[tuple[str, tuple[fx.Node, ...]]] = [("conv", ()), ("norm", style.norm), ("act", style.activation)]
     if style.pre_activation:

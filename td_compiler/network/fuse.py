@@ -14,6 +14,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from td_compiler.capture.meta import dtype_of, empty_images
 from td_compiler.capture.skeleton import skeleton
 from td_compiler.emission.leaves import plain_layer
 from td_compiler.emission.units import used_modules
@@ -132,9 +133,8 @@ def _reads_vectors(network: TopDownNet, layer: nn.Module) -> bool:
     path = next(path for path, module in network.named_modules() if module is layer)
     dimensions: list[int] = []
     bones.get_submodule(path).register_forward_pre_hook(lambda _, inputs: dimensions.append(inputs[0].dim()))
-    dtype = next(parameter.dtype for parameter in layer.parameters())
     with torch.no_grad():
-        bones(torch.empty(2, *network.report.input_size, device="meta", dtype=dtype))
+        bones(empty_images(network.report.input_size, dtype_of(layer)))
     return dimensions == [2]
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from td_compiler.capture.meta import ShapesOnly
+from td_compiler.capture.meta import ShapesOnly, dtype_of, empty_images
 from td_compiler.capture.skeleton import skeleton
 from td_compiler.errors import ConversionError
 from td_compiler.graph.operators import Pair
@@ -190,10 +190,9 @@ class Refined(nn.Module):
     def _check_head(self) -> None:
         """Run without weights, to see that the head takes what it will get."""
         bones = skeleton(self)
-        dtype = next(parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
         try:
             with torch.no_grad(), ShapesOnly():
-                scores = bones(torch.empty(2, *self.td.report.input_size, device="meta", dtype=dtype))
+                scores = bones(empty_images(self.td.report.input_size, dtype_of(self)))
         except RuntimeError as error:
             raise ConversionError(
                 f"The head cannot read a window (patch={self.patch}): it was made for maps of one size; use a network"

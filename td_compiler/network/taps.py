@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from td_compiler.capture.captured import Capture
+from td_compiler.capture.meta import dtype_of, empty_images
 from td_compiler.capture.skeleton import skeleton
 from td_compiler.graph.notes import plan
 from td_compiler.graph.units import scale_key
@@ -83,9 +83,7 @@ class _Plan:
         """Add the place `head`: the last map that still has the size of the last stage's."""
         bones = skeleton(fx.GraphModule(self.parts, copy.deepcopy(self.graph)))
         assert isinstance(bones, fx.GraphModule)
-        floating = (each.dtype for each in bones.parameters() if each.is_floating_point())
-        dtype = next(floating, torch.get_default_dtype())
-        ShapeProp(bones).propagate(torch.empty(2, *self.input_size, device="meta", dtype=dtype))
+        ShapeProp(bones).propagate(empty_images(self.input_size, dtype_of(bones)))
         sizes = {
             node: getattr(twin.meta.get("tensor_meta"), "shape", ())[2:]
             for node, twin in zip(self.graph.nodes, bones.graph.nodes, strict=True)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from td_compiler.capture.meta import ShapesOnly
+from td_compiler.capture.meta import META, ShapesOnly
 from td_compiler.capture.skeleton import skeleton
 from td_compiler.errors import one_line
 from td_compiler.graph.notes import plan
@@ -102,7 +102,7 @@ def _without_gradient(subject: Subject, *, of_source: bool) -> set[str]:
     """The parameters that the loss of two images does not reach: seen on the meta device, if that will do."""
     network = subject.model if of_source else subject.td
     try:
-        return _unreached(skeleton(network), subject.images(subject.small, "meta"))
+        return _unreached(skeleton(network), subject.images(subject.small, META))
     except Exception as error:
         if subject.on_meta or not needs_values(error):
             raise

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from td_compiler.capture.capture import capture
-from td_compiler.capture.meta import ShapesOnly
+from td_compiler.capture.meta import META, ShapesOnly
 from td_compiler.capture.skeleton import skeleton
 from td_compiler.graph.notes import computed
 from td_compiler.graph.operators import Kind, lookup
@@ -116,7 +116,7 @@ def _unread(subject: Subject, paths: list[str]) -> set[str]:
         network.get_submodule(path).register_forward_hook(partial(_note_output, made[path]))
     try:
         with ShapesOnly(), torch.enable_grad():
-            scores = network(subject.images(subject.sizes[0], "meta"))
+            scores = network(subject.images(subject.sizes[0], META))
     except Exception:  # it needs values: then nobody can tell
         return set()
     reached: set[Any] = set()

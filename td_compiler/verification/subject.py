@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from td_compiler.capture.meta import ShapesOnly
+from td_compiler.capture.meta import META, ShapesOnly
 from td_compiler.capture.skeleton import skeleton
 from td_compiler.emission import emit_source
 from td_compiler.errors import ConversionError
@@ -155,7 +155,7 @@ class Subject:
         with torch.no_grad():
             try:
                 with ShapesOnly():
-                    return bones(self.images(size, "meta"))
+                    return bones(self.images(size, META))
             except Exception as error:
                 if self.on_meta or not needs_values(error):
                     raise
