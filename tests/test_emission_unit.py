@@ -286,21 +286,22 @@ def test_emitted_source_is_clean_and_formatted(folder: Path, tmp_path: Path) -> 
 def test_units_of_one_structure_share_a_class(folder: Path) -> None:
     source = (folder / "residual.py").read_text()
     names = [line[6:].partition("(")[0] for line in source.splitlines() if line.startswith("class ")]
-    assert names == ["Entry", "BasicBlock", "BasicBlockUp", "Merge", "Net"]
+    assert names == ["Numbered", "Entry", "BasicBlock", "BasicBlockUp", "Merge", "Stage", "Net"]
     assert "in_chans, out_channels, kernel_size=3, padding=1, bias=False" in source
-    assert '"4": Entry(in_chans, 16),' in source
+    assert "Numbered({4: Entry(in_chans, 16), 2: Entry(in_chans, 8), 1: Entry(in_chans, 4)})" in source
     assert "nn.Conv2d(2 * channels, channels, kernel_size=1, bias=False)" in source
     assert "self.layer3 = nn.Sequential(BasicBlock(16), BasicBlock(16))" in source
-    assert "self.layer2 = nn.Sequential(BasicBlockUp(8), *[BasicBlock(8) for _ in range(3)])" in source
+    assert "self.layer2 = Stage(BasicBlockUp(8), *[BasicBlock(8) for _ in range(3)])" in source
 
 
 def test_forward_calls_whole_containers_loops_and_operators(folder: Path) -> None:
     residual, plain = (folder / "residual.py").read_text(), (folder / "plain.py").read_text()
-    assert 'x = self.entry["4"](image)\n        return self.layer3(x)' in residual
-    assert "for block in self.layer2[1:]:\n            x = block(x)" in residual
+    assert "x = self.entry[4](image)\n        return self.layer3(x)" in residual
+    assert "return self.layer2(x, image, self.entry[2], self.merge[2])" in residual
+    assert "x = merge(x, e)\n        for block in blocks:\n            x = block(x)" in residual
     assert "y = self.conv2(y)\n        y += x\n        return self.relu(y)" in residual
     assert "return self.classifier[:2](x) if pre_logits else self.classifier(x)" in plain
-    assert "for i in range(5, 8):\n            x = self.features[str(i)](x)" in plain
+    assert "for i in range(5, 8):\n            x = self.features[i](x)" in plain
     assert "x = F.max_pool2d(x, kernel_size=3, stride=1, padding=1)" in plain
     assert "return laplacian_bands(levels)" in plain
 

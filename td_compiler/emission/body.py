@@ -94,10 +94,11 @@ def _loop(step: Step, tree: Tree, target: str) -> list[Statement]:
             Statement(f"{target} = ", f"{variable}({target})", 1),
         ]
     numbers = [int(name) if name.isdecimal() and str(int(name)) == name else -1 for name in children]
-    if numbers == list(range(numbers[0], numbers[0] + len(numbers))) and numbers[0] >= 0:
+    if tree.kind(parent) == "numbers":
         start = f"{numbers[0]}, " if numbers[0] else ""
-        head, key = f"for i in range({start}{numbers[-1] + 1}):", "str(i)"
-        return [Statement(head), Statement(f"{target} = ", f"{container}[{key}]({target})", 1)]
+        in_a_row = numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+        values = f"range({start}{numbers[-1] + 1})" if in_a_row else f"({', '.join(map(str, numbers))})"
+        return [Statement(f"for i in {values}:"), Statement(f"{target} = ", f"{container}[i]({target})", 1)]
     keys = Group("(", tuple(literal(name) for name in children), ")", is_tuple=True)
     return [
         Statement("for name in ", Join((keys, ":"))),

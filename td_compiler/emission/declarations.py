@@ -17,6 +17,7 @@ from td_compiler.emission.sharing import Declaration, Draft, SharedClass, share
 from td_compiler.emission.tree import Tree, is_bare, is_numbered, own_children
 from td_compiler.emission.units import Unit, is_image, with_inner
 from td_compiler.graph.names import is_attribute
+from td_compiler.layers.numbered import Numbered
 from td_compiler.layers.steps import TrainingStep
 
 __all__ = ["Declarer"]
@@ -27,10 +28,12 @@ class Declarer:
 
     Attributes:
         classes: the emitted classes, what is used before what uses it.
+        containers: the classes of containers that have a forward of their own, by the containers' paths.
     """
 
     def __init__(self, tree: Tree, carrier: Carrier, arguments: Arguments, taken: set[str]) -> None:
         self.classes: list[SharedClass] = []
+        self.containers: dict[str, str] = {}
         self._tree = tree
         self._carrier = carrier
         self._arguments = arguments
@@ -113,11 +116,15 @@ class Declarer:
         if not self._tree.is_container(path, module):
             return self._arguments.mark(path, self._constructors.write(plain_layer(module), path))
         children = {name: self._expression(f"{path}.{name}", child) for name, child in own_children(module).items()}
+        kind = self.containers.get(path, "nn.Sequential")
         if is_numbered(children):
-            return Join(("nn.Sequential", Group("(", tuple(_fold_runs(list(children.values()))), ")")))
+            return Join((kind, Group("(", tuple(_fold_runs(list(children.values()))), ")")))
         if path in self._tree.chains:
             pairs = tuple(Group("(", (literal(name), child), ")", is_tuple=True) for name, child in children.items())
-            return call("nn.Sequential", call("OrderedDict", Group("[", pairs, "]")))
+            return call(kind, call("OrderedDict", Group("[", pairs, "]")))
+        if self._tree.kind(path) == "numbers":
+            items = tuple(Join((name, ": ", child)) for name, child in children.items())
+            return call(self._carrier.carry(Numbered, path), Group("{", items, "}"))
         items = tuple(Join((literal(name), ": ", child)) for name, child in children.items())
         return call("nn.ModuleDict", Group("{", items, "}")) if items else call("nn.ModuleDict")
 

@@ -9,6 +9,7 @@ import torch
 from td_compiler import __version__
 from td_compiler.emission.arguments import find_arguments
 from td_compiler.emission.carry import Carrier
+from td_compiler.emission.containers import class_of_containers, find_containers
 from td_compiler.emission.declarations import Declarer
 from td_compiler.emission.head import splits_head
 from td_compiler.emission.network_class import listed, network_class
@@ -48,15 +49,19 @@ def emit_source(td: TopDownNet, *, class_name: str, origin: str, command: str = 
     units = [unit for unit in find_units(td.parts, tree) if not splits_head(unit, arguments)]
     declarer = Declarer(tree, carrier, arguments, {class_name, *RESERVED})
     declarer.add_units(units)
+    called = find_containers(td.parts, units, tree)
+    taken = {class_name, *RESERVED, *(shared.name for shared in declarer.classes)}
+    containers, declarer.containers = class_of_containers(called, tree, carrier, taken)
     empty = set() if any(path.startswith("features.") for path, _ in td.named_modules()) else {"features"}
     declarations = declarer.declare("", frozenset({"pyramid"} | empty))
-    network = network_class(td, class_name, tree, units, declarations, carrier, arguments, declarer.classifier())
-    names = {class_name, *(shared.name for shared in declarer.classes)}
+    network = network_class(td, class_name, tree, called, declarations, carrier, arguments, declarer.classifier())
+    names = {class_name, *containers, *(shared.name for shared in declarer.classes)}
     if both := sorted(names & carrier.definitions.keys()):
         raise ConversionError(
             f"{both[0]} names a class of the source network, and a definition that emitted source needs: rename it."
         )
-    classes = ["\n".join(lines) for lines in (*map(class_lines, declarer.classes), network)]
+    classes = ["\n".join(class_lines(shared)) for shared in declarer.classes]
+    classes += [*containers.values(), "\n".join(network)]
     body = "\n\n\n".join([*carrier.definitions.values(), *classes])
     carrier.use(body)
     head = ["# ruff: noqa"] if carrier.foreign else []

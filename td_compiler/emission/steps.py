@@ -156,7 +156,7 @@ def _follows(before: Step, after: Step, tree: Tree) -> bool:
     kind = tree.kind(parent)
     if kind == "sequence":
         return int(_name(after.path)) == int(_name(before.path)) + 1
-    return kind == "dict"
+    return kind in ("dict", "numbers")
 
 
 def _parent(path: str) -> str:

@@ -18,6 +18,10 @@ def is_numbered(names: Iterable[str]) -> bool:
     return bool(names) and names == [str(i) for i in range(len(names))]
 
 
+def _is_number(name: str) -> bool:
+    return name.isdecimal() and name.isascii() and str(int(name)) == name
+
+
 def own_children(module: nn.Module) -> dict[str, nn.Module]:
     """A module's direct children by name."""
     return {name: child for name, child in module._modules.items() if child is not None}
@@ -73,13 +77,16 @@ class Tree:
         return without_forward or type(module) is nn.Sequential or isinstance(module, nn.ModuleDict)
 
     def kind(self, path: str) -> str:
-        """What the emitted module at a path is: `class` (attributes), `sequence`, `chain` (a named one) or `dict`."""
+        """How the module at a path holds others: `class` (attributes), `sequence`, `chain` (named), `numbers`, `dict`."""
         module = self.root.get_submodule(path)
         if path == "" or path in self.classes or not self.is_container(path, module) or is_bare(module):
             return "class"
         if path in self.chains:
             return "chain"
-        return "sequence" if is_numbered(own_children(module)) else "dict"
+        names = own_children(module)
+        if is_numbered(names):
+            return "sequence"
+        return "numbers" if names and all(map(_is_number, names)) else "dict"
 
     def is_layer(self, path: str) -> bool:
         """Whether a module is called as it stands, neither a container nor an instance of an emitted class."""
@@ -98,6 +105,10 @@ class Tree:
         kind = self.kind(parent)
         if kind == "sequence":
             return f"{text}[{name}]"
-        if kind == "dict":
+        if kind == "chain" and not is_attribute(name):
+            return f"{text}[{list(own_children(self.root.get_submodule(parent))).index(name)}]"
+        if kind == "numbers":
+            return f"{text}[{name}]"
+        if kind == "dict" and (not is_attribute(name) or hasattr(nn.ModuleDict, name)):
             return f"{text}[{quoted(name)}]"
         return f"{text}.{name}" if is_attribute(name) else f"getattr({text}, {quoted(name)})"
