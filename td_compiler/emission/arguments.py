@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx, nn
 
-from td_compiler.emission.layout import Doc, Number, substitute
+from td_compiler.emission.layout import Doc, Number, Value, substitute
 from td_compiler.graph.operators import Kind, lookup
 
 if TYPE_CHECKING:
@@ -42,12 +42,13 @@ class Arguments:
         roles = self.roles.get(path)
         if not roles:
             return doc
-        return substitute(
-            doc,
-            lambda atom: (
-                replace(atom, argument=roles[atom.role]) if isinstance(atom, Number) and atom.role in roles else atom
-            ),
-        )
+
+        def marked(atom: Number | Value) -> Doc:
+            argument = roles.get(atom.role) if isinstance(atom, Number) else None
+            is_it = argument is not None and isinstance(atom, Number) and atom.value == self.values[argument]
+            return replace(atom, argument=argument) if is_it else atom
+
+        return substitute(doc, marked)
 
 
 def find_arguments(td: TopDownNet) -> Arguments:

@@ -7,7 +7,7 @@ others read it. It becomes a `Stage`, a Sequential that is handed the image, the
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -147,8 +147,9 @@ def _as_one(path: str, run: Sequence[_Call], own: tuple[str, ...], tree: Tree) -
             tree.chains.add(path)
         if all(call.unit is None or len(call.unit.arguments) == 1 for call in run):
             return _Call(path, nodes, inside=tuple(run))
-    others = [call for call in run if call.path and call.path not in own]
-    roots = [call.path.partition(".")[0] for call in others]
+    others = dict.fromkeys(call.path for call in run if call.path and call.path not in own)
+    others |= dict.fromkeys(path for call in run if call.unit for path in call.unit.arguments if isinstance(path, str))
+    roots = [path.partition(".")[0] for path in others]
     if not set(roots) <= set(NEW) or len(set(roots)) < len(roots) or len(own) - _tail(run, own) > len(_COUNTING):
         return None
     results = [node for node in nodes if any(user not in inside for user in node.users)]
@@ -161,7 +162,7 @@ def _as_one(path: str, run: Sequence[_Call], own: tuple[str, ...], tree: Tree) -
     arguments: dict[fx.Node | str, str] = {
         **dict.fromkeys(maps, "x"),
         **dict.fromkeys((value for value in outside if is_image(value)), "image"),
-        **dict(zip((call.path for call in others), roots, strict=True)),
+        **dict(zip(others, roots, strict=True)),
     }
     base = "Stage" if "merge" in roots else "Growing"
     unit = Container(path, base, nodes, arguments, results[0], calls=tuple(run), children=own)
@@ -205,6 +206,14 @@ def _statements(unit: Container, tree: Tree, carrier: Carrier) -> list[Statement
     return [Statement(f"{target} = ", "self"), *body]
 
 
+def _with_inner(units: Iterable[Unit]) -> Iterator[Container]:
+    """All containers, those inside others first."""
+    for unit in units:
+        if isinstance(unit, Container):
+            yield from _with_inner(inner for each in unit.calls for inner in each.units)
+            yield unit
+
+
 def free_class_name(name: str, taken: set[str]) -> str:
     """A class's name that no other one has."""
     return next(each for each in (name, *(f"{name}{i}" for i in range(2, len(taken) + 3))) if each not in taken)
@@ -217,7 +226,7 @@ def class_of_containers(
     texts: dict[str, str] = {}
     names: dict[str, str] = {}
     known: dict[object, str] = {}
-    for unit in (unit for unit in units if isinstance(unit, Container)):
+    for unit in _with_inner(units):
         statements = _statements(unit, tree, carrier)
         key = (unit.base, tuple(unit.arguments.values()), tuple((s.prefix, flat(s.doc), s.level) for s in statements))
         if key not in known:

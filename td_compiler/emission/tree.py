@@ -77,7 +77,7 @@ class Tree:
         return without_forward or type(module) is nn.Sequential or isinstance(module, nn.ModuleDict)
 
     def kind(self, path: str) -> str:
-        """How the module at a path holds others: `class` (attributes), `sequence`, `chain` (named), `numbers`, `dict`."""
+        """How a module holds others: `class` (by attribute), `sequence`, `chain` (named), `numbers`, `dict`."""
         module = self.root.get_submodule(path)
         if path == "" or path in self.classes or not self.is_container(path, module) or is_bare(module):
             return "class"
