@@ -11,8 +11,8 @@ from typing import NoReturn
 EXPERIMENTS = {
     "accuracy": ("benchmarks.experiments.accuracy", "accuracy and cost, bottom-up beside top-down"),
     "robustness": ("benchmarks.experiments.robustness", "attacks, corruptions, perturbed scales"),
-    "explain": ("benchmarks.experiments.explain", "Grad-CAM, saliency and guided backpropagation as figures"),
-    "localise": ("benchmarks.experiments.localise", "how well heat maps cover the object"),
+    "explain": ("benchmarks.experiments.heatmaps.explain", "Grad-CAM, saliency and guided backpropagation as figures"),
+    "localise": ("benchmarks.experiments.heatmaps.localise", "how well heat maps cover the object"),
     "segmentation": ("benchmarks.experiments.segmentation", "meshes of Fashion-MNIST, pixel by pixel"),
     "frequency": (
         "benchmarks.experiments.frequency",

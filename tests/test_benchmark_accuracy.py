@@ -44,5 +44,5 @@ def test_numbers_in_tables() -> None:
     assert (mean_and_deviation([0.5], scale=100), mean_and_deviation([])) == ("50.00", "-")
     assert (ratio([2, 4], [1]), ratio([1], [])) == ("3.00", "-")
     table = Table("A | B", ("x", "y"), (("a|b", 1234.5678), ("<c>", None)), note="n")
-    assert table.markdown() == "**A | B**\n\n| x | y |\n| --- | --- |\n| a\\|b | 1235 |\n| <c> | - |\n\nn"
+    assert table.markdown() == "**A | B**\n\n| x | y |\n| --- | --- |\n| a\\|b | 1235 |\n| &lt;c&gt; | - |\n\nn"
     assert "<td>a|b</td><td class='number'>1235</td></tr><tr><td>&lt;c&gt;</td>" in table.html()

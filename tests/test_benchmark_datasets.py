@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import torch
 from benchmarks.data import images as images_module
 from benchmarks.data.datasets import DATASETS, DataError, Derived, Images, Stream, fingerprint, load, opened, title
 from benchmarks.training.batches import augmented, batches, shuffled, split
+from benchmarks.training.networks import NetworkSpec
 from benchmarks.training.recipes import PROFILES, changed, recipe_for
+from benchmarks.training.training import planned
 from tests.support.benchmark_data import bars, machine, write_folder, write_mnist
 
 
@@ -41,6 +44,32 @@ def test_a_folder_and_its_archive_hold_the_same(tmp_path: Path) -> None:
     assert unpacked.classes == packed.classes == ("a", "b", "c")
     assert torch.equal(unpacked.images, packed.images) and torch.equal(unpacked.labels, packed.labels)
     assert [int(image[label, 5, 5]) for image, label in zip(packed.images, packed.labels, strict=True)] == [200] * 18
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_test_images_are_numbered_as_the_training_images_are(tmp_path: Path, packed: bool) -> None:
+    folder = write_folder(tmp_path / "set" / "cifar10-jpeg")
+    shutil.rmtree(folder / "test" / "a")
+    here, name = machine(tmp_path, tmp_path / "set"), "cifar10-jpeg"
+
+    def load_test() -> Images:
+        opened.cache_clear()
+        if packed:
+            with tarfile.open(folder.with_name("cifar10-jpeg.tar.gz"), "w:gz") as archive:
+                archive.add(folder, "cifar10-jpeg")
+            folder.rename(tmp_path / "away")
+        try:
+            return load(name, here, train=False)
+        finally:
+            if packed:
+                (tmp_path / "away").rename(folder)
+
+    test = load_test()
+    assert test.classes == ("a", "b", "c") and test.labels.tolist() == [1] * 6 + [2] * 6
+    assert [int(image[label, 5, 5]) for image, label in zip(test.images, test.labels, strict=True)] == [200] * 12
+    (folder / "test" / "b").rename(folder / "test" / "d")
+    with pytest.raises(DataError, match=r"test has a class 'd' that train has not \(a, b, c\)"):
+        load_test()
 
 
 def test_images_resized_for_cropping_are_seen_in_the_middle_by_tests(tmp_path: Path) -> None:
@@ -83,6 +112,12 @@ def test_the_fingerprint_changes_with_the_content(tmp_path: Path) -> None:
     labels.write_bytes(labels.read_bytes()[:-1] + b"\x03")
     fingerprint.cache_clear()
     assert fingerprint("mnist", here) != before
+    name = f"folder:{write_folder(tmp_path / 'set', each=20)}"
+    before = fingerprint(name, here)
+    pixels = tmp_path / "set" / "train" / "a" / "3.png"
+    pixels.write_bytes(pixels.read_bytes()[:-1] + b"\x00")  # of the same size, one of 120
+    fingerprint.cache_clear()
+    assert fingerprint(name, here) != before
 
 
 @pytest.mark.parametrize(
@@ -172,6 +207,7 @@ def test_the_papers_recipes() -> None:
         ("cifar10-jpeg", "zoo:resnet32", "reversed"): (100, 1e-3, 128, 0.1, "none"),
         ("imagenette", "zoo:resnet18_light", "bu"): (50, 2e-3, 128, 0.1, "crop-flip-colour"),
         ("imagenette", "zoo:resnet18_light", "mirror"): (80, 2e-3, 64, 0.05, "crop-flip-colour"),
+        ("imagenette", "timm:resnet18", "mirror"): (80, 2e-3, 64, 0.05, "crop-flip-colour"),
     }
     for names, expected in rows.items():
         recipe = recipe_for(*names)
@@ -184,6 +220,18 @@ def test_the_papers_recipes() -> None:
         2e-4,
         "pixel-mean",
     )
+
+
+def test_imagenette_is_trained_as_in_the_supplement() -> None:
+    """Per-pixel mean subtracted; the authors' top-down network undoes the stem first, and has SPEC 4's parameters."""
+    plans = [
+        planned(PROFILES["paper"], NetworkSpec("resnet18_light", way), "imagenette", 0) for way in ("bu", "mirror")
+    ]
+    assert [plan.recipe.normalise for plan in plans] == ["pixel-mean"] * 2
+    assert [plan.network.options for plan in plans] == [(), (("stem", "leading"),)]
+    assert plans[1].network.costs((3, 128, 128), 10).parameters == 4_966_538
+    other = NetworkSpec("resnet18_light", "mirror", (("stem", "trailing"),))
+    assert planned(PROFILES["paper"], other, "imagenette", 0).network == other
 
 
 def test_recipes_can_be_changed_setting_by_setting() -> None:

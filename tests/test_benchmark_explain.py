@@ -14,14 +14,17 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
+from scipy import ndimage
 from torch import Tensor, nn
 
 from benchmarks.data.datasets import load
-from benchmarks.experiments import explain, localise
-from benchmarks.experiments.explain.experiment import Explain
-from benchmarks.experiments.explain.heatmaps import Explainer, at_image_size, to_unit
-from benchmarks.experiments.explain.pictures import decode, encode
-from benchmarks.experiments.localise.experiment import Localise, overlap
+from benchmarks.experiments.heatmaps import explain, localise
+from benchmarks.experiments.heatmaps.explain import Explain
+from benchmarks.experiments.heatmaps.explainer import Explainer, at_image_size, to_unit
+from benchmarks.experiments.heatmaps.localise import Localise, blob, covered
+from benchmarks.experiments.heatmaps.pictures import decode, encode
+from benchmarks.experiments.heatmaps.tables import BASELINES, FORMS, counts, measures
+from benchmarks.lab.journal import Result
 from benchmarks.lab.machine import Machine
 from benchmarks.training.networks import NetworkSpec
 from benchmarks.training.training import Normalised, Training
@@ -104,14 +107,16 @@ def test_overlap_counts_pixels() -> None:
     ]
     hits, marked, there = (sum(map(len, sets)) for sets in ([a & b for a, b in pairs], *zip(*pairs, strict=True)))
     each = np.mean([len(a & b) / max(len(a | b), 1) for a, b in pairs])
-    result = overlap(heat, objects, 0.3)
+    pixels = torch.cat([covered(heat, objects, 0.3), objects.flatten(1).sum(1)[:, None]], 1).numpy()
+    result = measures(pixels)
     assert 0 < hits < min(marked, there)
-    assert result.precision == pytest.approx(hits / marked)
-    assert result.recall == pytest.approx(hits / there)
-    assert result.iou == pytest.approx(hits / (marked + there - hits))
-    assert result.image_iou == pytest.approx(each)
-    one = overlap(heat[:1], objects[:1], 0.3)
-    assert one.iou == one.image_iou == pytest.approx(len(pairs[0][0] & pairs[0][1]) / len(pairs[0][0] | pairs[0][1]))
+    assert result["precision"] == pytest.approx(hits / marked)
+    assert result["recall"] == pytest.approx(hits / there)
+    assert result["iou"] == pytest.approx(hits / (marked + there - hits))
+    assert result["image_iou"] == pytest.approx(5 / 4 * each), "of the images with an object"
+    one = measures(pixels[:1])
+    expected = len(pairs[0][0] & pairs[0][1]) / len(pairs[0][0] | pairs[0][1])
+    assert one["iou"] == one["image_iou"] == pytest.approx(expected)
 
 
 def test_heat_maps_are_cut_off_below_zero_after_they_have_grown() -> None:
@@ -154,17 +159,24 @@ def biased(spec: NetworkSpec) -> Normalised:
     return Normalised(nn.Identity(), network)
 
 
-def test_localisation_is_that_of_heat_maps_by_hand(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = Localise(training(machine, "bu"), training(machine, "mirror"), threshold=0.3)
-    networks = {each: biased(each.network) for each in (job.bottom_up, job.top_down)}
+def with_biased(job: Localise, monkeypatch: pytest.MonkeyPatch) -> dict[Training, Normalised]:
+    """The networks of a job, which are taken for trained ones and for those with random weights."""
+    networks = {each: biased(each.network) for each in (job.bottom_up, job.training)}
     monkeypatch.setattr(
-        localise.experiment, "trained", lambda each, machine: SimpleNamespace(network=networks[each], accuracy=0.1)
+        localise, "trained", lambda each, machine: SimpleNamespace(network=networks[each], train_images=64)
     )
+    monkeypatch.setattr(localise, "untrained", lambda each, machine: networks[each])
+    return networks
+
+
+def test_localisation_is_that_of_heat_maps_by_hand(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Localise(training(machine, "mirror"), training(machine, "bu"), threshold=0.3)
+    networks = with_biased(job, monkeypatch)
     figures = job.run(machine)
     test = load("mnist", machine, train=False)
     images, right = test.images / 255, test.labels == 6
     assert figures["images"] == int(right.sum()) == 10
-    assert figures["tested"] == 100
+    assert (figures["test_images"], figures["train_images"]) == (100, 64)
     bottom_up, top_down = (each.net for each in networks.values())
     images, labels = images[right], test.labels[right]
     objects = (images > 0.3).numpy()
@@ -179,14 +191,33 @@ def test_localisation_is_that_of_heat_maps_by_hand(machine: Machine, monkeypatch
     }
     for side, (maps, found) in scores.items():
         native = by_hand(maps, found.gather(1, labels[:, None]))
-        heat = F.interpolate(native, (28, 28), mode="bilinear").clamp(min=0).numpy()
-        marked = heat > 0.3 * heat.max((1, 2, 3), keepdims=True)
-        assert 0 < (marked & objects).sum() < marked.sum()
-        assert figures[side]["last"]["recall"] == pytest.approx((marked & objects).sum() / objects.sum(), abs=1e-3)
-        assert figures[side]["last"]["precision"] == pytest.approx((marked & objects).sum() / marked.sum(), abs=1e-3)
-        assert figures[side]["last"]["iou"] == pytest.approx(
-            (marked & objects).sum() / (marked | objects).sum(), abs=1e-3
-        )
+        for form, maps in zip(FORMS, (native, native - native.mean((2, 3), keepdim=True)), strict=True):
+            heat = F.interpolate(maps, (28, 28), mode="bilinear").clamp(min=0).numpy()
+            marked = heat > 0.3 * heat.max((1, 2, 3), keepdims=True)
+            assert 0 < (marked & objects).sum() < marked.sum()
+            expected = [(marked & objects).sum(), marked.sum(), objects.sum()]
+            assert run_counts(figures, side, form).sum(0) == pytest.approx(expected, rel=1e-3)
+            assert (run_counts(figures, side, form).any(1) == right.numpy()).all(), "image by image"
+            assert (run_counts(figures, f"{side}, random", form) == run_counts(figures, side, form)).all()
+
+
+def run_counts(figures: dict[str, Any], who: str, form: str) -> Any:
+    return counts(Result("k", "localise", "n", {}, {}, figures, "c", {}, 1.0, "2026"), who, "last", form)
+
+
+def test_baselines_know_nothing_of_the_image(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole image covers all of every object, and no more of it than its share; the blob is scipy's Gaussian."""
+    job = Localise(training(machine, "mirror"), training(machine, "bu"))
+    with_biased(job, monkeypatch)
+    figures = job.run(machine)
+    assert set(figures["maps"]) == {"bottom_up", "top_down", *BASELINES}
+    whole = run_counts(figures, "whole image", FORMS[0])
+    whole = whole[whole[:, 2] > 0]
+    assert len(whole) == figures["images"] > 0 and (whole[:, 1] == 28 * 28).all() and (whole[:, 0] == whole[:, 2]).all()
+    point = np.zeros((29, 29))
+    point[14, 14] = 1
+    expected = ndimage.gaussian_filter(point, 29 / 4, mode="constant", truncate=9)
+    np.testing.assert_allclose(blob((1, 1, 29, 29))[0, 0], expected / expected.max(), rtol=1e-5)
 
 
 def test_explaining_test_images_takes_one_of_each_class(machine: Machine) -> None:
@@ -216,7 +247,8 @@ def test_photographs_are_explained_by_given_weights(machine: Machine, photo: Pat
     with torch.no_grad():
         model[-1].bias[6] += 100
     save_file(model.state_dict(), tmp_path / "net.safetensors")
-    assert run_explain(machine, photo, tmp_path / "out", "--weights", f"bu={tmp_path / 'net.safetensors'}") == 0
+    weights = ("--weights", f"bu={tmp_path / 'net.safetensors'}")
+    assert run_explain(machine, photo, tmp_path / "out", *weights, "--untrained") == 0
     results = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
     found = {each["job"]["given"]["network"]["arrangement"]: each["figures"] for each in results}
     assert found["bu"]["images"][0]["found"] == "class 6"
@@ -232,8 +264,9 @@ def test_photographs_are_explained_by_given_weights(machine: Machine, photo: Pat
     ("options", "message"),
     [
         (("--weights", "bu"), "ARRANGEMENT=FILE"),
-        (("--weights", "bu=missing.safetensors"), "missing.safetensors does not fit"),
-        (("--photo", "missing.jpg"), "There is no image missing.jpg"),
+        (("--weights", "bu=missing.safetensors", "--untrained"), "missing.safetensors cannot be read"),
+        (("--photo", "missing.jpg", "--untrained"), "There is no image missing.jpg"),
+        ((), "bu has no weights, and the heat map of an untrained network says nothing"),
     ],
 )
 def test_bad_input_is_said_in_a_line(
@@ -255,7 +288,11 @@ def test_localisation_from_one_command(machine: Machine, tmp_path: Path, capsys:
     where = ("--data-root", str(machine.data_root), "--out", str(tmp_path))
     assert localise.main([source, "--data", "mnist", *size, *where], "localise") == 0
     shown = capsys.readouterr().out
-    assert "1 epoch of 64 training images, 30 test images" in shown and "IoU, TD - BU" in shown
+    assert (
+        "1 epoch of 64 training images, 30 test images" in shown
+        and "IoU, TD - it" in shown
+        and "mean taken away" in shown
+    )
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {
         "localise_precision_recall.png",

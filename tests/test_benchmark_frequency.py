@@ -48,6 +48,9 @@ def test_cosines_have_the_frequency_of_their_class() -> None:
     assert (len(train), len(test)) == (4000, 1000)
     labels = torch.cat([train.labels, test.labels])
     assert Counter(labels.tolist()) == dict.fromkeys(range(5), 1000)
+    known = {image.numpy().tobytes() for image in train.images}
+    assert not any(image.numpy().tobytes() in known for image in test.images), "no test image is a training image"
+    assert test.labels.bincount().tolist() == [200] * 5
     images = torch.cat([train.images, test.images]).double()[:, 0] / 255
     contrast = images.amax((1, 2)) - images.amin((1, 2))
     assert contrast[labels == 0].max() == 0

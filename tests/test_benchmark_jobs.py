@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import multiprocessing
 import os
 import random
@@ -20,6 +21,7 @@ from typing import Any, ClassVar
 import pytest
 
 from benchmarks import __main__
+from benchmarks.data.images import DataError
 from benchmarks.experiments import accuracy
 from benchmarks.experiments.accuracy import Accuracy
 from benchmarks.lab import journal
@@ -107,8 +109,76 @@ def test_the_key_holds_what_figures_depend_on(here: Machine, monkeypatch: pytest
     key = job_key(job, here)
     assert job_key(job, replace(here, progress=True, workers=3)) == key
     assert job_key(replace(job, number=5), here) != key
+    assert job_key(job, replace(here, precision="bf16-mixed")) != key
+    monkeypatch.setattr(Machine, "processor", "another one")
+    assert job_key(job, here) != key
+    monkeypatch.undo()
     monkeypatch.setattr(Count, "revision", 2)
     assert job_key(job, here) != key
+
+
+def test_an_edited_file_is_another_network_and_another_precision_another_result(here: Machine) -> None:
+    """Also where what was edited is a file that it imports, and where only the data changed, not their size."""
+    folder = here.data_root
+    (folder / "width.py").write_text("WIDTH = 4")
+    (folder / "own.py").write_text(
+        NETWORKS.replace("from torch import nn", "from torch import nn\nfrom width import WIDTH")
+    )
+    job = Accuracy(Training(NetworkSpec(f"{folder / 'own.py'}:Net"), "mnist", replace(RECIPE, epochs=1)))
+    keys = {job_key(job, here)}
+    run_jobs([job], here)
+    (folder / "width.py").write_text("WIDTH = 8")
+    keys.add(job_key(job, here))
+    (folder / "own.py").write_text(
+        NETWORKS.replace("nn.Conv2d(4, 8, 3", "nn.Conv2d(4, 9, 3").replace("Linear(8", "Linear(9")
+    )
+    keys.add(job_key(job, here))
+    (wider,) = run_jobs([job], here)
+    assert wider.figures["parameters"] == 40 + 4 * 9 * 9 + 9 + 10 * 9 + 10
+    (half,) = run_jobs([job], replace(here, precision="bf16-mixed"))
+    assert half.conditions["precision"] == "bf16-mixed" and half.key not in keys
+    assert len({*keys, half.key}) == 4 and len(list(here.checkpoints.iterdir())) == 3
+
+
+def test_results_of_an_older_version_are_refused_by_name(here: Machine) -> None:
+    run_jobs(counts(here, 1), here)
+    line = json.loads(here.results.read_text())
+    del line["conditions"]
+    here.results.write_text(json.dumps(line) + "\n")
+    with pytest.raises(DataError, match=r"results\.jsonl, line 1: written by another version"):
+        run_jobs(counts(here, 2), here)
+
+
+def test_who_waits_says_what_for(here: Machine, capfd: pytest.CaptureFixture[str]) -> None:
+    jobs = counts(here, 1)
+    with Results(here.results).claim(job_key(jobs[0], here)):
+        other = threading.Thread(target=run_jobs, args=(jobs, here))
+        other.start()
+        while "waiting for another process that works on count 0" not in (said := capfd.readouterr().err):
+            assert other.is_alive(), said
+            time.sleep(0.05)
+        assert marks(here) == []
+    other.join(30)
+    assert marks(here) == [0]
+
+
+def test_bars_are_for_terminals(monkeypatch: pytest.MonkeyPatch, here: Machine) -> None:
+    shown = []
+    for terminal in (False, True):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
+        shown += [replace(here, progress=wanted).shows_progress for wanted in (False, True)]
+    assert shown == [False, False, False, True]
+
+
+def test_threads_are_those_of_the_command(here: Machine) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        (result,) = run_jobs(counts(here, 1), replace(here, threads=before + 1))
+    finally:
+        torch.set_num_threads(before)
+    assert result.versions["device"].endswith(f"{before + 1} threads")
 
 
 def test_a_failed_job_stops_no_other_and_is_named(here: Machine, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,12 +214,12 @@ def test_a_full_disk_leaves_the_file_whole(here: Machine, monkeypatch: pytest.Mo
     run_jobs(counts(here, 1), here)
     before = here.results.read_text()
 
-    def full(path: Path, text: str) -> None:
-        path.write_text(text[:100])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    def full(file: Any, content: bytes) -> None:
+        file.write(content[:100])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(here.results))
 
     with monkeypatch.context() as patch:
-        patch.setattr(journal, "_write", full)
+        patch.setattr(journal, "_append", full)
         with pytest.raises(OSError, match="No space left"):
             run_jobs(counts(here, 3), here)
     assert here.results.read_text() == before
@@ -305,7 +375,7 @@ def test_ray_gives_what_one_process_gives(here: Machine) -> None:
         (["--arrangement", "mirrored"], 2, "arrangement='mirrored' is not one of"),
         (["--recipe", "batchsize=3"], 2, "'batchsize=3' is no NAME=VALUE"),
         (["--augment", "flip"], 2, "augment='flip' is not one of"),
-        (["lenet", "--arrangement", "bu"], 1, "zoo has no model 'lenet'"),
+        (["lenet_fc", "lenet"], 2, "zoo has no model 'lenet'"),
     ],
 )
 def test_wrong_usage_is_one_line(
@@ -314,7 +384,8 @@ def test_wrong_usage_is_one_line(
     common = ["--data-root", str(here.data_root), "--out", str(here.out), "--profile", "smoke", "--no-progress"]
     assert accuracy.main([*common, *options], "python -m benchmarks accuracy") == status
     lines = capsys.readouterr().err.splitlines()
-    assert any(message in line for line in lines) and not any("Traceback" in line for line in lines)
+    assert message in lines[-1] and len(lines) == 1
+    assert not here.results.exists() and not here.checkpoints.exists(), "nothing has started"
 
 
 def test_help_needs_no_torch() -> None:

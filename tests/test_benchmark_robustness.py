@@ -6,6 +6,7 @@ import colorsys
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import foolbox
 import numpy as np
@@ -20,9 +21,13 @@ from benchmarks.attacks.filters import gaussian_blur, plasma, shifted_sum, warp,
 from benchmarks.attacks.pointwise import BatchedPointwiseAttack
 from benchmarks.attacks.single_pixel import SinglePixelAttack
 from benchmarks.experiments.robustness import main
-from benchmarks.experiments.robustness.groups import AttackRun
+from benchmarks.experiments.robustness.curves import loss_curve
+from benchmarks.experiments.robustness.groups import AttackRun, compared
 from benchmarks.experiments.robustness.section import corruption_error
 from benchmarks.experiments.robustness.vulnerability import still_right
+from benchmarks.lab.journal import Result
+from benchmarks.lab.packing import packed, unpacked
+from benchmarks.lab.table import Arm, Setting
 from benchmarks.training.training import Normalise, Normalised
 from td_compiler import reverse, zoo
 
@@ -305,13 +310,63 @@ def test_plasma_fills_the_unit_interval_and_is_smoother_with_decay() -> None:
 # Figures
 
 
+def run_of(right: list[int], l2: list[float | None]) -> AttackRun:
+    linf = [None if each is None else each / 10 for each in l2]
+    return AttackRun.of({"right": packed(right), "l2": l2, "linf": linf})
+
+
 def test_figures_of_an_attack() -> None:
-    run = AttackRun(images=10, right=8, l2=[0.5, 1.0, 1.0, 2.0, 7.0], linf=[0.05, 0.1, 0.2, 0.3, 1.0], scales={})
+    run = run_of([1, 0, 1, 1, 1, 1, 0, 1, 1, 1], [0.5, None, 1.0, None, 1.0, 2.0, None, None, 7.0, None])
+    assert run.images == 10
     assert run.success == 5 / 8
     assert run.median == 4.5  # of 0.5 1 1 2 7 and three that were not fooled
-    assert run.fooled_within(1.0) == 3 / 8
-    assert run.accuracy_within(0.1) == 6 / 10
-    assert AttackRun(10, 8, [0.5, 1.0], [0.1, 0.1], {}).median is None
+    assert run.lost_within(1.0) == 3 / 10, "points of all test images"
+    assert run.accuracy_within(0.1) == 5 / 10
+    assert run_of([1] * 8 + [0] * 2, [0.5, 1.0, *[None] * 8]).median is None
+    assert loss_curve([run, run_of([1] * 10, [None] * 10)], [0.0, 1.0]) == [0.0, 15.0]
+
+
+def setting_of(attacks: dict[str, tuple[Any, Any]], runs: int = 3) -> Setting:
+    """By attack the distances (R, N) of BU and of TD; all images are right."""
+
+    def arm(attack: str, way: str, distances: Any) -> Arm:
+        found = {}
+        for seed in range(runs):
+            each = [None if np.isinf(d) else float(d) for d in distances[seed]]
+            figures = {"right": packed([1] * len(each)), "l2": each, "linf": each}
+            found[seed] = Result("k", "robustness", "n", {}, {}, figures, "c", {}, 1.0, "2026")
+        return Arm({"attack": attack, "arrangement": way, "options": ()}, found)
+
+    ways = [(attack, way, d) for attack, pair in attacks.items() for way, d in zip(("bu", "mirror"), pair, strict=True)]
+    return Setting({}, [arm(*each) for each in ways])
+
+
+def test_networks_are_compared_image_by_image() -> None:
+    chance = np.random.default_rng(0)
+    bottom_up = np.exp(chance.normal(0, 1, (3, 200)))
+    noise = np.exp(chance.normal(0, 0.3, (3, 200)))
+    never = np.full((3, 200), np.inf)
+    pairs = {
+        "single pixel": (bottom_up, 1.5 * bottom_up * noise),
+        "salt and pepper": (bottom_up, 0.5 * bottom_up * noise),
+        "pointwise": (bottom_up, bottom_up * noise),
+        "shifts": (never, never),
+        "Gaussian blur": (bottom_up, never),
+    }
+    found = compared(setting_of(pairs), "mirror")
+    assert {name: each.word for name, each in found.items()} == {
+        "single pixel": "larger",
+        "salt and pepper": "smaller",
+        "pointwise": "undecided",
+        "shifts": "undecided",  # a tie: neither was ever fooled
+        "Gaussian blur": "larger",
+    }
+    ratio = found["single pixel"].ratio
+    assert ratio.low < np.median(1.5 * noise) < ratio.high
+    assert ratio.value == pytest.approx(np.median(1.5 * noise), rel=0.01)
+    assert found["shifts"].ratio.value == 1 and found["Gaussian blur"].ratio.low == np.inf
+    assert found["Gaussian blur"].mcnemar < 1e-6 < found["shifts"].mcnemar == 1
+    assert not compared(setting_of({"shifts": (never, never)}, runs=2), "mirror"), "two runs are too few"
 
 
 def test_corruption_error_is_relative() -> None:
@@ -349,8 +404,10 @@ def test_experiment_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert sorted(line["job"]["attack"] for line in attacks) == sorted(2 * chosen)
     for line in attacks:
         figures = line["figures"]
-        assert figures["images"] == 6
-        assert len(figures["l2"]) == len(figures["linf"]) <= figures["right"]
+        assert (figures["test_images"], figures["train_images"]) == (6, 60)
+        right = unpacked(figures["right"])
+        assert [each is None for each in figures["l2"]] == [each is None for each in figures["linf"]]
+        assert all(right[i] for i, each in enumerate(figures["l2"]) if each is not None)
         assert ("scales" in figures) == (line["job"]["training"]["network"]["arrangement"] == "mirror")
     assert [set(line["figures"]["errors"]) for line in corruptions] == [set(CORRUPTIONS)] * 2
     assert len(list((tmp_path / "out" / "figures").glob("robustness-*.png"))) == 3

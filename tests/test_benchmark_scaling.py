@@ -195,6 +195,6 @@ def test_a_conversion_holds_no_weight_twice(tmp_path: Path) -> None:
 
 def test_conversion_of_a_network_that_there_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["zoo:nine", "--depth", "8", "--profile", "smoke", "--out", str(tmp_path), "--device", "cpu"]
-    assert conversion.main([*words, "--no-progress"], "conversion") == 1
+    assert conversion.main([*words, "--no-progress"], "conversion") == 2
     assert "conversion of zoo:nine failed" in capsys.readouterr().err
     assert ConversionJob("resnet", 8, 1, "CPU").build("meta").stem.weight.is_meta

@@ -13,9 +13,11 @@ from torchvision.utils import make_grid
 from benchmarks.data.datasets import DataError, Images, load, title
 from benchmarks.data.meshes import class_weights, intersection_over_union, label_pixels, make_meshes
 from benchmarks.experiments import segmentation
-from benchmarks.experiments.segmentation.experiment import unpacked
-from benchmarks.experiments.segmentation.networks import NETWORKS, builder, spec_of
+from benchmarks.experiments.segmentation.experiment import overlaps
+from benchmarks.experiments.segmentation.networks import NETWORKS, spec_of
 from benchmarks.lab.journal import Results
+from benchmarks.lab.packing import unpacked
+from benchmarks.training.fitting import plateau
 from benchmarks.training.tasks import task_of
 from tests.support.benchmark_data import machine, write_mnist
 
@@ -50,7 +52,7 @@ def test_meshes_are_grids() -> None:
     assert make_meshes(data, 3).images.shape == (1, 1, 15, 21)
 
 
-def test_weights_are_background_pixels_over_own() -> None:
+def test_the_loss_weighs_background_pixels_over_own_and_is_a_mean_over_pixels() -> None:
     labels = torch.tensor([[[0, 0, 1, 3], [3, 3, 3, 4]]])
     assert class_weights(labels, 5).tolist() == [2.0, 4.0, 0.0, 1.0, 0.0]
     scores = torch.randn(1, 5, 2, 4, dtype=torch.float64)
@@ -58,7 +60,25 @@ def test_weights_are_background_pixels_over_own() -> None:
     logs = F.log_softmax(scores, 1)[0]
     total = 2 * (logs[0, 0, 0] + logs[0, 0, 1]) + 4 * logs[1, 0, 2]
     total = total + logs[3, 0, 3] + logs[3, 1, :3].sum()
-    torch.testing.assert_close(task_of("segmentation").loss(data)(scores, labels), -total / (2 + 2 + 4 + 4))
+    torch.testing.assert_close(task_of("segmentation").loss(data)(scores, labels), -total / 8, msg="of 8 pixels")
+
+
+def test_the_rate_falls_on_a_plateau_as_the_authors_did() -> None:
+    """Keras' ReduceLROnPlateau(factor=0.2, patience=5, min_lr=lr / 10), step by step."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.01)
+    schedule = plateau(optimizer, 0.01)
+    best, waited, rate, rates, expected = float("inf"), 0, 0.01, [], []
+    for loss in [1.0, 0.9, *[0.9] * 4, 0.95, *[0.91] * 6, 0.5, *[0.6] * 12]:
+        schedule.step(loss)
+        rates.append(optimizer.param_groups[0]["lr"])
+        if loss < best - 1e-4:
+            best, waited = loss, 0
+        else:
+            waited += 1
+            if waited >= 5:
+                rate, waited = max(0.2 * rate, 0.001), 0
+        expected.append(rate)
+    assert rates == pytest.approx(expected) and sorted(set(expected)) == pytest.approx([0.001, 0.002, 0.01])
 
 
 def test_the_metric_by_its_definition() -> None:
@@ -70,11 +90,13 @@ def test_the_metric_by_its_definition() -> None:
     each = intersection_over_union(5, "none")(found, true)
     np.testing.assert_allclose(each[:4].numpy(), expected, rtol=1e-6)
     assert float(intersection_over_union(5)(found, true)) == pytest.approx(np.mean(expected), rel=1e-6)
+    both = overlaps(found, true, 5).double().sum(0)
+    np.testing.assert_allclose(both[:, 0] / both[:, 1], expected)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_score_every_pixel(name: str) -> None:
-    network = builder(spec_of(name, 4))((1, 24, 32), 12).eval()
+    network = spec_of(name, 4).build((1, 24, 32), 12).eval()
     assert network(torch.rand(2, 1, 24, 32)).shape == (2, 12, 24, 32)
 
 
@@ -89,7 +111,7 @@ def test_sizes_at_the_width_of_the_thesis() -> None:
     decoder = conv(256, 128, 2) + double(256, 128) + conv(128, 64, 2) + double(128, 64)
     with torch.device("meta"):
         counts = {
-            name: sum(p.numel() for p in builder(spec_of(name, 64))((1, 56, 56), 12).parameters()) for name in NETWORKS
+            name: sum(p.numel() for p in spec_of(name, 64).build((1, 56, 56), 12).parameters()) for name in NETWORKS
         }
     assert counts["unet-like"] == encoder + decoder + conv(64, 12, 1)
     assert counts["fcn-light"] == encoder + conv(64, 12, 1) + conv(128, 12, 1) + conv(256, 12, 1)
@@ -128,8 +150,8 @@ def test_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         there = [value for name, value in result.figures["iou"].items() if test.classes.index(name) in test.labels]
         assert np.mean(there) == pytest.approx(result.figures["mean_iou"], abs=0.25)
         example = result.figures["examples"][0]
-        assert np.array_equal(unpacked(example["image"], example["shape"]), test.images[0].numpy())
-        assert np.array_equal(unpacked(example["true"], example["shape"][1:]), test.labels[0].numpy())
+        assert np.array_equal(unpacked(example["image"]), test.images[0].numpy())
+        assert np.array_equal(unpacked(example["true"]), test.labels[0].numpy())
 
 
 def test_bad_input_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import errno
+import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,10 @@ from torch import nn
 
 from benchmarks.data import images
 from benchmarks.data.datasets import load, opened
+from benchmarks.experiments.accuracy import Accuracy
+from benchmarks.lab.jobs import JobsFailed, Results, run_jobs
 from benchmarks.lab.machine import Machine
+from benchmarks.lab.memory import CudaPeak
 from benchmarks.training import fitting
 from benchmarks.training.batches import seed_of, shuffled, split
 from benchmarks.training.networks import NetworkSpec
@@ -219,4 +225,132 @@ def test_evaluate_counts(here: Machine) -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return nn.functional.one_hot(torch.zeros(len(images), dtype=torch.long), 10).float()
 
-    assert evaluate(Guess(), data, batch_size=7) == pytest.approx((data.labels == 0).double().mean().item())
+    assert evaluate(Guess(), data) == pytest.approx((data.labels == 0).double().mean().item())
+
+
+def test_a_loss_that_is_no_number_ends_the_job_with_an_error(here: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    wild = replace(plan(here), recipe=replace(RECIPE, learning_rate=1e20))
+    with pytest.raises(JobsFailed, match="1 of 1 jobs failed"):
+        run_jobs([Accuracy(wild)], here)
+    assert "no longer a finite number; lower the learning rate" in capsys.readouterr().err
+    assert not Results(here.results).read()
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "flipped": flip,
+    "halved": halve,
+    "empty": lambda path: path.write_bytes(b""),
+    "other": lambda path: path.write_text("[]"),
+    "gone": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("file", ["weights.safetensors", "training.json"])
+def test_damaged_weights_are_named_and_trained_again(
+    here: Machine, file: str, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = trained(plan(here), here)
+    DAMAGES[damage](plan(here).folder(here) / file)
+    again = trained(plan(here), here)
+    said = capsys.readouterr().err
+    assert ("is damaged" in said and str(plan(here).folder(here)) in said) or (file, damage) == (
+        "training.json",
+        "gone",
+    )
+    assert all(map(torch.equal, first.network.state_dict().values(), again.network.state_dict().values()))
+
+
+@pytest.mark.parametrize("damaged", [("last.ckpt",), ("last.ckpt", "before.ckpt")], ids=["last", "both"])
+@pytest.mark.parametrize("damage", ["flipped", "halved", "gone"])
+def test_a_damaged_checkpoint_is_named_and_the_epoch_before_or_the_start_is_used(
+    here: Machine,
+    damage: str,
+    damaged: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    training = replace(plan(here, "Normed"), recipe=replace(RECIPE, epochs=4))
+    whole = trained(training, replace(here, out=here.out / "whole"))
+    start, epochs = fitting._Module.on_train_epoch_start, []
+
+    def stopped(self: Any) -> None:
+        epochs.append(self.current_epoch)
+        if len(epochs) == 4:
+            raise Stop
+        start(self)
+
+    monkeypatch.setattr(fitting._Module, "on_train_epoch_start", stopped)
+    with pytest.raises(Stop):
+        trained(training, here)
+    folder = training.folder(here)
+    assert {path.name for path in folder.glob("*.ckpt")} == {"last.ckpt", "before.ckpt"}
+    for name in damaged:
+        DAMAGES[damage](folder / name)
+    resumed = trained(training, here)
+    assert epochs[4:] == list(range(3 - len(damaged) if len(damaged) == 1 else 0, 4)), "from what was still whole"
+    assert damage == "gone" or str(folder / damaged[0]) in capsys.readouterr().err
+    assert all(map(torch.equal, whole.network.state_dict().values(), resumed.network.state_dict().values()))
+    assert not list(folder.glob("*.ckpt"))
+
+
+def test_checkpoints_are_written_in_their_own_folder_and_a_full_disk_leaves_the_last_one(
+    here: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = replace(plan(here), recipe=replace(RECIPE, epochs=3))
+    folder, write, count = training.folder(here), fitting.write_synced, 0
+
+    def full(contents: dict[Path, bytes]) -> None:
+        nonlocal count
+        assert {path.parent for path in contents} == {folder}
+        count += 1
+        if count == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(contents)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "write_synced", full)
+        patch.setattr(tempfile, "TemporaryDirectory", None)  # not through a folder of another file system
+        patch.setattr(tempfile, "NamedTemporaryFile", None)
+        with pytest.raises(OSError, match="No space left"):
+            trained(training, here)
+    assert {path.name for path in folder.glob("*.ckpt")} == {"last.ckpt", "before.ckpt"}
+    assert len(trained(training, here).history) == 3
+
+
+def test_the_first_step_in_a_process_is_not_timed(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on by 1 second with every step, and by 100 with the first one."""
+    step, clock = fitting._Module.training_step, [0.0]
+
+    def ticking(self: Any, batch: Any, index: int) -> Any:
+        clock[0] += 1 if self.warm else 100
+        return step(self, batch, index)
+
+    monkeypatch.setattr(fitting._Module, "training_step", ticking)
+    monkeypatch.setattr(fitting._Module, "_now", lambda self: clock[0])
+    found = trained(plan(here), here)
+    assert [epoch["seconds"] for epoch in found.history] == [9, 9], "nine batches each"
+    assert found.seconds_per_epoch == 9
+
+
+def test_the_peak_of_a_gpu_starts_anew_for_every_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU in words: a network that took 900 bytes before, with 100 of them still there, is not this one's peak."""
+    state = {"now": 100, "peak": 900}
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: state.update(peak=state["now"]))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: state["now"])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: state["peak"])
+    peak = CudaPeak(torch.device("cuda"))
+    assert peak.growth == 0
+    state.update(peak=350, now=200)
+    assert peak.growth == 250

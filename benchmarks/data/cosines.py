@@ -19,15 +19,28 @@ def cosines(*, train: bool, side: int = 32) -> Images:
     """The training (4,000) or test (1,000) images (N, 1, side, side), uint8, of the five frequencies.
 
     Every class has 10 rotations in (0, 2 pi), 10 phases in [0, 2 pi) and 10 amplitudes in (0, 1]; an image is 0.5 + 0.5
-    times its cosine. The thesis names no split: a fifth of the images, drawn once for all, is the test set.
+    times its cosine. The thesis names no split: a fifth of each class, drawn once for all, is the test set. Images that
+    are equal (0 Hz has no rotation) go together, so that no test image is a training image.
     """
-    images = torch.cat([_waves(frequency, side) for frequency in FREQUENCIES])
-    labels = torch.arange(len(FREQUENCIES)).repeat_interleave(_VARIANTS**3)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    test = int(_TEST_SHARE * len(images))
-    chosen = order[test:] if train else order[:test]
+    chosen = []
+    for frequency in FREQUENCIES:
+        images = (255 * _waves(frequency, side)).round().to(torch.uint8)
+        test = _fifth(images)
+        chosen.append(images[~test] if train else images[test])
+    labels = torch.cat([torch.full((len(each),), label) for label, each in enumerate(chosen)])
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     names = tuple(f"{frequency} Hz" for frequency in FREQUENCIES)
-    return Images((255 * images[chosen]).round().to(torch.uint8), labels[chosen], names)
+    return Images(torch.cat(chosen)[order], labels[order], names)
+
+
+def _fifth(images: torch.Tensor) -> torch.Tensor:
+    """Which images (N,) are for testing: whole groups of equal ones in a random order, until a fifth is full."""
+    _, group, sizes = images.flatten(1).unique(dim=0, return_inverse=True, return_counts=True)
+    wanted, test = round(_TEST_SHARE * len(images)), torch.zeros(len(images), dtype=torch.bool)
+    for number in torch.randperm(len(sizes), generator=torch.Generator().manual_seed(0)).tolist():
+        if int(test.sum() + sizes[number]) <= wanted:
+            test |= group == number
+    return test
 
 
 def _waves(frequency: int, side: int) -> torch.Tensor:

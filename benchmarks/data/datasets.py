@@ -166,7 +166,7 @@ class ImageFolder:
         row, folder = self._at(argument), self._found(argument, machine)
         if folder.is_dir():
             held_out = "test" if (folder / "test").is_dir() else "val"
-            return Stream.of_folder(folder / ("train" if train else held_out), row.side, row.crop)
+            return Stream.of_folder(folder, row.side, row.crop, "train" if train else held_out)
         return read_archive(folder, "train" if train else "test")
 
     def fingerprint(self, argument: str, machine: Machine) -> str:
@@ -249,18 +249,21 @@ def _no_argument(name: str, argument: str) -> None:
 
 
 def _hash_files(path: Path) -> str:
-    """A hash of a file or a folder: of the contents of few files, of the names and sizes of many."""
+    """A hash of the contents of a file or a folder; of names, sizes and times where that would take minutes."""
     files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.relative_to(path.parent)} {file.stat().st_size}\n".encode())
-        if len(files) <= _FEW:
+    states = [file.stat() for file in files]
+    digest, small = hashlib.sha256(), sum(state.st_size for state in states) <= _SMALL
+    for file, state in zip(files, states, strict=True):
+        digest.update(f"{file.relative_to(path.parent)} {state.st_size}\n".encode())
+        if small:
             with file.open("rb") as content:
                 digest.update(hashlib.file_digest(content, "sha256").digest())
+        else:
+            digest.update(f"{state.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
 
 
-_FEW = 20
+_SMALL = 2**30  # bytes
 _IMAGENETTE = ("Imagenette", (("size", "160px"),))
 
 DATASETS: dict[str, DataSet] = {

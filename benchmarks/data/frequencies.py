@@ -31,7 +31,7 @@ def blurred(base: str, sigma: float) -> str:
 class Cosines:
     """The toy set of single frequencies."""
 
-    revision: int = 1
+    revision: int = 2
 
     def title(self, argument: str) -> str:
         return "Cosines"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -121,49 +121,71 @@ class Stream(Dataset[tuple[Tensor, int]]):
         return image if self.side is None else _square(image, self.side)
 
     @staticmethod
-    def of_folder(folder: Path, side: int | None = None, crop: int | None = None) -> Stream:
-        """The images of `folder/CLASS/*`.
+    def of_folder(folder: Path, side: int | None = None, crop: int | None = None, part: str = "train") -> Stream:
+        """The images of `folder/PART/CLASS/*`; classes are numbered as in `folder/train`, whatever the part.
 
         Raises:
-            DataError: if there is no folder with images.
+            DataError: if there is no folder with images, or the part has classes that `train` has not.
         """
-        classes = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+        known, classes = _folders(folder / "train"), _folders(folder / part)
         found = [[path for path in sorted(each.rglob("*")) if path.suffix.lower() in _SUFFIXES] for each in classes]
-        empty = [each.name for each, paths in zip(classes, found, strict=True) if not paths]
+        empty = [each for each, paths in zip(classes, found, strict=True) if not paths]
         if not classes or empty:
             what = (
-                f"no images in {folder / empty[0]}"
-                if empty
-                else f"no folder {folder} with a folder of images per class"
+                f"no images in {empty[0]}" if empty else f"no folder {folder / part} with a folder of images per class"
             )
             raise DataError(f"There is {what}: give another folder with --data-root or folder:PATH.")
-        labels = torch.tensor([label for label, paths in enumerate(found) for _ in paths])
+        names = tuple(each.name for each in known)
+        numbers = _numbers(names, [each.name for each in classes], str(folder / part))
+        labels = torch.tensor([number for number, paths in zip(numbers, found, strict=True) for _ in paths])
         files = tuple(path for paths in found for path in paths)
-        return Stream(files, labels, tuple(each.name for each in classes), side, crop)
+        return Stream(files, labels, names, side, crop)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def _numbers(known: Sequence[str], classes: Sequence[str], where: str) -> list[int]:
+    """The place of each class among those of the training images.
+
+    Raises:
+        DataError: if one is not among them.
+    """
+    strange = [name for name in classes if name not in known]
+    if strange:
+        raise DataError(
+            f"{where} has a class {strange[0]!r} that train has not ({', '.join(known[:5])}"
+            f"{', ...' if len(known) > 5 else ''}): give both the same folders of classes."
+        )
+    return [known.index(name) for name in classes]
 
 
 def read_archive(path: Path, split: str) -> Images:
-    """The images of `NAME/SPLIT/CLASS/*` in a .tar.gz, in the order of their names.
+    """The images of `NAME/SPLIT/CLASS/*` in a .tar.gz, in the order of their names; classes numbered as in `train`.
 
     Raises:
-        DataError: if the archive or an image in it cannot be read.
+        DataError: if the archive or an image in it cannot be read, or classes are there that `train` has not.
     """
+    known: set[str] = set()
     try:
-        found = sorted(_members(path, split))
+        found = sorted(_members(path, split, known))
     except (OSError, EOFError, tarfile.TarError) as error:
         raise DataError(f"{path} cannot be read ({error}): get it anew.") from error
     if not found:
         raise DataError(f"{path} has no images in a folder {split}/CLASS.")
-    classes = tuple(sorted({name for name, _, _ in found}))
+    classes = tuple(sorted(known))
     images = torch.stack([_decode(content, f"{path}:{member}") for _, member, content in found])
-    return Images(images, torch.tensor([classes.index(name) for name, _, _ in found]), classes)
+    return Images(images, torch.tensor(_numbers(classes, [name for name, _, _ in found], f"{path}, {split}")), classes)
 
 
-def _members(path: Path, split: str) -> Iterator[tuple[str, str, bytes]]:
-    """(class, name, content) of an archive's images."""
+def _members(path: Path, split: str, known: set[str]) -> Iterator[tuple[str, str, bytes]]:
+    """(class, name, content) of an archive's images; the classes of the training images are added to `known`."""
     with tarfile.open(path, "r:gz") as archive:
         for member in archive:
             parts = Path(member.name).parts
+            if len(parts) == 4 and parts[1] == "train":
+                known.add(parts[2])
             content = archive.extractfile(member) if len(parts) == 4 and parts[1] == split else None
             if content is not None and Path(member.name).suffix.lower() in _SUFFIXES:
                 yield parts[2], member.name, content.read()

@@ -74,7 +74,12 @@ def intersection_over_union(classes: int, average: str = "macro") -> Any:
 
 def _loss(data: Images | Stream) -> Loss:
     weights = class_weights(data.labels, len(data.classes))
-    return lambda scores, labels: F.cross_entropy(scores, labels, weights.to(scores))
+
+    def mean_over_pixels(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        # Torch's own mean of weighted losses divides by the weights; the authors' divides by the pixels.
+        return F.cross_entropy(scores, labels, weights.to(scores), reduction="sum") / labels.numel()
+
+    return mean_over_pixels
 
 
 def _mesh(maps: torch.Tensor, side: int) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
@@ -10,18 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from benchmarks.data.datasets import title
 from benchmarks.lab.experiment import Experiment
 from benchmarks.lab.journal import Result
 from benchmarks.lab.machine import Machine
 from benchmarks.lab.options import Setup, run_command
+from benchmarks.lab.packing import packed
+from benchmarks.lab.table import Arm, Setting, settings
 from benchmarks.show.plots import Bars, bars, legend
 from benchmarks.show.published import published
 from benchmarks.show.style import figure
 from benchmarks.show.tables import Cell, Figure, Section, Table, mean_and_deviation, ratio
 from benchmarks.training.networks import ARRANGEMENTS, NetworkSpec
-from benchmarks.training.recipes import images_in_words
-from benchmarks.training.training import Training, planned, trained
+from benchmarks.training.training import Training, trained
 from td_compiler.report.tables import byte_count, short_count
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ class Accuracy:
     """Train one network once and test it."""
 
     experiment: ClassVar[str] = "accuracy"
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
 
     training: Training
 
@@ -55,6 +54,8 @@ class Accuracy:
         costs = self.training.network.costs(found.input_size, found.classes)
         return {
             "accuracy": found.accuracy,
+            "right": packed(found.right),
+            **found.counts,
             "parameters": costs.parameters,
             "macs": costs.macs,
             "seconds_per_epoch": found.seconds_per_epoch,
@@ -63,52 +64,16 @@ class Accuracy:
         }
 
 
-@dataclass(frozen=True)
-class _Setting:
-    """What distinguishes groups of results that are compared: all but arrangement and run."""
-
-    data: str
-    network: str
-    size: str
-
-
-Runs = Mapping[str, Sequence[float]]
-"""Figures by name, one value for each run."""
-
-
 def _section(results: Sequence[Result]) -> Section:
-    settings: dict[_Setting, dict[str, Runs]] = defaultdict(dict)
-    for setting, label, figures in _groups(results):
-        settings[setting][label] = figures
+    found = settings(results)
+    note = "Mean and standard deviation over runs."
     return Section(
         title="Accuracy",
         intro="Test accuracy and cost of bottom-up networks (BU) and of their top-down networks.",
-        tables=[_table(setting, networks) for setting, networks in settings.items()],
-        figures=[
-            Figure("Test accuracy", "accuracy", lambda: _plot(settings), "Mean and standard deviation over runs.")
-        ],
+        tables=[_table(setting) for setting in found],
+        figures=[Figure("Test accuracy", "accuracy", lambda: _plot(found), note)],
         commands=list(dict.fromkeys(result.command for result in results)),
     )
-
-
-def _groups(results: Sequence[Result]) -> list[tuple[_Setting, str, Runs]]:
-    """The runs of each network of each setting, settings and networks in the order of the papers' tables."""
-    runs: dict[tuple[_Setting, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for result in results:
-        training = result.job["training"]
-        network = training["network"]
-        spec = NetworkSpec(network["name"], network["arrangement"], tuple(map(tuple, network["options"])))
-        figures = {"epochs": training["recipe"]["epochs"], **result.figures}
-        for name, value in figures.items():
-            if not isinstance(value, list):
-                runs[_setting(training), spec.label][name].append(value)
-    order = ["BU", *ARRANGEMENTS]
-    ordered = sorted(runs.items(), key=lambda item: order.index(item[0][1].partition(",")[0]))
-    return [(setting, label, figures) for (setting, label), figures in ordered]
-
-
-def _setting(training: Mapping[str, Any]) -> _Setting:
-    return _Setting(training["data"], training["network"]["name"], images_in_words(training))
 
 
 _COLUMNS = ("network", "accuracy (%)", "published", "TD - BU", "runs", "epochs")
@@ -121,28 +86,28 @@ _COSTS: Mapping[str, tuple[str, Callable[[float], str]]] = {
 }
 
 
-def _table(setting: _Setting, networks: Mapping[str, Runs]) -> Table:
-    bottom_up = networks.get("BU", {})
+def _table(setting: Setting) -> Table:
     return Table(
-        title=f"{setting.network} on {title(setting.data)}, {setting.size}",
+        title=setting.title,
         columns=(*_COLUMNS, *(heading for heading, _ in _COSTS.values())),
-        rows=tuple(_row(setting, label, figures, bottom_up) for label, figures in networks.items()),
-        note="Accuracy: mean ± standard deviation over runs. Costs: means; in brackets as multiples of BU's.",
+        rows=tuple(_row(setting, arm) for arm in setting.arms),
+        note="Accuracy: mean ± standard deviation over runs; its difference to BU trained alike, in points. Costs:"
+        f" means; in brackets as multiples of BU's. {setting.recipe}",
     )
 
 
-def _row(setting: _Setting, label: str, figures: Runs, bottom_up: Runs) -> tuple[Cell, ...]:
-    accuracies = figures["accuracy"]
-    difference = f"{100 * (mean(accuracies) - mean(bottom_up['accuracy'])):+.2f}" if bottom_up else None
-    top_down = figures is not bottom_up
+def _row(setting: Setting, arm: Arm) -> tuple[Cell, ...]:
+    accuracies = arm.values("accuracy")
+    bottom_up = setting.arm("BU", beside=arm) if arm.label != "BU" else None
+    difference = f"{100 * (mean(accuracies) - mean(bottom_up.values('accuracy'))):+.2f}" if bottom_up else None
     return (
-        label,
+        setting.name(arm),
         mean_and_deviation(accuracies, scale=100),
-        published("accuracy", setting.data, setting.network, label) or None,
-        difference if top_down else None,
-        str(len(accuracies)),
-        ", ".join(f"{count:g}" for count in dict.fromkeys(figures["epochs"])),
-        *(_cost(name, figures[name], bottom_up.get(name, ()) if top_down else ()) for name in _COSTS),
+        published("accuracy", str(setting.columns["data"]), str(setting.columns["network"]), arm.label) or None,
+        difference,
+        len(accuracies),
+        str(arm.columns["epochs"]),
+        *(_cost(name, arm.values(name), bottom_up.values(name) if bottom_up else ()) for name in _COSTS),
     )
 
 
@@ -151,14 +116,15 @@ def _cost(name: str, values: Sequence[float], reference: Sequence[float]) -> str
     return f"{text} ({ratio(values, reference)}x)" if reference else text
 
 
-def _plot(settings: Mapping[_Setting, Mapping[str, Runs]]) -> Plot:
+def _plot(found: Sequence[Setting]) -> Plot:
     """A group of bars for each setting."""
-    plot = figure(width=max(6.5, 1.6 * len(settings)))
+    plot = figure(width=max(6.5, 1.6 * len(found)))
     axes = plot.subplots()
-    labels = list(dict.fromkeys(label for networks in settings.values() for label in networks))
+    labels = list(dict.fromkeys(setting.name(arm) for setting in found for arm in setting.arms))
+    named = [{setting.name(arm): arm for arm in setting.arms} for setting in found]
     series = []
     for label in labels:
-        runs = [networks[label]["accuracy"] if label in networks else () for networks in settings.values()]
+        runs = [arms[label].values("accuracy") if label in arms else () for arms in named]
         arrangement, _, variant = label.partition(", ")
         series.append(
             Bars.of(
@@ -168,8 +134,7 @@ def _plot(settings: Mapping[_Setting, Mapping[str, Runs]]) -> Plot:
                 label if variant else "",
             )
         )
-    names = [f"{title(setting.data)}\n{setting.network.partition(':')[2]}" for setting in settings]
-    bars(axes, names, series, values=".1f")
+    bars(axes, ["\n".join(setting.title.split(", ")[0].split(" on ")[::-1]) for setting in found], series, values=".1f")
     axes.set_ylabel("Test accuracy (%)")
     legend(plot)
     return plot
@@ -177,7 +142,7 @@ def _plot(settings: Mapping[_Setting, Mapping[str, Runs]]) -> Plot:
 
 EXPERIMENT = Experiment("accuracy", _section)
 
-_NETWORKS, _DATA, _ALL, _NONE = ["lenet_fc"], ["mnist"], list(ARRANGEMENTS), list[str]()
+_NETWORKS, _DATA, _ALL = ["lenet_fc"], ["mnist"], list(ARRANGEMENTS)
 
 
 def _accuracy(
@@ -188,17 +153,13 @@ def _accuracy(
     data: Annotated[list[str], typer.Option(help="Data sets; repeat for several.")] = _DATA,
     arrangement: Annotated[list[str], typer.Option(help="Of bu, mirror, uniform, reversed.")] = _ALL,
     head_width: Annotated[int | None, typer.Option(min=1, help="Also mirror with so many filters at the end.")] = None,
-    augment: Annotated[
-        str | None, typer.Option(help="none, shift-flip or crop-flip-colour; else the recipe's.")
-    ] = None,
-    recipe: Annotated[list[str], typer.Option(metavar="NAME=VALUE", help="In place of the recipe's.")] = _NONE,
 ) -> None:
     """Train networks and their top-down networks and compare accuracy and cost (paper, Exp. 1)."""
     variants: list[tuple[str, tuple[tuple[str, Any], ...]]] = [(each, ()) for each in arrangement]
     if head_width is not None:
         variants.append(("mirror", (("head_width", head_width),)))
     jobs = [
-        Accuracy(planned(setup.profile, NetworkSpec(source, way, options), each, run, settings=recipe, augment=augment))
+        Accuracy(setup.plan(NetworkSpec(source, way, options), each, run))
         for each in data
         for source in networks
         for way, options in variants

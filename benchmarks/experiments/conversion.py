@@ -21,6 +21,7 @@ from benchmarks.lab.resident import growth_at_peak, in_own_process
 from benchmarks.show.plots import legend
 from benchmarks.show.style import COLOURS, INK, figure
 from benchmarks.show.tables import Cell, Figure, Section, Table
+from benchmarks.training.networks import source_content
 from td_compiler.report.tables import byte_count, short_count
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ class ConversionJob:
     def name(self) -> str:
         """One line for progress and logs."""
         return f"conversion of {self.network}{f' with {self.depth} layers' if self.depth else ''}"
+
+    def content(self) -> str:
+        """What the job's key holds of the source."""
+        return source_content(self.network) if self.depth is None else ""
 
     def run(self, machine: Machine) -> dict[str, Any]:
         """Seconds of every conversion, and of Torch-Pruning's dependency graph in turn; operations; bytes."""

@@ -9,8 +9,8 @@ import multiprocessing
 import platform
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -21,7 +21,7 @@ from benchmarks.lab.machine import Machine
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["Job", "JobsFailed", "Result", "Results", "job_key", "run_jobs"]
+__all__ = ["Job", "JobsFailed", "Result", "Results", "conditions", "job_key", "run_jobs"]
 
 
 class Job(Protocol):
@@ -60,23 +60,41 @@ class _Work:
     command: str
 
 
-def job_key(job: Job, machine: Machine) -> str:
-    """A hash of all that a job's figures depend on: its fields, its revision, the compiler's version, the data.
+def conditions(job: Job, machine: Machine) -> dict[str, Any]:
+    """What a job's figures depend on beside its fields.
 
     Raises:
         DataError: if the data set is unknown or missing.
+        ConversionError: if there is no such network.
     """
     import td_compiler
     from benchmarks.data.datasets import fingerprint
 
-    depends = {
-        "experiment": job.experiment,
+    parts = list(_parts(job))
+    sources = dict.fromkeys(part.content() for part in parts if hasattr(part, "content"))
+    data = dict.fromkeys(part.data for part in parts if getattr(part, "data", ""))
+    return {
         "revision": job.revision,
-        "fields": _fields(job),
         "compiler": td_compiler.__version__,
-        "data": fingerprint(job.data, machine) if job.data else "",
+        "sources": ", ".join(filter(None, sources)),
+        "content": ", ".join(fingerprint(name, machine) for name in data),
+        "processor": machine.processor,
+        "precision": machine.precision,
     }
+
+
+def job_key(job: Job, machine: Machine) -> str:
+    """A hash of all that a job's figures depend on: the columns of its result. Raises as `conditions`."""
+    depends = {"experiment": job.experiment, "fields": _fields(job), "conditions": conditions(job, machine)}
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _parts(thing: Any) -> Iterator[Any]:
+    """A job and the dataclasses in it: those with `data` read a data set, those with `content` a file or a library."""
+    if is_dataclass(thing):
+        yield thing
+        for field in fields(thing):
+            yield from _parts(getattr(thing, field.name))
 
 
 def run_jobs(
@@ -98,6 +116,7 @@ def run_jobs(
 
     Raises:
         DataError: if a data set is unknown or missing; nothing was run then.
+        ConversionError: if there is no such network; likewise.
         JobsFailed: if a job ended in an error; the others were run.
         OSError: if a result cannot be written, e.g. on a full disk.
     """
@@ -122,29 +141,30 @@ def run_jobs(
 def _work_through(work: _Work) -> None:
     """Run what has no result and is not being worked on; then what others were working on and left undone."""
     results = Results(work.machine.results)
-    claimed: list[tuple[int, Job]] = []
+    taken: list[tuple[int, Job]] = []
     for number, job in enumerate(work.jobs, start=1):
-        if not _run_claimed(work, job, number, results, wait=False):
-            claimed.append((number, job))
-    for number, job in claimed:
-        _run_claimed(work, job, number, results, wait=True)
+        key = job_key(job, work.machine)
+        if work.machine.rank:  # one of the processes that train together: the first one keeps the results
+            if key not in results.read():
+                _run_one(job, key, work)
+            continue
+        with results.claim(key) as mine:
+            if mine:
+                _run_and_keep(job, key, number, work, results)
+            else:
+                taken.append((number, job))
+    for number, job in taken:
+        key = job_key(job, work.machine)
+        with results.wait_for(key, job.name):
+            _run_and_keep(job, key, number, work, results)
 
 
-def _run_claimed(work: _Work, job: Job, number: int, results: Results, *, wait: bool) -> bool:
-    """Run a job and keep its result, unless there is one; False if another process has it."""
-    key = job_key(job, work.machine)
-    if key in results.read():
-        return True
-    if work.machine.rank:  # one of the processes that train together: the first one keeps the results
-        _run_one(job, key, work)
-        return True
-    with results.claim(key, wait=wait) as mine:
-        if mine and key not in results.read():
-            result = _attempt(job, key, work)
-            if result is not None:
-                results.add(result)
-                _say(f"[{number}/{len(work.jobs)}] {job.name}: {result.seconds:.1f} s")
-        return mine
+def _run_and_keep(job: Job, key: str, number: int, work: _Work, results: Results) -> None:
+    if key not in results.read():
+        result = _attempt(job, key, work)
+        if result is not None:
+            results.add(result)
+            _say(f"[{number}/{len(work.jobs)}] {job.name}: {result.seconds:.1f} s")
 
 
 def _attempt(job: Job, key: str, work: _Work) -> Result | None:
@@ -161,6 +181,10 @@ def _attempt(job: Job, key: str, work: _Work) -> Result | None:
 
 
 def _run_one(job: Job, key: str, work: _Work) -> Result:
+    if work.machine.threads is not None:
+        import torch
+
+        torch.set_num_threads(work.machine.threads)
     start = time.perf_counter()
     figures = job.run(work.machine)
     return Result(
@@ -168,6 +192,7 @@ def _run_one(job: Job, key: str, work: _Work) -> Result:
         experiment=job.experiment,
         name=job.name,
         job=_fields(job),
+        conditions=conditions(job, work.machine),
         figures=json.loads(json.dumps(figures)),
         command=work.command,
         versions=_versions() | {"device": work.machine.describe()},

@@ -1,4 +1,4 @@
-"""The file of finished jobs: a line each, written whole or not at all, safe to share between processes."""
+"""The file of finished jobs: a line each, added whole or not at all, safe to share between processes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from td_compiler.files import write_together
+from benchmarks.data.images import DataError
 
-__all__ = ["Result", "Results"]
+__all__ = ["Result", "Results", "waiting_lock"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Result:
         key: what tells it from other jobs: a hash of all that its figures depend on.
         experiment, name: which experiment it belongs to, and the job's name.
         job: the job's fields.
+        conditions: what its figures depend on beside them: the content of its data and sources, the processor, the
+            precision, the versions of the job and the compiler.
         figures: what was measured.
         command: the command that made it.
         versions: of Python, td-compiler and the libraries, and the device.
@@ -38,6 +41,7 @@ class Result:
     experiment: str
     name: str
     job: dict[str, Any]
+    conditions: dict[str, Any]
     figures: dict[str, Any]
     command: str
     versions: dict[str, str]
@@ -55,13 +59,19 @@ class Result:
 
         Raises:
             ValueError: if the line is damaged.
+            DataError: if it is a whole line of an older version.
         """
         content = json.loads(line)
-        if not isinstance(content, dict) or content.keys() != {field.name for field in fields(Result)} | {"checksum"}:
+        if isinstance(content, dict) and {"key", "job", "figures", "checksum"} <= content.keys() != _NAMES:
+            raise DataError("written by another version of the experiments, whose results hold other columns")
+        if not isinstance(content, dict) or content.keys() != _NAMES:
             raise ValueError("it is not a result")
         if content.pop("checksum") != _checksum(content):
             raise ValueError("its content does not fit its checksum")
         return Result(**content)
+
+
+_NAMES = {field.name for field in fields(Result)} | {"checksum"}
 
 
 def _checksum(content: dict[str, Any]) -> str:
@@ -82,11 +92,17 @@ class Results:
         self._named: set[int] = set()
 
     def read(self) -> dict[str, Result]:
-        """All results by key, the later one where two have the same; damaged lines are named on standard error."""
+        """All results by key, the later one where two have the same; damaged lines are named on standard error.
+
+        Raises:
+            DataError: if results of another version are among them.
+        """
         found: dict[str, Result] = {}
         for number, line in enumerate(self._lines(), start=1):
             try:
                 result = Result.of_line(line)
+            except DataError as error:
+                raise DataError(f"{self.path}, line {number}: {error}; give another folder or move it away.") from error
             except ValueError as error:
                 self._name(number, error)
             else:
@@ -99,21 +115,20 @@ class Results:
         Raises:
             OSError: if the file cannot be written.
         """
-        with FileLock(self._locks / "results.lock"):
-            lines = [*self._lines(), result.line()]
-            write_together({self.path: lambda scratch: _write(scratch, "".join(lines))})
+        with FileLock(self._locks / "results.lock"), self.path.open("ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                _append(file, (b"" if self._ends_a_line() else b"\n") + result.line().encode())
+            except OSError:
+                os.truncate(self.path, end)
+                raise
 
     @contextlib.contextmanager
-    def claim(self, key: str, *, wait: bool = False) -> Iterator[bool]:
-        """Whether this process has the job of a key to itself, until the end of the context or of the process.
-
-        Args:
-            key: of the job.
-            wait: until another process that has the job is done with it.
-        """
+    def claim(self, key: str) -> Iterator[bool]:
+        """Whether this process has the job of a key to itself, until the end of the context or of the process."""
         lock = FileLock(self._locks / f"{key}.lock")
         try:
-            lock.acquire(timeout=-1 if wait else 0)
+            lock.acquire(timeout=0)
         except Timeout:
             yield False
             return
@@ -122,11 +137,23 @@ class Results:
         finally:
             lock.release()
 
+    def wait_for(self, key: str, name: str) -> contextlib.AbstractContextManager[object]:
+        """The same, but wait for the process that has the job, and say so: `name` is the job's."""
+        return waiting_lock(self._locks / f"{key}.lock", name)
+
+    def _ends_a_line(self) -> bool:
+        with self.path.open("rb") as file:
+            if not file.seek(0, os.SEEK_END):
+                return True
+            file.seek(-1, os.SEEK_END)
+            return file.read() == b"\n"
+
     def _lines(self) -> list[str]:
         if not self.path.exists():
             return []
-        text = self.path.read_text(encoding="utf-8", errors="replace")
-        return [f"{line}\n" for line in text.splitlines() if line.strip()]
+        with FileLock(self._locks / "results.lock"):  # else a line that is being added could look damaged
+            text = self.path.read_text(encoding="utf-8", errors="replace")
+        return [line for line in text.split("\n") if line.strip()]
 
     def _name(self, number: int, error: ValueError) -> None:
         if number not in self._named:
@@ -134,8 +161,22 @@ class Results:
             print(f"{self.path}, line {number} is damaged ({error}); it is passed over.", file=sys.stderr)
 
 
-def _write(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+def _append(file: RawIOBase, content: bytes) -> None:
+    while content:
+        content = content[file.write(content) :]
+    os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def waiting_lock(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock between processes; where another process holds it, say on standard error what is waited for."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for another process that works on {what} ({path})", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,24 +17,26 @@ __all__ = ["Machine"]
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how jobs run; nothing here changes a figure beyond rounding.
+    """Where and how jobs run. Of all this figures depend on the processor and the precision alone.
 
     Attributes:
         out: the folder of `results.jsonl`, `checkpoints/` and `figures/`.
         data_root: the folder of the data sets.
         device: `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:1`.
-        precision: of training, by Lightning's names: `32-true`, `16-mixed`, `bf16-mixed`.
+        precision: of training, by Lightning's names: `32-true`, `bf16-mixed`, `16-mixed`.
+        threads: of torch on a CPU, in each process; None for its own choice.
         workers: loader processes, for data that does not fit in memory.
         download: fetch data sets that are missing.
         devices: processes a node that train one network together (DDP).
         nodes: machines that train one network together, started by `torchrun`.
-        progress: show a bar for each epoch.
+        progress: show a bar for each epoch, where standard error is a terminal.
     """
 
     out: Path
     data_root: Path
     device: str = "auto"
     precision: str = "32-true"
+    threads: int | None = None
     workers: int = 0
     download: bool = False
     devices: int = 1
@@ -48,6 +51,11 @@ class Machine:
         if self.device != "auto":
             return torch.device(self.device)
         return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether there are bars."""
+        return self.progress and sys.stderr.isatty()
 
     @property
     def results(self) -> Path:
@@ -79,10 +87,18 @@ class Machine:
         """The same among those on this computer."""
         return int(os.environ.get("LOCAL_RANK", 0))
 
-    def describe(self) -> str:
-        """The processor, e.g. `NVIDIA H200` or `CPU (x86_64), 2 threads`."""
+    @property
+    def processor(self) -> str:
+        """What computes, e.g. `NVIDIA H200` or `CPU (x86_64)`."""
         import torch
 
         if self.torch_device.type == "cuda":
             return torch.cuda.get_device_name(self.torch_device)
-        return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
+        return f"CPU ({platform.machine()})"
+
+    def describe(self) -> str:
+        """The same with the threads of a CPU: `CPU (x86_64), 2 threads`."""
+        import torch
+
+        threads = f", {torch.get_num_threads()} threads" if self.torch_device.type == "cpu" else ""
+        return self.processor + threads

@@ -12,7 +12,7 @@ from benchmarks.lab.experiment import Experiment
 from benchmarks.lab.jobs import Job
 from benchmarks.lab.journal import Results
 from benchmarks.lab.machine import Machine
-from benchmarks.lab.options import Setup, check_device, run_command
+from benchmarks.lab.options import Setup, check_device, check_profile, run_command
 from benchmarks.training.recipes import PROFILES
 from td_compiler.files import write_whole
 
@@ -29,8 +29,7 @@ def _shared(
     """The shared options as a Setup; the first parameter of every such command."""
     import torch
 
-    if profile not in PROFILES:
-        raise typer.BadParameter(f"{profile!r} is not one of {', '.join(PROFILES)}", param_hint="--profile")
+    check_profile(profile)
     machine = Machine(out.resolve(), data_root=out, device=device, progress=progress)
     check_device(machine)
     if threads is not None:
@@ -68,6 +67,5 @@ def progress(repeats: int, machine: Machine, title: str) -> Iterable[int]:
     from rich.console import Console
     from rich.progress import track
 
-    console = Console(stderr=True)
-    shown = machine.progress and console.is_terminal
-    return track(range(repeats), title, console=console, transient=True, disable=not shown)
+    shown = machine.shows_progress
+    return track(range(repeats), title, console=Console(stderr=True), transient=True, disable=not shown)

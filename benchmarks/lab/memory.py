@@ -7,15 +7,28 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["cuda_growth_at_peak", "saved_bytes"]
+__all__ = ["CudaPeak", "cuda_growth_at_peak", "saved_bytes"]
+
+
+class CudaPeak:
+    """The most that torch has of a GPU's memory from here on, above what it has now; starts the device's peak anew."""
+
+    def __init__(self, device: torch.device) -> None:
+        torch.cuda.init()
+        torch.cuda.reset_peak_memory_stats(device)
+        self.device, self.before = device, torch.cuda.memory_allocated(device)
+
+    @property
+    def growth(self) -> int:
+        """In bytes."""
+        return torch.cuda.max_memory_allocated(self.device) - self.before
 
 
 def cuda_growth_at_peak(call: Callable[[], object], device: torch.device) -> int:
     """Bytes that torch has of a GPU's memory at most during a call, above those that it had before."""
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
+    peak = CudaPeak(device)
     call()
-    return torch.cuda.max_memory_allocated(device) - before
+    return peak.growth
 
 
 def saved_bytes(network: nn.Module, images: Tensor | list[Tensor]) -> int:

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +18,11 @@ from benchmarks.lab.machine import Machine
 from benchmarks.training.recipes import PROFILES, Profile, RecipeError
 from td_compiler.cli.shared_options import with_shared_options
 
-__all__ = ["Setup", "check_device", "run_command", "run_plain_command"]
+if TYPE_CHECKING:
+    from benchmarks.training.networks import NetworkSpec
+    from benchmarks.training.training import Training
+
+__all__ = ["Setup", "check_device", "check_profile", "run_command", "run_plain_command"]
 
 # Options that change no figure, and whose values are paths of one computer: results do not keep them.
 _PRIVATE = ("--data-root", "--out")
@@ -32,6 +36,9 @@ class Setup:
         machine: where and how jobs run.
         profile: the experiment's size, with what the user gave in place of the profile's own.
         seed: of the first run; the others follow.
+        recipe: `NAME=VALUE` in place of the recipe's own.
+        augment: in place of the recipe's own.
+        options: of `reverse`, for top-down networks.
         processes, ray: as in `benchmarks.lab.jobs.run_jobs`.
         command: the command line, to be kept with results.
     """
@@ -39,6 +46,9 @@ class Setup:
     machine: Machine
     profile: Profile
     seed: int = 0
+    recipe: Sequence[str] = ()
+    augment: str | None = None
+    options: tuple[tuple[str, Any], ...] = ()
     processes: int = 1
     ray: str | None = None
     command: str = ""
@@ -48,13 +58,22 @@ class Setup:
         """The seeds of the runs."""
         return range(self.seed, self.seed + self.profile.runs)
 
+    def plan(self, network: NetworkSpec, data: str, run: int, task: str = "classification") -> Training:
+        """How a network is trained; see `benchmarks.training.training.planned`."""
+        from benchmarks.training.training import planned
+
+        if network.arrangement != "bu":
+            network = network.with_options(self.options)
+        return planned(self.profile, network, data, run, settings=self.recipe, augment=self.augment, task=task)
+
 
 def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
     return typer.Option(*names, help=text, rich_help_panel=panel, **more)
 
 
-_SIZE, _PLACES, _COMPUTE = "Size", "Data and results", "Computing"
+_SIZE, _TRAINING, _PLACES, _COMPUTE = "Size", "Training", "Data and results", "Computing"
 _COUNT: dict[str, Any] = {"metavar": "N", "min": 1}
+_NONE = list[str]()
 
 
 def _shared(
@@ -64,21 +83,28 @@ def _shared(
     train_images: Annotated[int | None, _option(_SIZE, "Train on so many.", **_COUNT)] = None,
     test_images: Annotated[int | None, _option(_SIZE, "Test on so many.", **_COUNT)] = None,
     seed: Annotated[int, _option(_SIZE, "Of the first run.", metavar="N", min=0)] = 0,
+    recipe: Annotated[list[str], _option(_TRAINING, "In place of the recipe's.", metavar="NAME=VALUE")] = _NONE,
+    augment: Annotated[
+        str | None, _option(_TRAINING, "none, shift-flip or crop-flip-colour; else the recipe's.")
+    ] = None,
+    td: Annotated[list[str], _option(_TRAINING, "Of `reverse`: stem=leading, ...", metavar="NAME=VALUE")] = _NONE,
     data_root: Annotated[Path, _option(_PLACES, "Where the data sets are.", metavar="DIR")] = Path("data"),
     download: Annotated[bool, _option(_PLACES, "Fetch those that are missing.", "--download")] = False,
     out: Annotated[Path, _option(_PLACES, "Where results go.", metavar="DIR")] = Path("build/benchmarks"),
     device: Annotated[str, _option(_COMPUTE, "auto, cpu, cuda or cuda:1.", metavar="NAME")] = "auto",
-    precision: Annotated[str, _option(_COMPUTE, "Or 16-mixed, bf16-mixed.", metavar="NAME")] = "32-true",
+    precision: Annotated[
+        str, _option(_COMPUTE, "Or bf16-mixed: faster on GPUs and on CPUs with bf16; 16-mixed.", metavar="NAME")
+    ] = "32-true",
+    threads: Annotated[int | None, _option(_COMPUTE, "Of a CPU; 1 where cores are shared.", **_COUNT)] = None,
     workers: Annotated[int, _option(_COMPUTE, "Loaders of large data sets.", metavar="N", min=0)] = 0,
     devices: Annotated[int, _option(_COMPUTE, "Processes to train a network (DDP).", **_COUNT)] = 1,
     nodes: Annotated[int, _option(_COMPUTE, "Computers to do so (torchrun).", **_COUNT)] = 1,
     processes: Annotated[int, _option(_COMPUTE, "Jobs at once on this computer.", **_COUNT)] = 1,
     ray: Annotated[str | None, _option(_COMPUTE, "Ray cluster, or `local`.", metavar="ADDRESS")] = None,
-    progress: Annotated[bool, _option(_COMPUTE, "Show a bar for each epoch.")] = True,
+    progress: Annotated[bool, _option(_COMPUTE, "Bars, on a terminal.")] = True,
 ) -> Setup:
     """The shared options as a Setup; the first parameter of every experiment's command."""
-    if profile not in PROFILES:
-        raise typer.BadParameter(f"{profile!r} is not one of {', '.join(PROFILES)}", param_hint="--profile")
+    check_profile(profile)
     given: dict[str, Any] = {"runs": runs, "epochs": epochs, "train_images": train_images, "test_images": test_images}
     size = replace(PROFILES[profile], **{name: value for name, value in given.items() if value is not None})
     machine = Machine(
@@ -86,6 +112,7 @@ def _shared(
         data_root=data_root,
         device=device,
         precision=precision,
+        threads=threads,
         workers=workers,
         download=download,
         devices=devices,
@@ -93,7 +120,31 @@ def _shared(
         progress=progress,
     )
     check_device(machine)
-    return Setup(machine, size, seed, processes, ray)
+    return Setup(machine, size, seed, recipe, augment, _top_down_options(td), processes, ray)
+
+
+def check_profile(profile: str) -> None:
+    """Raises typer.BadParameter if there is no such profile."""
+    if profile not in PROFILES:
+        raise typer.BadParameter(f"{profile!r} is not one of {', '.join(PROFILES)}", param_hint="--profile")
+
+
+def _top_down_options(given: Sequence[str]) -> tuple[tuple[str, Any], ...]:
+    """`stem=leading` as ("stem", "leading"); wrong ones are refused before anything starts."""
+    from td_compiler.options import Options
+
+    options: dict[str, Any] = {}
+    for setting in given:
+        name, equals, text = setting.partition("=")
+        if not equals or name not in _REVERSE:
+            names = ", ".join(_REVERSE)
+            raise typer.BadParameter(f"{setting!r} is no NAME=VALUE with a name of {names}", param_hint="--td")
+        options[name] = int(text) if text.isdecimal() else text
+    Options(**options)
+    return tuple(options.items())
+
+
+_REVERSE = ("merge", "upsample", "downsample", "stem", "head_width")
 
 
 def check_device(machine: Machine) -> None:

@@ -29,14 +29,14 @@ _INTRO = (
 )
 
 
-def document(results: Sequence[Result]) -> Document:
+def document(results: Sequence[Result], floor: float | None = None) -> Document:
     """What the report says about these results, experiment by experiment.
 
     Raises:
         DataError: if the results of an experiment are not as its code now writes them.
     """
     sections = [_section(experiment, results) for experiment in _experiments()]
-    shown = [findings(results), *(section for section in sections if section is not None)]
+    shown = [findings(results, floor), *(section for section in sections if section is not None)]
     return Document("Top-down networks: results", _INTRO, [s for s in shown if s.tables or s.figures], _made(results))
 
 
@@ -84,18 +84,21 @@ def _read(folders: Sequence[Path]) -> list[Result]:
     return list(found.values())
 
 
-_DEFAULT = [Path("build/benchmarks")]
+_NONE = list[Path]()
 
 
 def _report(
-    folders: Annotated[list[Path], typer.Argument(help="Folders with results: the experiments' --out.")] = _DEFAULT,
+    folders: Annotated[list[Path], typer.Argument(help="With results: the experiments' --out; else --out.")] = _NONE,
     out: Annotated[Path | None, typer.Option(help="Where to write; by default the first of the folders.")] = None,
+    floor: Annotated[
+        float | None, typer.Option(help="Accuracy in % that a BU network must reach where no paper gives one.")
+    ] = None,
 ) -> None:
     """Write report.html (one self-contained page), report.md and its figures from all results so far."""
-    results = _read(folders)
-    target = out or folders[0]
+    target = out or (folders[0] if folders else Path("build/benchmarks"))
+    results = _read(folders or [target])
     target.mkdir(parents=True, exist_ok=True)
-    said = document(results)
+    said = document(results, floor)
     for figure in [figure for section in said.sections for figure in section.figures]:
         save(figure.draw, target / "figures" / f"{figure.name}.svg")
     page, text = said.html(), said.markdown("figures")

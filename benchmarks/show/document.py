@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Template
 
 from benchmarks.show.style import INK, svg
-from benchmarks.show.tables import Figure, Section
+from benchmarks.show.tables import Figure, Section, escaped
 
 __all__ = ["Document"]
 
@@ -46,14 +46,18 @@ class Document:
 
     def markdown(self, figures: str) -> str:
         """The same as Markdown; figures are the files `NAME.svg` in the folder `figures`, a relative path."""
-        parts = [f"# {self.title}", self.intro]
+        parts = [f"# {escaped(self.title)}", escaped(self.intro)]
         for section in self.sections:
-            parts += [f"## {section.title}", section.intro, *(table.markdown() for table in section.tables)]
+            parts += [
+                f"## {escaped(section.title)}",
+                escaped(section.intro),
+                *(table.markdown() for table in section.tables),
+            ]
             for figure in section.figures:
-                parts += [f"![{figure.title}]({figures}/{figure.name}.svg)", _sentence(figure)]
+                parts += [f"![{escaped(figure.title)}]({figures}/{figure.name}.svg)", _sentence(figure)]
             if section.commands:
-                parts.append("```\n" + "\n".join(section.commands) + "\n```")
-        return "\n\n".join(part for part in [*parts, *self.made] if part) + "\n"
+                parts.append("\n".join(f"    {' '.join(command.split())}" for command in section.commands))
+        return "\n\n".join(part for part in [*parts, *map(escaped, self.made)] if part) + "\n"
 
 
 def _section_html(section: Section) -> str:
@@ -91,7 +95,7 @@ def _inline(source: str, name: str) -> str:
 
 
 def _sentence(figure: Figure) -> str:
-    return f"**{figure.title}.** {figure.caption}".strip()
+    return f"**{escaped(figure.title)}.** {escaped(figure.caption)}".strip()
 
 
 def _anchor(title: str) -> str:

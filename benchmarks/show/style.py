@@ -52,6 +52,7 @@ STYLE: Mapping[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "td-compiler",  # a figure that did not change is the same file
     "text.color": INK,
+    "text.parse_math": False,  # a $ in a name is a $
     "xtick.color": INK,
     "xtick.labelsize": 8,
     "ytick.color": INK,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Plot
     from rich.console import Console
 
-__all__ = ["Cell", "Figure", "Section", "Table", "mean_and_deviation", "ratio", "show"]
+__all__ = ["Cell", "Figure", "Section", "Table", "escaped", "mean_and_deviation", "ratio", "show"]
 
 Cell = str | float | None
 
@@ -51,8 +52,10 @@ class Table:
     def markdown(self) -> str:
         """A title line, the grid, the note."""
         lines = [self.columns, ("---",) * len(self.columns), *(tuple(map(_text, row)) for row in self.rows)]
-        grid = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-        return "\n\n".join(part for part in (f"**{self.title}**", grid, self.note) if part)
+        grid = "\n".join(
+            f"| {' | '.join(escaped(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines
+        )
+        return "\n\n".join(part for part in (f"**{escaped(self.title)}**", grid, escaped(self.note)) if part)
 
     def html(self) -> str:
         """A `<table>` with the title as its caption, numbers in cells of class `number`."""
@@ -126,6 +129,12 @@ def ratio(values: Sequence[float], reference: Sequence[float]) -> str:
     if not values or not reference or not statistics.mean(reference):
         return _text(None)
     return f"{statistics.mean(values) / statistics.mean(reference):.2f}"
+
+
+def escaped(text: str) -> str:
+    """Text for Markdown, in one line, in which nothing is markup."""
+    plain = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*$])", r"\\\1", plain).replace("](", "]\\(")
 
 
 def _text(cell: Cell) -> str:

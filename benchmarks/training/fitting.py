@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import io
 import logging
+import math
 import os
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -16,6 +19,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
@@ -23,16 +27,57 @@ from torchmetrics import MeanMetric, Metric
 
 from benchmarks.data.datasets import opened
 from benchmarks.data.images import Images, as_float
+from benchmarks.lab.files import Damaged, read_checked, with_checksum, write_synced
 from benchmarks.lab.machine import Machine
-from benchmarks.lab.memory import saved_bytes
+from benchmarks.lab.memory import CudaPeak, saved_bytes
 from benchmarks.training.batches import augmented, batches, seed_of, shuffled, split
 from benchmarks.training.recipes import Recipe, RecipeError
 from benchmarks.training.tasks import Loss, task_of
 from benchmarks.training.training import Builder, Training, untrained
 
-__all__ = ["fit"]
+__all__ = ["Diverged", "fit", "plateau"]
 
-_CHECKPOINT = "last.ckpt"
+_CHECKPOINT, _BEFORE = "last.ckpt", "before.ckpt"  # of the last epoch, and of the one before
+
+
+class Diverged(RuntimeError):
+    """A training whose loss or weights are no longer finite."""
+
+
+class _Checkpoints(CheckpointIO):
+    """Checkpoints with a checksum, written beside their place, synced and renamed; the last one but one stays, too."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Raises OSError if it cannot be written; the earlier ones are as they were then."""
+        content, target = io.BytesIO(), Path(path)
+        torch.save(checkpoint, content)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = target.with_name("next.ckpt")
+        write_synced({fresh: with_checksum(content.getvalue())})
+        if target.exists():
+            os.replace(target, target.with_name(_BEFORE))
+        os.replace(fresh, target)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Raises Damaged."""
+        content = io.BytesIO(read_checked(Path(path)))
+        checkpoint: dict[str, Any] = torch.load(content, map_location=map_location or "cpu", weights_only=True)
+        return checkpoint
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def _newest(folder: Path) -> Path | None:
+    """The last checkpoint that is as it was written; those that are not are named on standard error."""
+    for path in (folder / _CHECKPOINT, folder / _BEFORE):
+        try:
+            if path.exists():
+                read_checked(path)
+                return path
+        except (Damaged, OSError) as error:
+            print(f"{error}; the training goes on from the epoch before, or from its start", file=sys.stderr)
+    return None
 
 
 def fit(
@@ -50,19 +95,20 @@ def fit(
 
     Raises:
         KeyboardInterrupt: if the user interrupts; the checkpoint stays.
+        Diverged: if loss or weights are no longer finite.
         RecipeError: if batches cannot be divided evenly among the processes.
         OSError: if the checkpoint cannot be written.
     """
     if training.recipe.batch_size % machine.world_size:
         size, processes = training.recipe.batch_size, machine.world_size
         raise RecipeError(f"Batches of {size} images cannot be divided among {processes} processes: set batch_size.")
-    module, checkpoint = _Module(training, machine, build), folder / _CHECKPOINT
+    module = _Module(training, machine, build)
     with _quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's advice on loaders and logging
         trainer = _trainer(training.recipe, machine, folder)
-        _run(trainer, module, checkpoint if checkpoint.is_file() else None)
+        _run(trainer, module, _newest(folder))
     # What DDP's processes know comes back through the checkpoint; so does what an interrupted training did.
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    saved = _Checkpoints().load_checkpoint(folder / _CHECKPOINT)
     state = {name.removeprefix("network."): value for name, value in saved["state_dict"].items()}
     history = saved["history"]
     return state, {
@@ -75,7 +121,8 @@ def fit(
 def _trainer(recipe: Recipe, machine: Machine, folder: Path) -> pl.Trainer:
     # By Lightning's default a version number is appended to a file that exists; here each epoch replaces the last.
     keep = ModelCheckpoint(folder, Path(_CHECKPOINT).stem, save_on_train_epoch_end=True, enable_version_counter=False)
-    callbacks: list[Callback] = [keep, *([TQDMProgressBar(refresh_rate=20, leave=False)] if machine.progress else [])]
+    shown = machine.shows_progress
+    callbacks: list[Callback] = [keep, *([TQDMProgressBar(refresh_rate=20, leave=False)] if shown else [])]
     cuda = machine.torch_device.type == "cuda"
     strategy = "auto"
     if machine.world_size > 1:
@@ -90,7 +137,8 @@ def _trainer(recipe: Recipe, machine: Machine, folder: Path) -> pl.Trainer:
         max_epochs=recipe.epochs,
         callbacks=callbacks,
         logger=False,
-        enable_progress_bar=machine.progress,
+        plugins=[_Checkpoints()],
+        enable_progress_bar=shown,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         reload_dataloaders_every_n_epochs=1,
@@ -142,7 +190,9 @@ class _Module(pl.LightningModule):
         self.recipe = training.recipe
         self.history: list[dict[str, float]] = []
         self.peak_memory = 0
-        self.mean_loss, self.mean_held_out_loss = MeanMetric(), MeanMetric()
+        self.warm = False  # after the first step in this process, which takes longer
+        # torchmetrics leaves NaN out of a mean, unless told not to.
+        self.mean_loss, self.mean_held_out_loss = (MeanMetric(nan_strategy="disable") for _ in range(2))
 
     def setup(self, stage: str) -> None:
         """Read the data, in each process for itself."""
@@ -152,7 +202,9 @@ class _Module(pl.LightningModule):
         self.loss, self.score = task.loss(data), task.metric(len(data.classes))
         self.kept, self.held_out = split(len(data), self.recipe.held_out, plan.run)
         self.crop = data.crop
-        self.data = data.to(self.trainer.strategy.root_device) if isinstance(data, Images) else data
+        device = self.trainer.strategy.root_device
+        self.cuda_peak = CudaPeak(device) if device.type == "cuda" else None
+        self.data = data.to(device) if isinstance(data, Images) else data
 
     def configure_model(self) -> None:
         """Make the network, in each process for itself: one of a user's file cannot be sent to another process."""
@@ -169,8 +221,10 @@ class _Module(pl.LightningModule):
         ]
         optimizer = torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=True)
         if recipe.schedule == "plateau":
-            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=2)
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "held_out_loss"}}
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": plateau(optimizer, recipe.learning_rate), "monitor": "held_out_loss"},
+            }
         steps = recipe.epochs * len(self._batches(epoch=0))
         milestones = [round(milestone * steps) for milestone in recipe.milestones]
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
@@ -198,7 +252,12 @@ class _Module(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Seed the epoch and start its clock."""
         torch.manual_seed(seed_of(self.training_plan.run, self.current_epoch, purpose=3 + 2 * self.global_rank))
-        self.started = time.perf_counter()
+        self.untimed, self.started = 0, self._now()
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         """The loss of a batch of images (N, C, H, W) and labels."""
@@ -211,11 +270,13 @@ class _Module(pl.LightningModule):
         return augmented(as_float(images), self.recipe.augment, self.crop)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Stop the clock after the last batch."""
+        """Stop the clock after the last batch; start it anew after the first one in this process."""
         if self.trainer.is_last_batch:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            self.seconds = time.perf_counter() - self.started
+            steps = batch_idx + 1
+            self.seconds = (self._now() - self.started) * steps / (steps - self.untimed)
+        elif not self.warm:
+            self.untimed, self.started = 1, self._now()
+        self.warm = True
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         """Loss and score of held-out images."""
@@ -229,17 +290,28 @@ class _Module(pl.LightningModule):
         self.log("held_out_loss", self.mean_held_out_loss.compute())
 
     def on_train_epoch_end(self) -> None:
-        """Add the epoch to the history; the checkpoint is written right after."""
+        """Add the epoch to the history; the checkpoint is written right after.
+
+        Raises:
+            Diverged: if loss or weights are no longer finite.
+        """
         metrics: dict[str, Metric] = {"loss": self.mean_loss}
         if len(self.held_out):
             metrics |= {"held_out_loss": self.mean_held_out_loss, "held_out_score": self.score}
         figures = {name: float(metric.compute()) for name, metric in metrics.items()}
+        wild = [name for name, figure in figures.items() if not math.isfinite(figure)]
+        wild += [name for name, weight in self.network.named_parameters() if not weight.isfinite().all()]
+        if wild:
+            raise Diverged(
+                f"epoch {self.current_epoch + 1}: {wild[0]} is no longer a finite number; lower the learning rate,"
+                " e.g. --recipe learning_rate=0.01"
+            )
         self.history.append({**figures, "seconds": round(self.seconds, 4)})
         for metric in metrics.values():
             metric.reset()
-        if self.device.type == "cuda":
+        if self.cuda_peak is not None:
             held = self.data.images.nbytes if isinstance(self.data, Images) else 0
-            self.peak_memory = max(self.peak_memory, torch.cuda.max_memory_allocated(self.device) - held)
+            self.peak_memory = max(self.peak_memory, self.cuda_peak.growth - held)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the history and the memory."""
@@ -248,6 +320,16 @@ class _Module(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on from them."""
         self.history, self.peak_memory = checkpoint["history"], checkpoint["peak_memory"]
+
+
+def plateau(optimizer: torch.optim.Optimizer, rate: float) -> torch.optim.lr_scheduler.ReduceLROnPlateau:
+    """The authors' schedule for segmentation: a fifth after 5 epochs without a fall, down to a tenth of the rate.
+
+    Keras, which they used, lowers the rate after so many epochs, torch after one more than its patience.
+    """
+    return torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, factor=0.2, patience=4, threshold_mode="abs", min_lr=rate / 10
+    )
 
 
 def _step_memory(network: nn.Module, images: Tensor) -> int:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import ast
+import contextlib
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from td_compiler.errors import ConversionError
@@ -13,7 +19,7 @@ if TYPE_CHECKING:
 
     from td_compiler.report.report import Cost
 
-__all__ = ["ARRANGEMENTS", "Costs", "NetworkSpec"]
+__all__ = ["ARRANGEMENTS", "Costs", "NetworkSpec", "source_content"]
 
 ARRANGEMENTS = ("bu", "mirror", "uniform", "reversed")
 
@@ -63,6 +69,15 @@ class NetworkSpec:
         arrangement = "BU" if self.arrangement == "bu" else self.arrangement
         return ", ".join([arrangement, *(f"{name}={value}" for name, value in self.options)])
 
+    def with_options(self, options: Sequence[tuple[str, Any]]) -> NetworkSpec:
+        """The same with further options, of which its own stay."""
+        more = tuple(option for option in options if option[0] not in dict(self.options))
+        return replace(self, options=(*self.options, *more)) if more else self
+
+    def content(self) -> str:
+        """What a job's key holds of the source, see `source_content`."""
+        return source_content(self.name)
+
     def build(self, input_size: Size, num_classes: int) -> nn.Module:
         """The network with fresh weights, drawn from torch's global generator.
 
@@ -100,6 +115,69 @@ class NetworkSpec:
         filters: Any = "mirror" if self.arrangement == "bu" else self.arrangement
         options = {"init": "fresh", **dict(self.options)}
         return reverse(source, filters=filters, input_size=input_size, **options)
+
+
+def source_content(name: str) -> str:
+    """What identifies a source beside its name: a hash of the user's file, or the library and its version.
+
+    The hash is of the file and of what it imports from its own folder.
+
+    Raises:
+        ConversionError: if there is no such network.
+    """
+    library, _, _ = name.partition(":")
+    path = Path(name if name.endswith(".py") else name.rpartition(":")[0])
+    if path.suffix == ".py":
+        content = f"{path.name} {_hash_with_imports(path)}"
+    elif library in {"torchvision", "timm", "pytorchcv"}:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            library = f"{library} {metadata.version(library)}"
+        content = library
+    else:
+        content = library  # the compiler's own, whose version is in the key
+    _known(name, content)
+    return content
+
+
+@functools.lru_cache(maxsize=64)
+def _known(name: str, content: str) -> None:
+    from td_compiler.sources.names import load_source
+
+    load_source(name, {}, device="meta")
+
+
+def _hash_with_imports(path: Path) -> str:
+    """Of a Python file and the files in its folder that it imports, by whatever way."""
+    digest, waiting, seen = hashlib.sha256(), [path], set[Path]()
+    while waiting:
+        file = waiting.pop()
+        if file in seen or not file.is_file():
+            continue
+        seen.add(file)
+        text = file.read_bytes()
+        digest.update(f"{file.relative_to(path.parent)} {len(text)}\n".encode() + text)
+        for node in ast.walk(_parsed(text)):
+            for module in _imported(node):
+                place = path.parent.joinpath(*module.split("."))
+                waiting += [place.with_suffix(".py"), place / "__init__.py"]
+    return digest.hexdigest()[:12]
+
+
+def _parsed(text: bytes) -> ast.AST:
+    try:
+        return ast.parse(text)
+    except (SyntaxError, ValueError):  # whoever runs the file says so
+        return ast.Module([], [])
+
+
+def _imported(node: ast.AST) -> list[str]:
+    """The modules that a statement may import: of `from a import b` both `a` and `a.b`."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        names = [alias.name for alias in node.names if alias.name != "*"]
+        return [node.module, *(f"{node.module}.{name}" for name in names)] if node.module else names
+    return []
 
 
 def _source(name: str, input_size: Size, num_classes: int, device: str | None = None) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -18,9 +18,8 @@ __all__ = [
     "Row",
     "changed",
     "epochs_in_words",
-    "images_in_words",
+    "options_for",
     "recipe_for",
-    "size_in_words",
 ]
 
 
@@ -37,8 +36,8 @@ class Recipe:
         batch_size: images a step, over all processes.
         learning_rate: at the start.
         momentum: Nesterov's.
-        schedule: `steps` divides the rate by 10 at each milestone, `plateau` where the loss on the held-out images has
-            not fallen for 2 epochs.
+        schedule: `steps` divides the rate by 10 at each milestone, `plateau` divides it by 5 where the loss on the
+            held-out images has not fallen for 5 epochs, down to a tenth of what it was.
         milestones: as fractions of the training.
         weight_decay: torch's, on kernels (parameters of two or more axes) alone: 2w for the papers' w * ||W||^2.
         augment: `none`; `shift-flip`: shifts of up to 10 % and horizontal flips; `crop-flip-colour`: random crops,
@@ -85,17 +84,20 @@ class Row:
         networks: source networks.
         arrangements: `bu`, `mirror`, `uniform`, `reversed`; `[!b]*` is every top-down network.
         recipe: the recipe.
+        options: of `reverse`, where the papers' top-down network is not what it makes by itself.
     """
 
     data: str
     networks: str
     arrangements: str
     recipe: Recipe
+    options: tuple[tuple[str, Any], ...] = ()
 
 
 _CIFAR = Recipe(epochs=100, weight_decay=2 * 5e-4, normalise="pixel-mean")
 _CIFAR_AUGMENTED = replace(_CIFAR, epochs=200, weight_decay=2 * 1e-4, augment="shift-flip")
-_IMAGENETTE = Recipe(epochs=50, weight_decay=2 * 1e-3, augment="crop-flip-colour")
+_IMAGENETTE = Recipe(epochs=50, weight_decay=2 * 1e-3, augment="crop-flip-colour", normalise="pixel-mean")
+_IMAGENETTE_TD = replace(_IMAGENETTE, epochs=80, batch_size=64, learning_rate=0.05)
 
 # The first row that fits decides.
 RECIPES = (
@@ -106,7 +108,8 @@ RECIPES = (
     Row("cifar10*", "*", "*", _CIFAR),
     Row("cifar10*", "*", "*", _CIFAR_AUGMENTED),
     Row("imagenette", "*", "bu", _IMAGENETTE),
-    Row("imagenette", "*", "*", replace(_IMAGENETTE, epochs=80, batch_size=64, learning_rate=0.05)),
+    Row("imagenette", "zoo:resnet18_light", "*", _IMAGENETTE_TD, (("stem", "leading"),)),
+    Row("imagenette", "*", "*", _IMAGENETTE_TD),
     Row("imagenet", "*", "*", Recipe(epochs=90, weight_decay=1e-4, augment="crop-flip-colour", normalise="channels")),
     Row("meshes*", "*", "*", Recipe(epochs=20, learning_rate=0.01, schedule="plateau")),
     Row("*", "*", "*", Recipe(normalise="channels")),
@@ -122,16 +125,22 @@ def recipe_for(data: str, network: str, arrangement: str, *, augment: str | None
         arrangement: `bu`, `mirror`, `uniform` or `reversed`.
         augment: where given, a row with this augmentation is preferred; where none has it, the first row gets it.
     """
-    fitting = [
-        row.recipe
-        for row in RECIPES
-        if fnmatchcase(data, row.data)
-        and fnmatchcase(network, row.networks)
-        and fnmatchcase(arrangement, row.arrangements)
-    ]
+    fitting = [row.recipe for row in _fitting(data, network, arrangement)]
     if augment is None:
         return fitting[0]
     return next((recipe for recipe in fitting if recipe.augment == augment), replace(fitting[0], augment=augment))
+
+
+def options_for(data: str, network: str, arrangement: str) -> tuple[tuple[str, Any], ...]:
+    """The options of `reverse` by which the papers' top-down network comes out, of the first row that fits."""
+    return next(_fitting(data, network, arrangement)).options
+
+
+def _fitting(data: str, network: str, arrangement: str) -> Iterator[Row]:
+    for row in RECIPES:
+        patterns = ((data, row.data), (network, row.networks), (arrangement, row.arrangements))
+        if all(fnmatchcase(name, pattern) for name, pattern in patterns):
+            yield row
 
 
 def changed(recipe: Recipe, settings: Sequence[str]) -> Recipe:
@@ -147,19 +156,6 @@ def changed(recipe: Recipe, settings: Sequence[str]) -> Recipe:
             raise RecipeError(f"{setting!r} is no NAME=VALUE of a recipe, whose names are {', '.join(kinds)}.")
         recipe = replace(recipe, **{name: _parsed(setting, text, type(kinds[name]))})
     return recipe
-
-
-def size_in_words(training: Mapping[str, Any]) -> str:
-    """`40 epochs of all training images, 500 test images`, from the fields of a `Training`."""
-    return f"{epochs_in_words(training['recipe']['epochs'])} of {images_in_words(training)}"
-
-
-def images_in_words(training: Mapping[str, Any]) -> str:
-    """`all training images, 500 test images`: of BU and TD networks whose recipes differ in epochs the same."""
-    recipe, count, tested = (training[name] for name in ("recipe", "train_images", "test_images"))
-    images = f"{count:,} training images" if count else "all training images"
-    augmented = "" if recipe["augment"] == "none" else f", {recipe['augment']}"
-    return f"{images}{augmented}, {f'{tested:,}' if tested else 'all'} test images"
 
 
 def epochs_in_words(count: int) -> str:

@@ -6,31 +6,36 @@ import functools
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
 import td_compiler
 from benchmarks.data.datasets import fingerprint, load, opened
 from benchmarks.data.images import Images, Stream, as_float
+from benchmarks.lab.files import Damaged, checksum, write_synced
+from benchmarks.lab.journal import waiting_lock
 from benchmarks.lab.machine import Machine
 from benchmarks.training.batches import Batches, augmented, batches, seed_of, split
 from benchmarks.training.networks import NetworkSpec
 from benchmarks.training.normalise import Normalise, Normalised, normalisation
 from benchmarks.training.norms import fresh_statistics
-from benchmarks.training.recipes import Profile, Recipe, changed, recipe_for
-from benchmarks.training.tasks import task_of
-from td_compiler.files import write_together
+from benchmarks.training.recipes import Profile, Recipe, changed, options_for, recipe_for
 
-__all__ = ["Builder", "Normalise", "Normalised", "Trained", "Training", "evaluate", "planned", "trained", "untrained"]
+__all__ = [
+    *("Builder", "Normalise", "Normalised", "Trained", "Training"),
+    *("answers", "evaluate", "planned", "trained", "untrained"),
+]
 
 # Raised when the same training would now give other weights.
-REVISION = 2
+REVISION = 3
+
+_ABOUT, _WEIGHTS = "training.json", "weights.safetensors"
 
 # So many images give the statistics of norms.
 _ENOUGH = 5_000
@@ -79,6 +84,8 @@ class Training:
             "revision": REVISION,
             "compiler": td_compiler.__version__,
             "content": fingerprint(self.data, machine),
+            "sources": self.network.content(),
+            "processor": machine.processor,
             "precision": machine.precision,
         }
         key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
@@ -99,7 +106,7 @@ def planned(
 
     Args:
         profile: how many epochs and images.
-        network, data, run, task: as in `Training`.
+        network, data, run, task: as in `Training`; the network gets the options of the papers' for the data.
         settings: `NAME=VALUE` in place of the recipe's.
         augment: as in `recipe_for`.
 
@@ -107,6 +114,8 @@ def planned(
         RecipeError: if the recipe has no such setting.
     """
     recipe = changed(profile.fit(recipe_for(data, network.name, network.arrangement, augment=augment)), settings)
+    if network.arrangement != "bu":
+        network = network.with_options(options_for(data, network.name, network.arrangement))
     return Training(network, data, recipe, run, profile.train_images, profile.test_images, task)
 
 
@@ -123,6 +132,7 @@ class Trained:
             gradients, momentum, and all that the backward pass needs.
         input_size: (C, H, W) of its images.
         classes: the number of its scores.
+        train_images: how many images there were to train on, the held-out ones included.
         history: of each epoch the mean `loss`, `held_out_loss` and `held_out_score`, and its `seconds`.
     """
 
@@ -133,23 +143,38 @@ class Trained:
     peak_memory: int
     input_size: tuple[int, int, int]
     classes: int
+    train_images: int
     history: list[dict[str, float]]
 
     @functools.cached_property
-    def accuracy(self) -> float:
-        """The task's score on the test images, from 0 to 1."""
+    def right(self) -> Tensor:
+        """Whether it finds the class of each test image, (N,), in their order."""
         data = load(self.training.data, self.machine, train=False, limit=self.training.test_images)
-        return evaluate(self.network, data, self.training.task, self.training.recipe.batch_size)
+        return answers(self.network, data) == data.labels
+
+    @property
+    def accuracy(self) -> float:
+        """The share of the test images that it classifies rightly, from 0 to 1."""
+        return float(self.right.double().mean())
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many images there were, for results."""
+        return {"train_images": self.train_images, "test_images": len(self.right)}
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, data: Images, task: str = "classification", batch_size: int = 128) -> float:
-    """A task's score, from 0 to 1, of a network in eval mode on its own device."""
+def answers(network: nn.Module, data: Images, batch_size: int = 500) -> Tensor:
+    """The classes (N,), or (N, H, W), that a network in eval mode finds, on its own device, in a data set's images."""
     device = next((tensor.device for tensor in network.state_dict().values()), torch.device("cpu"))
-    metric = task_of(task).metric(len(data.classes)).to(device)
-    for images, labels in Batches(data, torch.arange(len(data)).split(4 * batch_size)):
-        metric.update(network(as_float(images.to(device))), labels.to(device))
-    return float(metric.compute())
+    chosen = torch.arange(len(data)).split(batch_size)
+    found = [network(as_float(images.to(device))).argmax(1).cpu() for images, _ in Batches(data, chosen)]
+    return torch.cat(found)
+
+
+def evaluate(network: nn.Module, data: Images) -> float:
+    """The share of a data set's images that a network in eval mode classifies rightly, from 0 to 1."""
+    return float((answers(network, data) == data.labels).double().mean())
 
 
 def trained(training: Training, machine: Machine, *, build: Builder | None = None) -> Trained:
@@ -171,17 +196,36 @@ def trained(training: Training, machine: Machine, *, build: Builder | None = Non
     """
     folder = training.folder(machine)
     folder.mkdir(parents=True, exist_ok=True)
-    if not _is_done(folder) and machine.rank:
+    kept = _kept(folder)
+    if kept is None and machine.rank:
         _train(training, machine, folder, build)  # together with the first process, which keeps what comes out
-    elif not _is_done(folder):
-        with FileLock(folder / "lock"):
-            if not _is_done(folder):
+    elif kept is None:
+        with waiting_lock(folder / "lock", training.name):
+            if _kept(folder) is None:
                 _train(training, machine, folder, build)
-    return _loaded(training, machine, folder, build)
+    return _loaded(training, machine, kept or _kept(folder), build)
 
 
-def _is_done(folder: Path) -> bool:
-    return (folder / "training.json").is_file()
+Kept = tuple[dict[str, Any], bytes]
+"""What is said of a trained network, and its weights as a safetensors file."""
+
+
+def _kept(folder: Path) -> Kept | None:
+    """The trained network of a folder; None where there is none, or, said on standard error, it is damaged."""
+    path = folder / _ABOUT
+    if not path.exists():
+        return None
+    try:
+        about: dict[str, Any] = json.loads(path.read_bytes())
+        if about.pop("checksum") != checksum(json.dumps(about).encode()):
+            raise Damaged(f"{path} does not fit its checksum")
+        weights = (folder / _WEIGHTS).read_bytes()
+        if checksum(weights) != about["weights"]:
+            raise Damaged(f"{folder / _WEIGHTS} does not fit its checksum")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        print(f"The trained network in {folder} is damaged ({error}); it is trained again.", file=sys.stderr)
+        return None
+    return about, weights
 
 
 def _train(training: Training, machine: Machine, folder: Path, build: Builder | None) -> None:
@@ -221,18 +265,16 @@ def _meet() -> None:
 def _keep(
     training: Training, folder: Path, data: Images | Stream, state: dict[str, Tensor], notes: dict[str, Any]
 ) -> None:
-    """Write the trained network, whole or not at all, and remove the checkpoint."""
-    about = {**notes, "training": asdict(training), "input_size": data.input_size, "classes": len(data.classes)}
-    weights, description = folder / "weights.safetensors", json.dumps(about, indent=1)
-    write_together({weights: _saver(state), folder / "training.json": lambda path: path.write_text(description)})
-    (folder / "last.ckpt").unlink(missing_ok=True)
-
-
-def _saver(state: dict[str, Tensor]) -> Callable[[Path], object]:
+    """Write the trained network, whole or not at all, and remove the checkpoints."""
     from safetensors.torch import save
 
-    content = save({name: tensor.contiguous() for name, tensor in state.items()})
-    return lambda path: path.write_bytes(content)
+    weights = save({name: tensor.contiguous() for name, tensor in state.items()})
+    sizes = {"input_size": data.input_size, "classes": len(data.classes), "train_images": len(data)}
+    plain = json.loads(json.dumps({**notes, **sizes, "training": asdict(training), "weights": checksum(weights)}))
+    about = {**plain, "checksum": checksum(json.dumps(plain).encode())}
+    write_synced({folder / _WEIGHTS: weights, folder / _ABOUT: json.dumps(about, indent=1).encode()})
+    for checkpoint in folder.glob("*.ckpt"):
+        checkpoint.unlink(missing_ok=True)
 
 
 def untrained(training: Training, machine: Machine, build: Builder | None = None) -> Normalised:
@@ -250,23 +292,16 @@ def _fresh(training: Training, size: tuple[int, int, int], classes: int, build: 
     return Normalised(nn.Identity(), network.train())
 
 
-def _loaded(training: Training, machine: Machine, folder: Path, build: Builder | None) -> Trained:
-    from safetensors.torch import load_file
+def _loaded(training: Training, machine: Machine, kept: Kept | None, build: Builder | None) -> Trained:
+    from safetensors.torch import load as load_weights
 
-    about: dict[str, Any] = json.loads((folder / "training.json").read_text())
-    state = load_file(folder / "weights.safetensors")
+    assert kept is not None
+    about, state = kept[0], load_weights(kept[1])
     channels, height, width = about["input_size"]
     network = _fresh(training, (channels, height, width), about["classes"], build)
     if "normalise.mean" in state:
         network.normalise = Normalise(state["normalise.mean"], state["normalise.deviation"])
     network.load_state_dict(state)
-    return Trained(
-        training,
-        machine,
-        network.to(machine.torch_device).eval(),
-        about["seconds_per_epoch"],
-        about["peak_memory"],
-        (channels, height, width),
-        about["classes"],
-        about["history"],
-    )
+    named = {name: about[name] for name in ("seconds_per_epoch", "peak_memory", "classes", "train_images", "history")}
+    ready = network.to(machine.torch_device).eval()
+    return Trained(training, machine, ready, input_size=(channels, height, width), **named)

@@ -16,7 +16,7 @@ __all__ = ["EXPERIMENT", "main"]
 
 EXPERIMENT = Experiment("frequency", frequency_section)
 
-_NETWORKS, _DATA, _WAYS, _NONE = ["lenet_fc"], ["fashion-mnist"], ["bu", "mirror"], list[str]()
+_NETWORKS, _DATA, _WAYS = ["lenet_fc"], ["fashion-mnist"], ["bu", "mirror"]
 _PARTS, _RADII = list(PARTS), [5.0]
 
 
@@ -31,18 +31,13 @@ def _frequency(
     radius: Annotated[
         list[float], typer.Option(min=0, help="Of the Fourier masks, in cycles per image side; repeatable.")
     ] = _RADII,
-    recipe: Annotated[list[str], typer.Option(metavar="NAME=VALUE", help="In place of the recipe's.")] = _NONE,
 ) -> None:
     """Train networks on images that lack frequencies, and top-down networks in other ways (thesis 3.2)."""
     from benchmarks.experiments.frequency.jobs import frequency_jobs
     from benchmarks.training.networks import NetworkSpec
-    from benchmarks.training.training import Training, planned
-
-    def plan(spec: NetworkSpec, base: str, run: int) -> Training:
-        return planned(setup.profile, spec, base, run, settings=recipe)
 
     specs = [NetworkSpec(name, way) for name in networks for way in arrangement]
-    EXPERIMENT.run(frequency_jobs(part, specs, data, radius, setup.runs, plan), setup)
+    EXPERIMENT.run(frequency_jobs(part, specs, data, radius, setup.runs, setup.plan), setup)
 
 
 def main(arguments: Sequence[str], prog: str) -> int:

@@ -32,7 +32,7 @@ class FilterJob:
     """
 
     experiment: ClassVar[str] = "frequency"
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
 
     part: str
     base: str
@@ -51,9 +51,11 @@ class FilterJob:
 
     def run(self, machine: Machine) -> dict[str, Any]:
         """The accuracy, from 0 to 1, by the name of the test set."""
-        network = trained(self.training, machine).network
+        found = trained(self.training, machine)
         tests = {name: load(name, machine, train=False, limit=self.training.test_images) for name in self.tests}
-        return {"accuracy": {name: evaluate(network, data) for name, data in tests.items()}}
+        accuracy = {name: evaluate(found.network, data) for name, data in tests.items()}
+        counts = {"train_images": found.train_images, "test_images": len(next(iter(tests.values())))}
+        return {"accuracy": accuracy, **counts}
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class GrowingJob:
     """
 
     experiment: ClassVar[str] = "frequency"
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
 
     base: str
     training: Training
@@ -96,7 +98,7 @@ class GrowingJob:
             ramp = math.ceil(share * steps / 2)  # staged in over the first half, fine-tuned in the second
             build = self._builder(stages, ramp, grown[-1] if grown else None)
             grown.append(trained(self._step(stages, count, share), machine, build=build))
-        return {"accuracy": [each.accuracy for each in grown], "epochs": epochs}
+        return {"accuracy": [each.accuracy for each in grown], "epochs": epochs, **grown[-1].counts}
 
     def _step(self, stages: int, count: int, epochs: int) -> Training:
         frozen = ", frozen" if self.frozen and stages > 1 else ""

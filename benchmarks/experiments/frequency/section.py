@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.data.parts import PARTS
 from benchmarks.lab.journal import Result
+from benchmarks.lab.table import COMPARED, Arm, Setting, settings
 from benchmarks.show.style import figure
 from benchmarks.show.tables import Figure, Section, Table, mean_and_deviation
-from benchmarks.training.recipes import epochs_in_words, size_in_words
+from benchmarks.training.recipes import epochs_in_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Plot
@@ -25,68 +26,40 @@ _INTRO = (
 )
 
 
-@dataclass(frozen=True)
-class _Setting:
-    """What is compared: all but the arrangement, what it was trained on, and the run."""
-
-    part: str
-    base: str
-    network: str
-    size: str
-
-    @property
-    def title(self) -> str:
-        """One line."""
-        from benchmarks.data.datasets import title
-
-        return f"{PARTS[self.part].title}: {self.network} on {title(self.base)}, {self.size}"
-
-    @property
-    def stem(self) -> str:
-        """For file names."""
-        return f"frequency-{self.part}-{self.base}-{self.network}".replace(":", "-").replace("/", "-")
+_COMPARED = COMPARED | {"data", "content", "tests", "frozen"}
 
 
 def frequency_section(results: Sequence[Result]) -> Section:
     """Tables and figures of all results of the experiment: a group for each part, data set, network and size."""
-    settings: dict[_Setting, list[Result]] = defaultdict(list)
-    for result in results:
-        settings[_setting(result)].append(result)
+    found = settings(results, _COMPARED)
     tables: list[Table] = []
     figures: list[Figure] = []
-    for setting, group in sorted(settings.items(), key=lambda item: list(PARTS).index(item[0].part)):
-        if setting.part in {"blur", "cosines"}:
-            matrices = _matrices(group)
-            tables.append(_matrix_table(setting, matrices))
-            figures.append(_heat_maps(setting, matrices))
+    for setting in sorted(found, key=lambda each: list(PARTS).index(str(each.columns["part"]))):
+        part = str(setting.columns["part"])
+        heading = f"{PARTS[part].title}: {setting.title}"
+        note = f"{PARTS[part].note} {setting.recipe}"
+        if part in {"blur", "cosines"}:
+            matrices = _matrices(setting)
+            tables.append(_matrix_table(heading, matrices, note))
+            stem = f"frequency-{part}-{setting.stem}"
+            figures.append(Figure(heading, stem, partial(_draw, matrices), note))
         else:
-            tables.append(_table(setting, group))
+            tables.append(_table(setting, heading, note))
     commands = list(dict.fromkeys(result.command for result in results))
     return Section("Frequency", _INTRO, tables, figures, commands)
-
-
-def _setting(result: Result) -> _Setting:
-    training = result.job["training"]
-    return _Setting(result.job["part"], result.job["base"], training["network"]["name"], size_in_words(training))
-
-
-def _label(result: Result) -> str:
-    from benchmarks.training.networks import NetworkSpec
-
-    network = result.job["training"]["network"]
-    return NetworkSpec(network["name"], network["arrangement"], tuple(map(tuple, network["options"]))).label
 
 
 Matrix = Mapping[tuple[str, str], Sequence[float]]
 """(trained on, tested on) -> accuracies of the runs."""
 
 
-def _matrices(group: Sequence[Result]) -> dict[str, Matrix]:
-    """The matrix of each network by its label."""
+def _matrices(setting: Setting) -> dict[str, Matrix]:
+    """The matrix of each network by its name."""
     matrices: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
-    for result in group:
-        for tested, accuracy in result.figures["accuracy"].items():
-            matrices[_label(result)][result.job["training"]["data"], tested].append(accuracy)
+    for arm in setting.arms:
+        for run in arm.runs.values():
+            for tested, accuracy in run.figures["accuracy"].items():
+                matrices[setting.name(arm)][str(arm.columns["data"]), tested].append(accuracy)
     return dict(matrices)
 
 
@@ -106,7 +79,7 @@ def _axes(matrices: Mapping[str, Matrix]) -> tuple[list[str], list[str]]:
     return sorted({pair[0] for pair in pairs}, key=order), sorted({pair[1] for pair in pairs}, key=order)
 
 
-def _matrix_table(setting: _Setting, matrices: Mapping[str, Matrix]) -> Table:
+def _matrix_table(heading: str, matrices: Mapping[str, Matrix], note: str) -> Table:
     trained, tested = _axes(matrices)
     rows = [
         (label, _sigma(one), *(mean_and_deviation(matrix.get((one, other), ()), 1, 100) for other in tested))
@@ -114,11 +87,7 @@ def _matrix_table(setting: _Setting, matrices: Mapping[str, Matrix]) -> Table:
         for one in trained
     ]
     columns = ("network", "trained, sigma", *(f"tested, sigma {_sigma(name)}" for name in tested))
-    return Table(setting.title, columns, tuple(rows), PARTS[setting.part].note)
-
-
-def _heat_maps(setting: _Setting, matrices: Mapping[str, Matrix]) -> Figure:
-    return Figure(setting.title, setting.stem, lambda: _draw(matrices), PARTS[setting.part].note)
+    return Table(heading, columns, tuple(rows), note)
 
 
 def _draw(matrices: Mapping[str, Matrix]) -> Plot:
@@ -148,44 +117,44 @@ def _draw(matrices: Mapping[str, Matrix]) -> Plot:
     return plot
 
 
-def _table(setting: _Setting, group: Sequence[Result]) -> Table:
+def _table(setting: Setting, heading: str, note: str) -> Table:
     """A row for each network and way of training, a column for each test."""
     rows: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for result in group:
-        for column, accuracy in _columns(setting.part, result).items():
-            rows[_label(result), _way(result)][column].append(accuracy)
+    for arm in setting.arms:
+        for run in arm.runs.values():
+            for column, accuracy in _columns(arm, run.figures["accuracy"]).items():
+                rows[setting.name(arm), _way(arm, run)][column].append(accuracy)
     columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
     lines = [
         (label, way, *(mean_and_deviation(cells.get(column, ()), 1, 100) for column in columns))
         for (label, way), cells in rows.items()
     ]
-    return Table(setting.title, ("network", "trained", *columns), tuple(lines), PARTS[setting.part].note)
+    return Table(heading, ("network", "trained", *columns), tuple(lines), note)
 
 
-def _columns(part: str, result: Result) -> dict[str, float]:
+def _columns(arm: Arm, found: Any) -> dict[str, float]:
     """Accuracies by what they are of."""
-    found: Any = result.figures["accuracy"]
     if isinstance(found, list):
         early = {f"with {_stages(i + 1)}": accuracy for i, accuracy in enumerate(found[:-1])}
         return {"whole network": found[-1], **early}
-    if part == "fourier":
-        base, own = result.job["base"], result.job["training"]["data"]
+    if arm.columns["part"] == "fourier":
+        base, own = str(arm.columns["base"]), str(arm.columns["data"])
         return {"tested on the images": found[base], "on what it was trained on": found[own]}
-    return {"whole network" if part == "growing" else "tested": next(iter(found.values()))}
+    return {"whole network" if arm.columns["part"] == "growing" else "tested": next(iter(found.values()))}
 
 
 def _stages(count: int) -> str:
     return f"{count} stage" if count == 1 else f"{count} stages"
 
 
-def _way(result: Result) -> str:
+def _way(arm: Arm, run: Result) -> str:
     """What or how a network was trained."""
-    kind, _, rest = result.job["training"]["data"].partition(":")
-    epochs = result.job["training"]["recipe"]["epochs"]
-    if "frozen" in result.job:
-        how = "grown, earlier stages frozen" if result.job["frozen"] else "grown"
-        return f"{how}, {epochs_in_words(sum(result.figures['epochs']))}"
-    if result.job["part"] == "growing":
+    kind, _, rest = str(arm.columns["data"]).partition(":")
+    epochs: Any = arm.columns["epochs"]
+    if "frozen" in arm.columns:
+        how = "grown, earlier stages frozen" if arm.columns["frozen"] else "grown"
+        return f"{how}, {epochs_in_words(sum(run.figures['epochs']))}"
+    if arm.columns["part"] == "growing":
         return f"at once, {epochs_in_words(epochs)}"
     filters = {"lowpass": "low frequencies", "highpass": "high frequencies"}
     return f"{filters[kind]}, radius {rest.partition(':')[0]}" if kind in filters else "the images"

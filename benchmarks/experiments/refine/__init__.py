@@ -15,7 +15,7 @@ __all__ = ["EXPERIMENT", "main"]
 
 EXPERIMENT = Experiment("refine", refine_section)
 
-_PARTS, _NETWORKS, _DATA, _NONE = ["cost", "accuracy"], ["lenet_fc"], ["canvas:84:fashion-mnist"], list[str]()
+_PARTS, _NETWORKS, _DATA = ["cost", "accuracy"], ["lenet_fc"], ["canvas:84:fashion-mnist"]
 _COSTS = ["torchvision:resnet18", "torchvision:resnet50", "torchvision:vgg11"]
 _PATCHES = [0.75, 0.5, 0.25]
 
@@ -32,24 +32,17 @@ def _refine(
     patch: Annotated[
         list[float], typer.Option(min=0.01, max=1, help="Windows' shares of the image's sides; repeatable.")
     ] = _PATCHES,
-    recipe: Annotated[list[str], typer.Option(metavar="NAME=VALUE", help="In place of the recipe's.")] = _NONE,
 ) -> None:
     """Measure what a window saves at ImageNet's size; train small networks with and without."""
     from benchmarks.experiments.refine.jobs import refine_jobs
     from benchmarks.training.networks import NetworkSpec
-    from benchmarks.training.training import planned
 
     unknown = next((name for name in part if name not in _PARTS), None)
     if unknown is not None:
         raise typer.BadParameter(f"{unknown!r} is not one of {', '.join(_PARTS)}", param_hint="--part")
     costs = [NetworkSpec(name, "mirror") for name in cost] if "cost" in part else []
     specs = [NetworkSpec(name, "mirror") for name in networks] if "accuracy" in part else []
-    trainings = [
-        planned(setup.profile, spec, name, run, settings=recipe)
-        for name in data
-        for spec in specs
-        for run in setup.runs
-    ]
+    trainings = [setup.plan(spec, name, run) for name in data for spec in specs for run in setup.runs]
     EXPERIMENT.run(refine_jobs(costs, side, trainings, patch), setup)
 
 

@@ -81,7 +81,7 @@ class WindowJob:
     """
 
     experiment: ClassVar[str] = "refine"
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
 
     training: Training
     patch: float
@@ -121,6 +121,8 @@ class WindowJob:
             "macs": {patch: count_macs(window, result.input_size) for patch, window in windows.items()},
             "seconds_per_epoch": result.seconds_per_epoch,
             "peak_memory": result.peak_memory,
+            "train_images": result.train_images,
+            "test_images": len(test),
         }
 
     def _build(self, size: tuple[int, int, int], classes: int) -> Refined:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.lab.journal import Result
+from benchmarks.lab.table import Arm, Setting, settings
+from benchmarks.lab.table import columns as columns_of
 from benchmarks.show.tables import Cell, Section, Table, mean_and_deviation, ratio
-from benchmarks.training.networks import NetworkSpec
-from benchmarks.training.recipes import size_in_words
 from td_compiler.report.tables import byte_count, short_count
 
 __all__ = ["refine_section"]
@@ -35,19 +34,10 @@ _ACCURACY_NOTE = (
 def refine_section(results: Sequence[Result]) -> Section:
     """A table of costs for all networks, one of accuracies for each data set, network and size of training."""
     costs = [result for result in results if result.job["part"] == "cost"]
-    settings: dict[tuple[str, ...], list[Result]] = defaultdict(list)
-    for result in results:
-        if result.job["part"] == "accuracy":
-            training = result.job["training"]
-            settings[training["data"], _label(training["network"]), size_in_words(training)].append(result)
+    windows = settings([result for result in results if result.job["part"] == "accuracy"], ("patch",))
     tables = [_costs(costs)] if costs else []
-    tables += [_accuracies(setting, group) for setting, group in settings.items()]
+    tables += [_accuracies(setting) for setting in windows]
     return Section("Refining one window", _INTRO, tables, commands=list(dict.fromkeys(r.command for r in results)))
-
-
-def _label(network: dict[str, Any]) -> str:
-    spec = NetworkSpec(network["name"], network["arrangement"], tuple(map(tuple, network["options"])))
-    return f"{spec.name} {spec.label}"
 
 
 def _share(patch: str) -> str:
@@ -57,9 +47,10 @@ def _share(patch: str) -> str:
 def _costs(results: Sequence[Result]) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for result in results:
-        figures = result.figures
+        figures, network = result.figures, Arm(columns_of(result), {})
+        label = f"{network.columns['network']} {network.label}"
         for patch in figures["macs"]:
-            row: list[Cell] = [_label(result.job["network"]), result.job["side"], figures["from_scale"], _share(patch)]
+            row: list[Cell] = [label, result.job["side"], figures["from_scale"], _share(patch)]
             for name, words in _COSTS.items():
                 value, whole = figures[name][patch], figures[name]["1.0"]
                 row.append(f"{words(value)} ({value / whole:.2f})")
@@ -76,25 +67,25 @@ _COSTS: dict[str, Any] = {
 }
 
 
-def _accuracies(setting: tuple[str, ...], results: Sequence[Result]) -> Table:
-    from benchmarks.data.datasets import title
+def _accuracies(setting: Setting) -> Table:
+    arms = {str(arm.columns["patch"]): arm for arm in setting.arms}
+    whole = arms.get("1.0")
 
-    runs: dict[str, list[Result]] = defaultdict(list)  # by patch in training
-    for result in results:
-        runs[str(result.job["patch"])].append(result)
-    whole = runs.get("1.0", [])
-    seconds = {patch: [run.figures["seconds_per_epoch"] for run in own] for patch, own in runs.items()}
+    def of(arm: Arm | None, figure: str, patch: str | None = None) -> list[float]:
+        values = arm.values(figure) if arm else []
+        return values if patch is None else [value[patch] for value in values]
+
     rows = [
         (
             _share(patch),
-            ratio([run.figures["macs"][patch] for run in own], [run.figures["macs"]["1.0"] for run in own]),
-            ratio(seconds[patch], seconds.get("1.0", ())),
-            mean_and_deviation([run.figures["accuracy"][patch] for run in whole], 1, 100),
-            mean_and_deviation([run.figures["accuracy"][patch] for run in own], 1, 100),
-            mean_and_deviation([run.figures["elsewhere"] for run in own], 1, 100),
+            ratio(of(arm, "macs", patch), of(arm, "macs", "1.0")),
+            ratio(of(arm, "seconds_per_epoch"), of(whole, "seconds_per_epoch")),
+            mean_and_deviation(of(whole, "accuracy", patch), 1, 100),
+            mean_and_deviation(of(arm, "accuracy", patch), 1, 100),
+            mean_and_deviation(of(arm, "elsewhere"), 1, 100),
         )
-        for patch, own in runs.items()
+        for patch, arm in arms.items()
     ]
-    data, network, size = setting
     columns = ("patch", "MACs", "seconds / epoch", "trained as a whole", "trained with the window", "at random")
-    return Table(f"{network} on {title(data)}, {size}", columns, tuple(rows), _ACCURACY_NOTE)
+    label = setting.arms[0].label
+    return Table(f"{setting.title}, {label}", columns, tuple(rows), f"{_ACCURACY_NOTE} {setting.recipe}")

@@ -12,7 +12,8 @@ from benchmarks.show.style import figure, line
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Plot
 
-    from benchmarks.experiments.robustness.groups import AttackRun, AttackRuns, CorruptionRuns
+    from benchmarks.experiments.robustness.groups import AttackRun, AttackRuns
+    from benchmarks.lab.table import Setting
 
 __all__ = ["draw_corruptions", "draw_curves", "draw_vulnerability", "loss_curve"]
 
@@ -21,8 +22,8 @@ _POINTS = 200
 
 
 def loss_curve(runs: Sequence[AttackRun], distances: Sequence[float]) -> list[float]:
-    """The share of the images classified rightly that are fooled within each L2 distance: per cent, mean over runs."""
-    return [100 * mean(run.fooled_within(distance) for run in runs) for distance in distances]
+    """The accuracy lost within each L2 distance: points of all test images, mean over runs."""
+    return [100 * mean(run.lost_within(distance) for run in runs) for distance in distances]
 
 
 def draw_curves(runs: AttackRuns) -> Plot:
@@ -31,7 +32,8 @@ def draw_curves(runs: AttackRuns) -> Plot:
     plot = figure(6.5, 1.55 * rows + 0.4)
     panels = plot.subplots(rows, _COLUMNS, sharey=True, squeeze=False).flat
     for axes, (attack, networks) in zip(panels, runs.items(), strict=False):
-        furthest = max((run.l2[-1] for each in networks.values() for run in each if run.l2), default=1.0)
+        found = [d for each in networks.values() for run in each for d in run.l2[run.right] if d < float("inf")]
+        furthest = max(found, default=1.0)
         distances = [1.03 * furthest * i / _POINTS for i in range(_POINTS + 1)]
         for label, each in networks.items():
             axes.plot(distances, loss_curve(each, distances), **{**_look(label), "marker": ""})
@@ -40,7 +42,7 @@ def draw_curves(runs: AttackRuns) -> Plot:
     for axes in list(panels)[len(runs) :]:
         axes.set_axis_off()
     plot.supxlabel("L2 distance", fontsize=8)
-    plot.supylabel("Loss of accuracy (%)", fontsize=8)
+    plot.supylabel("Loss of accuracy (points)", fontsize=8)
     legend(plot)
     return plot
 
@@ -68,7 +70,7 @@ def _accuracy(runs: Sequence[AttackRun], scales: str) -> float:
     return 100 * mean(run.scales[scales] / run.images for run in runs)
 
 
-def draw_corruptions(networks: CorruptionRuns) -> Plot:
+def draw_corruptions(setting: Setting) -> Plot:
     """A panel for each kind of corruption: error against severity."""
     from benchmarks.attacks.corruptions import CORRUPTIONS, SEVERITIES
 
@@ -76,7 +78,8 @@ def draw_corruptions(networks: CorruptionRuns) -> Plot:
     plot, highest = figure(6.5, 2.2), 0.0
     for axes, kind in zip(plot.subplots(1, len(kinds), sharey=True), kinds, strict=True):
         names = [name for name, corruption in CORRUPTIONS.items() if corruption.kind == kind]
-        for label, runs in networks.items():
+        for arm in setting.arms:
+            label, runs = setting.name(arm), [run.figures for run in arm.runs.values()]
             errors = [_mean_error(runs, names, severity) for severity in (0, *SEVERITIES)]
             axes.plot((0, *SEVERITIES), errors, **_look(label))
             highest = max(highest, *errors)

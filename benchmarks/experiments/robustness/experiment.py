@@ -14,7 +14,6 @@ from benchmarks.experiments.robustness.section import section
 from benchmarks.lab.experiment import Experiment
 from benchmarks.lab.options import Setup, run_command
 from benchmarks.training.networks import NetworkSpec
-from benchmarks.training.training import planned
 
 __all__ = ["EXPERIMENT", "main"]
 
@@ -39,13 +38,12 @@ def _robustness(
     repeats: Annotated[int, typer.Option(min=1, help="Repeat attacks that draw random numbers.")] = 3,
     batch_size: Annotated[int, typer.Option(min=1, help="Images attacked at once.")] = 250,
     corruptions: Annotated[bool, typer.Option(help="Also measure errors under common corruptions.")] = True,
-    recipe: Annotated[list[str], typer.Option(metavar="NAME=VALUE", help="In place of the recipe's.")] = _NONE,
 ) -> None:
     """Attack networks and their top-down networks, and corrupt their images (paper, Exp. 2)."""
     own_images, own_steps = _SIZES[setup.profile.name]
-    profile = replace(setup.profile, test_images=None)  # each job says itself how many images it looks at
+    plain = replace(setup, profile=replace(setup.profile, test_images=None))  # jobs say how many images they look at
     trainings = [
-        planned(profile, NetworkSpec(source, way), each, run, settings=recipe)
+        plain.plan(NetworkSpec(source, way), each, run)
         for each in data
         for source in networks
         for way in arrangement

@@ -1,41 +1,22 @@
-"""Results of the robustness experiment, put together by what can be compared."""
+"""What attacks did to networks, run by run and image by image, and how two networks compare under them."""
 
 from __future__ import annotations
 
-import re
-import statistics
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.data.datasets import title
+import numpy as np
+from numpy.typing import NDArray
+
 from benchmarks.lab.journal import Result
-from benchmarks.training.networks import ARRANGEMENTS, NetworkSpec
+from benchmarks.lab.packing import unpacked
+from benchmarks.lab.statistics import FEWEST_RUNS, Estimate, holm, mcnemar, median_of
+from benchmarks.lab.table import COMPARED, Arm, Setting, settings
 
-__all__ = ["AttackRun", "AttackRuns", "CorruptionRuns", "Setting", "attack_runs", "corruption_runs"]
+__all__ = ["AttackRun", "AttackRuns", "Comparison", "attack_settings", "attacked", "compared", "corruption_settings"]
 
-
-@dataclass(frozen=True, order=True)
-class Setting:
-    """What results share that are compared: all but attack, arrangement and run."""
-
-    data: str
-    network: str
-    trained_on: int | None
-    images: int
-
-    @property
-    def title(self) -> str:
-        """`LeNetFC`-like names are the zoo's: `lenet_fc on MNIST, 6,000 training images, 500 test images`."""
-        trained_on = f"{self.trained_on:,}" if self.trained_on else "all"
-        name = self.network.removeprefix("zoo:")
-        return f"{name} on {title(self.data)}, {trained_on} training images, {self.images:,} test images"
-
-    @property
-    def stem(self) -> str:
-        """The same for names of files."""
-        return re.sub(r"[^a-z0-9]+", "-", f"{self.data} {self.network.removeprefix('zoo:')} {self.images}".lower())
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -43,92 +24,126 @@ class AttackRun:
     """What one attack did to one trained network.
 
     Attributes:
-        images: how many there were.
-        right: how many of them are classified rightly without attack.
-        l2, linf: the distances of the perturbations that succeeded, sorted.
+        right: (N,), whether each image is classified rightly without attack.
+        l2, linf: (N,), the distances of the perturbations that were found; infinite where none was.
         scales: how many images are right when only these scales of a top-down network see the perturbed ones.
     """
 
-    images: int
-    right: int
-    l2: Sequence[float]
-    linf: Sequence[float]
+    right: NDArray[np.bool_]
+    l2: Array
+    linf: Array
     scales: Mapping[str, int]
+
+    @staticmethod
+    def of(figures: Mapping[str, Any]) -> AttackRun:
+        """From a result's figures."""
+        l2, linf = (np.array([np.inf if each is None else each for each in figures[norm]]) for norm in ("l2", "linf"))
+        return AttackRun(unpacked(figures["right"]).astype(bool), l2, linf, figures.get("scales", {}))
+
+    @property
+    def images(self) -> int:
+        """How many there were."""
+        return len(self.right)
 
     @property
     def success(self) -> float:
         """The share of the images classified rightly that the attack fools, from 0 to 1."""
-        return self.fooled_within(float("inf"))
+        return float(np.isfinite(self.l2[self.right]).mean()) if self.right.any() else 0.0
 
     @property
     def median(self) -> float | None:
         """The L2 distance within which half of them are fooled; None where fewer are."""
-        padded = [*self.l2, *[float("inf")] * (self.right - len(self.l2))]
-        middle = statistics.median(padded) if padded else float("inf")
-        return middle if middle < float("inf") else None
+        middle = float(np.median(self.l2[self.right])) if self.right.any() else np.inf
+        return middle if np.isfinite(middle) else None
 
-    def fooled_within(self, distance: float) -> float:
-        """The share of the images classified rightly that are fooled by a perturbation of at most this L2 distance."""
-        return sum(each <= distance for each in self.l2) / self.right if self.right else 0.0
+    def lost_within(self, distance: float) -> float:
+        """The accuracy lost to perturbations of at most this L2 distance: a share of all images, from 0 to 1."""
+        return float((self.right & (self.l2 <= distance)).mean())
 
     def accuracy_within(self, bound: float) -> float:
         """The accuracy, from 0 to 1, where perturbations may change every value by at most `bound`."""
-        return (self.right - sum(each <= bound for each in self.linf)) / self.images
+        return float((self.right & (self.linf > bound)).mean())
 
 
 AttackRuns = Mapping[str, Mapping[str, Sequence[AttackRun]]]
 """Attack -> network -> one for each run."""
 
-CorruptionRuns = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Network -> the figures of each run."""
+
+def attack_settings(results: Sequence[Result]) -> list[Setting]:
+    """What can be compared of the results of attacks, all attacks of a size together."""
+    return settings((result for result in results if "attack" in result.job), COMPARED | {"attack"})
 
 
-def attack_runs(results: Sequence[Result]) -> Mapping[Setting, AttackRuns]:
-    """The results of attacks; attacks in the order of their table, networks in that of the papers' figures."""
+def corruption_settings(results: Sequence[Result]) -> list[Setting]:
+    """The same of corruptions."""
+    return settings(result for result in results if "attack" not in result.job)
+
+
+def attacked(setting: Setting) -> AttackRuns:
+    """The runs of every attack, attacks in the order of their table."""
     from benchmarks.attacks.attacks import ATTACKS
 
-    found: dict[Setting, dict[str, dict[str, list[AttackRun]]]] = {}
-    mine = [result for result in _ordered(results) if "attack" in result.job]
-    for result in sorted(mine, key=lambda result: list(ATTACKS).index(result.job["attack"])):
-        attacks = found.setdefault(_setting(result), {})
-        networks = attacks.setdefault(result.job["attack"], {})
-        networks.setdefault(_label(result), []).append(AttackRun(**{"scales": {}, **result.figures}))
-    return dict(sorted(found.items(), key=_by_size))
+    found = sorted(setting.by("attack").items(), key=lambda item: list(ATTACKS).index(item[0]))
+    return {
+        attack: {setting.name(arm): [AttackRun.of(run.figures) for run in arm.runs.values()] for arm in each.arms}
+        for attack, each in found
+    }
 
 
-def corruption_runs(results: Sequence[Result]) -> Mapping[Setting, CorruptionRuns]:
-    """The results of corruptions; networks in the order of the papers' figures."""
-    found: dict[Setting, dict[str, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for result in _ordered(results):
-        if "attack" not in result.job:
-            found[_setting(result)][_label(result)].append(result.figures)
-    return dict(sorted(found.items(), key=_by_size))
+@dataclass(frozen=True)
+class Comparison:
+    """A network beside BU under one attack.
+
+    Attributes:
+        ratio: the median, over images that both classify rightly, of its L2 distance over BU's.
+        p: that the ratio is not 1, adjusted by Holm for all attacks of the setting.
+        mcnemar: the p of the difference in success on those images, that of the run where it is largest.
+    """
+
+    ratio: Estimate
+    p: float
+    mcnemar: float
+
+    @property
+    def word(self) -> str:
+        """Whether it needs `larger` or `smaller` perturbations, or `undecided`."""
+        if self.p >= 0.05:
+            return "undecided"
+        return "larger" if self.ratio.value > 1 else "smaller"
 
 
-def _by_size(item: tuple[Setting, Any]) -> tuple[str, str, int, int]:
-    setting = item[0]
-    return (setting.data, setting.network, setting.trained_on or 0, setting.images)
+def compared(setting: Setting, label: str) -> dict[str, Comparison]:
+    """A network beside the BU network trained alike, under every attack that both have enough runs of."""
+    found: dict[str, tuple[Estimate, float]] = {}
+    for attack, each in setting.by("attack").items():
+        ours = each.arm(label)
+        theirs = each.arm("BU", beside=ours) if ours else None
+        seeds = [seed for seed in ours.runs if seed in theirs.runs] if ours and theirs else []
+        if ours and theirs and len(seeds) >= FEWEST_RUNS:
+            pairs = [(_run(ours, seed), _run(theirs, seed)) for seed in seeds]
+            found[attack] = _log_ratio(pairs), max(_mcnemar(*pair) for pair in pairs)
+    adjusted = holm([ratio.p for ratio, _ in found.values()])
+    return {
+        attack: Comparison(ratio.map(_exp), p, successes)
+        for (attack, (ratio, successes)), p in zip(found.items(), adjusted, strict=True)
+    }
 
 
-def _ordered(results: Sequence[Result]) -> list[Result]:
-    """By arrangement and run. Of several results of the same network, attack and run the last one counts."""
-    latest = {}
-    for result in results:
-        place = ARRANGEMENTS.index(_network(result).arrangement)
-        order = (place, _label(result), result.job["training"]["run"])
-        latest[order, _setting(result), result.job.get("attack")] = order, result
-    return [result for _, result in sorted(latest.values(), key=lambda each: each[0])]
+def _run(arm: Arm, seed: int) -> AttackRun:
+    return AttackRun.of(arm.runs[seed].figures)
 
 
-def _setting(result: Result) -> Setting:
-    training = result.job["training"]
-    return Setting(training["data"], training["network"]["name"], training["train_images"], result.figures["images"])
+def _log_ratio(pairs: Sequence[tuple[AttackRun, AttackRun]]) -> Estimate:
+    counted = np.stack([ours.right & theirs.right for ours, theirs in pairs])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratios = np.stack([np.log(ours.l2) - np.log(theirs.l2) for ours, theirs in pairs])
+    return median_of(np.nan_to_num(ratios, nan=0.0, posinf=np.inf, neginf=-np.inf), counted)  # both failed: a tie
 
 
-def _network(result: Result) -> NetworkSpec:
-    network = result.job["training"]["network"]
-    return NetworkSpec(network["name"], network["arrangement"], tuple(map(tuple, network["options"])))
+def _mcnemar(ours: AttackRun, theirs: AttackRun) -> float:
+    both = ours.right & theirs.right
+    return mcnemar(np.isfinite(ours.l2[both]), np.isfinite(theirs.l2[both]))
 
 
-def _label(result: Result) -> str:
-    return _network(result).label
+def _exp(value: float) -> float:
+    return float(np.exp(value))

@@ -11,12 +11,13 @@ from benchmarks.experiments.robustness.curves import draw_corruptions, draw_curv
 from benchmarks.experiments.robustness.groups import (
     AttackRun,
     AttackRuns,
-    CorruptionRuns,
-    Setting,
-    attack_runs,
-    corruption_runs,
+    attack_settings,
+    attacked,
+    compared,
+    corruption_settings,
 )
 from benchmarks.lab.journal import Result
+from benchmarks.lab.table import Arm, Setting
 from benchmarks.show.tables import Cell, Figure, Section, Table, mean_and_deviation
 
 __all__ = ["corruption_error", "section"]
@@ -27,14 +28,16 @@ _BOUNDS = {"8/255": 8 / 255, "0.1": 0.1, "0.3": 0.3}
 
 def section(results: Sequence[Result]) -> Section:
     """Tables and figures, one of each kind for every data set, source network and size."""
-    attacks, corruptions = attack_runs(results), corruption_runs(results)
-    tables, figures = [], []
-    for setting, runs in attacks.items():
-        tables += [_success_table(setting, runs), *_bound_tables(setting, runs), *_vulnerability_tables(setting, runs)]
+    tables: list[Table] = []
+    figures: list[Figure] = []
+    for setting in attack_settings(results):
+        runs = attacked(setting)
+        tables += [_success_table(setting, runs), *_comparisons(setting, runs)]
+        tables += [*_bound_tables(setting, runs), *_vulnerability_tables(setting, runs)]
         figures += [_curve_figure(setting, runs), *_vulnerability_figures(setting, runs)]
-    for setting, networks in corruptions.items():
-        tables.append(_corruption_table(setting, networks))
-        figures.append(_corruption_figure(setting, networks))
+    for setting in corruption_settings(results):
+        tables.append(_corruption_table(setting))
+        figures.append(_corruption_figure(setting))
     return Section(
         title="Robustness",
         intro="The smallest perturbations that make a network misclassify an image that it classifies rightly without"
@@ -74,8 +77,35 @@ def _success_table(setting: Setting, runs: AttackRuns) -> Table:
         ("attack", "kind", *(f"{label}: fooled (%)" for label in labels), *(f"{label}: median L2" for label in labels)),
         tuple(rows),
         "Fooled: the share of the images classified rightly for which a perturbation was found. Median L2: within this"
-        " distance half of them are fooled; larger is more robust.",
+        f" distance half of them are fooled; larger is more robust. {setting.recipe}",
     )
+
+
+def _comparisons(setting: Setting, runs: AttackRuns) -> list[Table]:
+    """Every top-down network beside BU, where there are runs enough."""
+    tables = []
+    for label in dict.fromkeys(arm.label for arm in setting.arms if arm.label != "BU"):
+        rows: list[tuple[Cell, ...]] = [
+            (
+                attack,
+                f"{found.ratio.value:.2f} [{found.ratio.low:.2f}, {found.ratio.high:.2f}]",
+                found.p,
+                found.mcnemar,
+                found.word,
+            )
+            for attack, found in compared(setting, label).items()
+        ]
+        if rows:
+            tables.append(
+                Table(
+                    f"{label} beside BU, image by image: {setting.title}",
+                    ("attack", "distance over BU's [95 %]", "p (Holm)", "p of success (McNemar)", "perturbations"),
+                    tuple(rows),
+                    "Median over the images that both classify rightly, failures infinite, by bootstrap over runs and"
+                    " images; p of all attacks together; McNemar's is that of the run where it is largest.",
+                )
+            )
+    return tables
 
 
 def _bound_tables(setting: Setting, runs: AttackRuns) -> list[Table]:
@@ -123,7 +153,7 @@ def _vulnerability_table(setting: Setting, runs: AttackRuns, label: str) -> Tabl
     rows = []
     for attack, networks in runs.items():
         each = networks[label]
-        clean = _over_runs(each, lambda run: run.right / run.images)
+        clean = _over_runs(each, lambda run: float(run.right.mean()))
         rows.append((attack, clean, *(_over_runs(each, partial(_accuracy_with, name)) for name in scales)))
     return Table(
         f"Input vulnerability: {label}, {setting.title}",
@@ -143,8 +173,8 @@ def _curve_figure(setting: Setting, runs: AttackRuns) -> Figure:
         f"Loss of accuracy against L2 distance: {setting.title}",
         f"robustness-curves-{setting.stem}",
         partial(draw_curves, runs),
-        "Of the images that are classified rightly, those fooled by a perturbation of at most that size, mean over"
-        " runs. Lower is more robust (paper, figure 6).",
+        "Points of all test images lost to perturbations of at most that size, mean over runs. Lower is more robust"
+        " (paper, figure 6).",
     )
 
 
@@ -168,35 +198,43 @@ def corruption_error(errors: Sequence[float], reference: Sequence[float]) -> flo
     return sum(errors) / sum(reference) if sum(reference) else None
 
 
-def _corruption_table(setting: Setting, networks: CorruptionRuns) -> Table:
-    errors = {label: _mean_errors(runs) for label, runs in networks.items()}
-    others = [label for label in networks if label != "BU" and "BU" in networks]
-    relative = {
-        label: {name: corruption_error(each, errors["BU"][name]) for name, each in errors[label].items()}
-        for label in others
-    }
-    clean = [mean_and_deviation([run["clean"] for run in runs], 1, 100) for runs in networks.values()]
+def _corruption_table(setting: Setting) -> Table:
+    names = list(setting.results[0].figures["errors"])
+    references = {id(arm): setting.arm("BU", beside=arm) for arm in setting.arms if arm.label != "BU"}
+    others = [arm for arm in setting.arms if references.get(id(arm))]
+    relative = {id(arm): _relative(arm, references[id(arm)], names) for arm in others}
+    clean = [mean_and_deviation(arm.values("clean"), 1, 100) for arm in setting.arms]
     rows: list[tuple[Cell, ...]] = [("none", *clean, *(None for _ in others))]
-    for name in next(iter(errors.values())):
-        shown = [mean_and_deviation([mean(run["errors"][name]) for run in runs], 1, 100) for runs in networks.values()]
-        rows.append((name, *shown, *(_percent([relative[label][name]]) for label in others)))
-    means = [_percent([mean(each) for each in errors[label].values()]) for label in networks]
-    rows.append(("mean", *means, *(_percent(list(relative[label].values())) for label in others)))
+    for name in names:
+        shown = [mean_and_deviation(arm.values(partial(_error, names=(name,))), 1, 100) for arm in setting.arms]
+        rows.append((name, *shown, *(_percent([relative[id(arm)][name]]) for arm in others)))
+    means = [mean_and_deviation(arm.values(partial(_error, names=names)), 1, 100) for arm in setting.arms]
+    rows.append(("mean", *means, *(_percent(list(relative[id(arm)].values())) for arm in others)))
+    labels = [f"{setting.name(arm)}: error (%)" for arm in setting.arms]
     return Table(
         f"Corruptions: {setting.title}",
-        ("corruption", *(f"{label}: error (%)" for label in networks), *(f"{label}: CE (%)" for label in others)),
+        ("corruption", *labels, *(f"{setting.name(arm)}: CE (%)" for arm in others)),
         tuple(rows),
         "Mean error over five severities. CE: the errors relative to those of BU; their mean is the mCE of Hendrycks"
-        " and Dietterich (2019), without frost. Below 100 is more robust than BU.",
+        f" and Dietterich (2019), without frost. Below 100 is more robust than BU. {setting.recipe}",
     )
 
 
-def _mean_errors(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """A network's error under each corruption at each severity, mean over runs."""
-    return {
-        name: [mean(severity) for severity in zip(*(run["errors"][name] for run in runs), strict=True)]
-        for name in runs[0]["errors"]
-    }
+def _error(figures: Mapping[str, Any], names: Sequence[str]) -> float:
+    """A run's mean error over severities and some corruptions."""
+    return mean(mean(figures["errors"][name]) for name in names)
+
+
+def _relative(arm: Arm, reference: Arm | None, names: Sequence[str]) -> dict[str, float | None]:
+    """The CE of every corruption, of errors that are means over runs."""
+    assert reference is not None
+    ours, theirs = arm.values("errors"), reference.values("errors")
+    return {name: corruption_error(_severities(ours, name), _severities(theirs, name)) for name in names}
+
+
+def _severities(runs: Sequence[Mapping[str, Sequence[float]]], name: str) -> list[float]:
+    """The errors under a corruption at each severity, mean over runs."""
+    return [mean(each) for each in zip(*(run[name] for run in runs), strict=True)]
 
 
 def _percent(values: Sequence[float | None]) -> Cell:
@@ -205,10 +243,10 @@ def _percent(values: Sequence[float | None]) -> Cell:
     return f"{100 * mean(known):.1f}" if known else None
 
 
-def _corruption_figure(setting: Setting, networks: CorruptionRuns) -> Figure:
+def _corruption_figure(setting: Setting) -> Figure:
     return Figure(
         f"Error against severity of corruption: {setting.title}",
         f"robustness-corruptions-{setting.stem}",
-        partial(draw_corruptions, networks),
+        partial(draw_corruptions, setting),
         "Mean over the corruptions of each kind, and over runs; severity 0 is the clean image.",
     )

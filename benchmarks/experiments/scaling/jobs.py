@@ -14,7 +14,7 @@ from benchmarks.lab.machine import Machine
 from benchmarks.lab.memory import saved_bytes
 from benchmarks.lab.resident import growth_at_peak, in_own_process
 from benchmarks.lab.steps import inference_step, peak_of_step, seconds_in_turns, seconds_of_steps, training_step
-from benchmarks.training.networks import Costs
+from benchmarks.training.networks import Costs, source_content
 from td_compiler import TopDownNet, reverse, zoo
 from td_compiler.sources.names import load_source
 
@@ -112,6 +112,10 @@ class ScalingJob:
         """One line for progress and logs."""
         layers = f" with {self.depth} layers" if self.depth else ""
         return f"{self.network}{layers} on {self.batch} x {self.side} x {self.side}"
+
+    def content(self) -> str:
+        """What the job's key holds of the source."""
+        return source_content(self.network) if self.depth is None else ""
 
     def run(self, machine: Machine) -> dict[str, Any]:
         """For `bu` and `td`: costs, seconds and bytes; or why the point was left out."""

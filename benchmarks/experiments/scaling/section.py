@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.lab.journal import Result
 from benchmarks.lab.powers import PowerLaw, fit_power
+from benchmarks.lab.table import slug
 from benchmarks.show.plots import legend
 from benchmarks.show.style import figure, line
 from benchmarks.show.tables import Cell, Figure, Section, Table
@@ -172,7 +173,7 @@ def _why(result: Result) -> str:
 
 
 def _figure(sweep: _Sweep) -> Figure:
-    name = f"scaling-{sweep.axis}-{sweep.network}".replace(":", "-").replace("/", "-")
+    name = f"scaling-{sweep.axis}-{slug(sweep.network)}"
     caption = "Dots are measured, lines the fitted power laws with their exponents."
     return Figure(sweep.title, name, partial(_plot, sweep), caption)
 

@@ -15,7 +15,7 @@ __all__ = ["EXPERIMENT", "main"]
 
 EXPERIMENT = Experiment("segmentation", segmentation_section)
 
-_NETWORKS, _NONE = ["fcn-light", "unet-like", "td"], list[str]()
+_NETWORKS = ["fcn-light", "unet-like", "td"]
 
 
 def _segmentation(
@@ -26,13 +26,14 @@ def _segmentation(
     data: Annotated[str, typer.Option(help="Of what the meshes are made.")] = "fashion-mnist",
     side: Annotated[int, typer.Option(min=1, help="Images a side of a mesh.")] = 2,
     width: Annotated[int, typer.Option(min=1, help="Filters of the finest stage; 64 in the thesis.")] = 64,
-    recipe: Annotated[list[str], typer.Option(metavar="NAME=VALUE", help="In place of the recipe's.")] = _NONE,
 ) -> None:
     """Train networks to name the class of every pixel, measure their intersection over union."""
-    from benchmarks.experiments.segmentation.experiment import segmentation_jobs
+    from benchmarks.experiments.segmentation.experiment import SegmentationJob
+    from benchmarks.experiments.segmentation.networks import spec_of
 
-    jobs = segmentation_jobs(network, f"meshes:{side}:{data}", width, setup.profile, setup.runs, recipe)
-    EXPERIMENT.run(jobs, setup)
+    specs, meshes = [spec_of(name, width) for name in network], f"meshes:{side}:{data}"
+    plans = [setup.plan(spec, meshes, run, task="segmentation") for run in setup.runs for spec in specs]
+    EXPERIMENT.run([SegmentationJob(plan) for plan in plans], setup)
 
 
 def main(arguments: Sequence[str], prog: str) -> int:

@@ -15,12 +15,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.training.networks import NetworkSpec
-from benchmarks.training.training import Builder
 from td_compiler import ConversionError, reverse
 from td_compiler.graph.initialise import initialise_he
 from td_compiler.options import Filters
 
-__all__ = ["NETWORKS", "Entry", "FCNLight", "UNetEncoder", "UNetLike", "builder", "spec_of"]
+__all__ = ["NETWORKS", "Entry", "FCNLight", "SegmentationSpec", "UNetEncoder", "UNetLike", "spec_of"]
 
 Size = tuple[int, int, int]
 _SOURCE = "segmentation"
@@ -138,18 +137,27 @@ NETWORKS = {
 }
 
 
-def spec_of(name: str, width: int) -> NetworkSpec:
-    """A network of the table, by key, with stages of `width`, 2 `width` and 4 `width` filters.
+class SegmentationSpec(NetworkSpec):
+    """A network of the table above, with stages of `width`, 2 `width` and 4 `width` filters."""
+
+    def content(self) -> str:
+        """Nothing: these networks change with the compiler's version."""
+        return ""
+
+    def build(self, input_size: Size, num_classes: int) -> nn.Module:
+        """The network with fresh weights."""
+        width = dict(self.options)["width"]
+        return NETWORKS[self.name.removeprefix(f"{_SOURCE}:")].make(
+            input_size, num_classes, (width, 2 * width, 4 * width)
+        )
+
+
+def spec_of(name: str, width: int) -> SegmentationSpec:
+    """A network of the table, by key.
 
     Raises:
         ConversionError: if there is none of that name.
     """
     if name not in NETWORKS:
         raise ConversionError(f"There is no network {name!r} for segmentation, only {', '.join(NETWORKS)}.")
-    return NetworkSpec(f"{_SOURCE}:{name}", NETWORKS[name].arrangement, (("width", width),))
-
-
-def builder(spec: NetworkSpec) -> Builder:
-    """What makes the network of a spec."""
-    entry, width = NETWORKS[spec.name.removeprefix(f"{_SOURCE}:")], dict(spec.options)["width"]
-    return lambda size, classes: entry.make(size, classes, (width, 2 * width, 4 * width))
+    return SegmentationSpec(f"{_SOURCE}:{name}", NETWORKS[name].arrangement, (("width", width),))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.lab.journal import Result
+from benchmarks.lab.packing import unpacked
+from benchmarks.lab.table import Arm, Setting, settings
 from benchmarks.show.plots import Bars, bars, legend
 from benchmarks.show.style import COLOURS, OTHERS, figure
 from benchmarks.show.tables import Cell, Figure, Section, Table, mean_and_deviation, ratio
-from benchmarks.training.recipes import size_in_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Plot
 
-__all__ = ["segmentation_section"]
+__all__ = ["segmentation_section", "segmentation_settings"]
 
 # SPEC 7, per cent.
 _PUBLISHED = {"fcn-light": 76.0, "unet-like": 81.0, "td": 75.0}
@@ -40,17 +43,18 @@ _INTRO = (
 
 
 def segmentation_section(results: Sequence[Result]) -> Section:
-    """Tables and figures of all results of the experiment; a group for each data set, width and size of training."""
+    """Tables and figures of all results of the experiment."""
     tables: list[Table] = []
     figures: list[Figure] = []
-    for title, stem, group in _groups(results):
-        tables += [_overview(title, group), _classes(title, group)]
+    for setting in segmentation_settings(results):
+        group = {_network(arm): list(arm.runs.values()) for arm in setting.arms}
+        tables += [_overview(setting, group), _classes(setting.title, group)]
         figures += [
-            Figure(f"IoU of every class, {title}", f"segmentation-iou{stem}", lambda group=group: _bars(group)),  # type: ignore[misc]
+            Figure(f"IoU of every class, {setting.title}", f"segmentation-iou-{setting.stem}", partial(_bars, group)),
             Figure(
-                f"What the networks see, {title}",
-                f"segmentation-examples{stem}",
-                lambda group=group: _pictures(group),  # type: ignore[misc]
+                f"What the networks see, {setting.title}",
+                f"segmentation-examples-{setting.stem}",
+                partial(_pictures, group),
                 "Test images, the true classes of their pixels (white: ignored), and those that the networks give.",
             ),
         ]
@@ -61,36 +65,22 @@ def segmentation_section(results: Sequence[Result]) -> Section:
 Group = dict[str, list[Result]]  # network -> its runs
 
 
-def _groups(results: Sequence[Result]) -> list[tuple[str, str, Group]]:
-    """(title, ending of file names, results by network) of what can be compared."""
-    from benchmarks.data.datasets import title
-
-    groups: dict[str, Group] = {}
-    for result in results:
-        training = result.job["training"]
-        heading = f"{title(training['data'])}, width {_width(result)}, {size_in_words(training)}"
-        groups.setdefault(heading, {}).setdefault(_network(result), []).append(result)
+def segmentation_settings(results: Sequence[Result]) -> list[Setting]:
+    """What can be compared: all networks of a width, in the order of the table."""
+    found = settings(results, compared=("network", "arrangement"))
     order = list(_TITLES)
-    return [
-        (heading, f"-{number}" if number else "", dict(sorted(group.items(), key=lambda item: order.index(item[0]))))
-        for number, (heading, group) in enumerate(groups.items())
-    ]
+    return [replace(s, arms=sorted(s.arms, key=lambda arm: order.index(_network(arm)))) for s in found]
 
 
-def _network(result: Result) -> str:
-    name: str = result.job["training"]["network"]["name"]
-    return name.partition(":")[2]
-
-
-def _width(result: Result) -> int:
-    return int(dict(result.job["training"]["network"]["options"])["width"])
+def _network(arm: Arm) -> str:
+    return str(arm.columns["network"]).partition(":")[2]
 
 
 def _of(runs: Sequence[Result], figure: str) -> list[float]:
     return [result.figures[figure] for result in runs]
 
 
-def _overview(title: str, group: Group) -> Table:
+def _overview(setting: Setting, group: Group) -> Table:
     reference = _of(group.get("unet-like", ()), "seconds_per_epoch")
     rows: list[tuple[Cell, ...]] = [
         (
@@ -106,8 +96,8 @@ def _overview(title: str, group: Group) -> Table:
         for network, runs in group.items()
     ]
     columns = ("network", "parameters", "mean IoU %", "published %", "s / epoch", "/ U-Net-like", "memory MiB", "runs")
-    note = "Mean IoU over the classes and the background; ± is the standard deviation over runs."
-    return Table(f"Segmentation: {title}", columns, tuple(rows), note)
+    note = f"Mean IoU over the classes and the background; ± is the standard deviation over runs. {setting.recipe}"
+    return Table(f"Segmentation: {setting.title}", columns, tuple(rows), note)
 
 
 def _classes(title: str, group: Group) -> Table:
@@ -165,9 +155,7 @@ def _pictures(group: Group) -> Plot:
 
 
 def _show_image(axes: Any, example: dict[str, Any]) -> None:
-    from benchmarks.experiments.segmentation.experiment import unpacked
-
-    image = unpacked(example["image"], example["shape"]).transpose(1, 2, 0)
+    image = unpacked(example["image"]).transpose(1, 2, 0)
     axes.imshow(image[..., 0] if image.shape[2] == 1 else image, cmap="gray", interpolation="nearest")
 
 
@@ -176,8 +164,6 @@ def _show_classes(axes: Any, example: dict[str, Any], counted: int) -> None:
     import matplotlib
     from matplotlib.colors import ListedColormap
 
-    from benchmarks.experiments.segmentation.experiment import unpacked
-
     colours = [*matplotlib.colormaps["tab20"].colors[: counted - 1], (0, 0, 0), (1, 1, 1)]  # type: ignore[attr-defined]
-    pixels = unpacked(example["pixels"], example["shape"][1:])
+    pixels = unpacked(example["pixels"])
     axes.imshow(pixels, cmap=ListedColormap(colours), vmin=0, vmax=counted, interpolation="nearest")

@@ -17,6 +17,7 @@ from benchmarks.lab.machine import Machine
 from benchmarks.lab.memory import saved_bytes
 from benchmarks.lab.resident import growth_at_peak, in_own_process
 from benchmarks.lab.steps import peak_of_step, seconds_in_turns, seconds_of_steps, training_step
+from benchmarks.training.networks import source_content
 from td_compiler import TopDownNet, reverse
 from td_compiler.emission import emit_source
 from td_compiler.sources.names import load_source
@@ -69,6 +70,10 @@ class SpeedJob:
     def is_handwritten(self) -> bool:
         """Whether the plain network is one written by hand; else it is the compiler's with `fast=False`."""
         return self.network.removeprefix("zoo:") in HANDWRITTEN
+
+    def content(self) -> str:
+        """What the job's key holds of the source."""
+        return source_content(self.network)
 
     def run(self, machine: Machine) -> dict[str, Any]:
         """For `plain` and `emitted`: MACs, seconds of steps, bytes; and the machine's rate at products of matrices."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -11,18 +11,19 @@ import typer
 
 from benchmarks.data.images import DataError, Images, as_float
 from benchmarks.data.photos import UNKNOWN
-from benchmarks.experiments.explain.pictures import encode
-from benchmarks.experiments.explain.section import section
+from benchmarks.experiments.heatmaps.figures import section
+from benchmarks.experiments.heatmaps.pictures import encode
 from benchmarks.lab.experiment import Experiment
+from benchmarks.lab.files import checksum
 from benchmarks.lab.machine import Machine
 from benchmarks.lab.options import Setup, run_command
 from benchmarks.training.networks import NetworkSpec
-from benchmarks.training.training import Training, planned, trained
+from benchmarks.training.training import Training, trained
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from benchmarks.experiments.explain.heatmaps import Explainer
+    from benchmarks.experiments.heatmaps.explainer import Explainer
 
 __all__ = ["EXPERIMENT", "Explain", "Given", "main"]
 
@@ -46,6 +47,13 @@ class Given:
     num_classes: int = 1000
     weights: str = ""
     seed: int = 0
+
+    def content(self) -> str:
+        """What a job's key holds of the weights."""
+        try:
+            return checksum(Path(self.weights).read_bytes())[:12] if self.weights else ""
+        except OSError as error:
+            raise DataError(f"{self.weights} cannot be read ({error.strerror}).") from error
 
     def load(self) -> nn.Module:
         """The network in evaluation mode.
@@ -77,17 +85,22 @@ class Explain:
     Attributes:
         training: how the network is trained; None for one that is given.
         given: that network; None for one that is trained.
-        data: the data set whose test images are explained, the first one of each class, or `photo:SIDE:FILE`.
+        shown: the data set whose test images are explained, the first one of each class, or `photo:SIDE:FILE`.
         count: how many images.
     """
 
     experiment: ClassVar[str] = "explain"
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
 
     training: Training | None
     given: Given | None
-    data: str
+    shown: str
     count: int = 4
+
+    @property
+    def data(self) -> str:
+        """The data set that is read."""
+        return self.shown
 
     @property
     def network(self) -> NetworkSpec:
@@ -117,7 +130,9 @@ class Explain:
         explained = found.where(chosen.labels == UNKNOWN, chosen.labels)
         maps = _heat_maps(explainer, images, explained)
         names = classes or tuple(f"class {number}" for number in range(scores.shape[1]))
+        training = trained(self.training, machine) if self.training else None
         return {
+            **({"train_images": training.train_images} if training else {}),
             "taps": list(explainer.taps),
             "images": [
                 {
@@ -134,7 +149,7 @@ class Explain:
     def _explainer(self, machine: Machine, chosen: Images) -> tuple[Explainer, Sequence[str], Size]:
         """The network, its classes' names where they are known, and its input size (C, H, W)."""
         from benchmarks.data.datasets import load
-        from benchmarks.experiments.explain.heatmaps import Explainer
+        from benchmarks.experiments.heatmaps.explainer import Explainer
 
         if self.training is None:
             assert self.given is not None
@@ -154,7 +169,7 @@ def _first_of_each_class(images: Images, count: int) -> Images:
 
 def _heat_maps(explainer: Explainer, images: Tensor, classes: Tensor) -> dict[str, Tensor]:
     """Heat maps (N, 1, H, W) in [0, 1]: Grad-CAM by tap, `saliency`, and `guided` where the network has ReLUs."""
-    from benchmarks.experiments.explain.heatmaps import at_image_size, to_unit
+    from benchmarks.experiments.heatmaps.explainer import at_image_size, to_unit
 
     maps = {tap: at_image_size(explainer.grad_cam(images, classes, tap), images.shape) for tap in explainer.taps}
     maps["saliency"] = explainer.saliency(images, classes)
@@ -180,18 +195,23 @@ def _explain(
     arrangement: Annotated[list[str], typer.Option(help="Top-down arrangements beside BU.")] = _ARRANGEMENTS,
     images: Annotated[int, typer.Option(min=1, help="How many test images, each of another class.")] = 4,
     photo: Annotated[
-        list[Path], typer.Option(help="Explain image files; without --data by untrained networks.")
+        list[Path], typer.Option(help="Explain image files, by networks trained on --data or of --weights.")
     ] = _NO_PHOTOS,
     weights: Annotated[
         list[str], typer.Option(metavar="ARRANGEMENT=FILE", help="Weights (.safetensors) of a network for --photo.")
     ] = _NONE,
     side: Annotated[int, typer.Option(min=8, help="What photos are resized to, without --data.")] = 224,
     classes: Annotated[int, typer.Option(min=2, help="Of untrained networks and those of --weights.")] = 1000,
+    untrained: Annotated[
+        bool, typer.Option("--untrained", help="Let networks without weights explain photographs, too.")
+    ] = False,
 ) -> None:
     """Draw where networks look: Grad-CAM by stage, BU beside TD, saliency, guided backpropagation (paper, Exp. 3.a)."""
     specs = [NetworkSpec(source, arrangement=way) for source in networks for way in ("bu", *arrangement)]
     if photo and not data:
         files = _by_arrangement(weights)
+        if not untrained:
+            _all_given(specs, files)
         jobs = [
             Explain(None, Given(spec, (3, side, side), classes, files.get(spec.arrangement, ""), setup.seed), name)
             for name in (f"photo:{side}:{path}" for path in photo)
@@ -199,12 +219,22 @@ def _explain(
         ]
     else:
         jobs = [
-            Explain(planned(setup.profile, spec, each, setup.seed), None, name, images)
+            Explain(setup.plan(spec, each, setup.seed), None, name, images)
             for each in data or ["fashion-mnist"]
             for name in _photos(setup, photo, each) or [each]
             for spec in specs
         ]
     EXPERIMENT.run(jobs, setup)
+
+
+def _all_given(specs: Sequence[NetworkSpec], files: Mapping[str, str]) -> None:
+    missing = next((spec.arrangement for spec in specs if spec.arrangement not in files), None)
+    if missing is not None:
+        raise typer.BadParameter(
+            f"{missing} has no weights, and the heat map of an untrained network says nothing: train it with --data,"
+            f" give --weights {missing}=FILE, or draw it nevertheless with --untrained",
+            param_hint="--photo",
+        )
 
 
 def _photos(setup: Setup, photos: Sequence[Path], data: str) -> list[str]:

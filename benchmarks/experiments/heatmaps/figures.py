@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.data.datasets import title
-from benchmarks.experiments.explain.pictures import decode
+from benchmarks.experiments.heatmaps.pictures import decode
 from benchmarks.lab.journal import Result
+from benchmarks.lab.table import COMPARED, Setting, settings, slug
 from benchmarks.show.style import NAMES, figure
 from benchmarks.show.tables import Figure, Section
-from benchmarks.training.recipes import size_in_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["section"]
 
-Group = tuple[str, str, str]
 _CAPTION = (
     "Heat maps are of the class named above the image (of the class found, for photographs), each scaled to its largest"
     " value; a map without positive evidence stays dark. *: the network finds another class."
@@ -36,36 +34,33 @@ _LETTERS = 13  # so many fit above a picture
 
 def section(results: Sequence[Result]) -> Section:
     """A figure for each network and data set, BU and TD in turn."""
-    groups: dict[Group, list[Result]] = defaultdict(list)
-    for result in results:
-        groups[_group(result)].append(result)
+    photos = [result.job["shown"].startswith("photo:") for result in results]
+    figures: list[Figure] = []
+    for photo in (False, True):
+        shown = [result for result, is_photo in zip(results, photos, strict=True) if is_photo is photo]
+        for setting in settings(shown, COMPARED | {"shown", "content", "weights", "sources"}):
+            seeds = sorted({seed for arm in setting.arms for seed in arm.runs})
+            figures += [figure for seed in seeds for figure in _figures(setting, seed, photo=photo)]
     return Section(
         "Where networks look",
         "Grad-CAM at the input of the first stage, at the output of every stage (1/4: maps a fourth of the image's"
         " size) and at the last map before the head pools it; BU runs from fine to coarse, TD from coarse to fine"
         " (paper, Exp. 3.a). Saliency and guided backpropagation (b.p.) are at the image itself.",
-        figures=[
-            Figure(", ".join(group), "explain_" + "_".join(map(_slug, group)), partial(_draw, members), _CAPTION)
-            for group, members in sorted(groups.items())
-        ],
+        figures=figures,
         commands=sorted({result.command for result in results}),
     )
 
 
-def _group(result: Result) -> Group:
-    """Data set or photographs, network, training: what one figure shows."""
-    training, given = result.job["training"], result.job["given"]
-    network = (training or given)["network"]["name"].removeprefix("zoo:")
-    if training:
-        how = f"trained on {title(training['data'])}, {size_in_words(training)}, run {training['run']}"
-    else:
-        how = "given weights" if given["weights"] else "untrained"
-    photos = result.job["data"].startswith("photo:")
-    return ("photographs" if photos else title(result.job["data"]), network, how)
-
-
-def _slug(text: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in text)
+def _figures(setting: Setting, seed: int, *, photo: bool) -> Iterator[Figure]:
+    """The networks of a setting in one run, all photographs together; those without weights apart."""
+    by_way: dict[str, list[Result]] = {}
+    for arm in setting.arms:
+        if seed in arm.runs:
+            given = "given weights" if arm.columns.get("weights") else "untrained"
+            by_way.setdefault(f"run {seed}" if "epochs" in arm.columns else given, []).append(arm.runs[seed])
+    for way, results in by_way.items():
+        name = ", ".join(["photographs"] * photo + [setting.title, way])
+        yield Figure(name, f"explain-{slug(name)}", partial(_draw, results), _CAPTION)
 
 
 def _draw(results: Sequence[Result]) -> Plot:
@@ -86,7 +81,7 @@ def _by_image(results: Sequence[Result]) -> Mapping[tuple[str, int], list[tuple[
     rows: dict[tuple[str, int], list[tuple[Result, int]]] = defaultdict(list)
     for result in sorted(results, key=lambda each: order.index(_arrangement(each))):
         for number in range(len(result.figures["images"])):
-            rows[result.job["data"], number].append((result, number))
+            rows[result.job["shown"], number].append((result, number))
     return rows
 
 
@@ -116,7 +111,7 @@ def _draw_row(row: Sequence[Axes], result: Result, number: int, taps: int) -> No
 
 
 def _caption(result: Result, shown: Mapping[str, Any]) -> str:
-    name = shown["explained"] if shown["labelled"] else Path(result.job["data"].split(":", 2)[2]).stem
+    name = shown["explained"] if shown["labelled"] else Path(result.job["shown"].split(":", 2)[2]).stem
     short = name if len(name) <= _LETTERS else f"{name[: _LETTERS - 2]}.."
     return short if shown["found"] == shown["explained"] else f"{short} *"
 
