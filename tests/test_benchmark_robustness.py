@@ -289,6 +289,32 @@ def test_motion_blur_spreads_a_point_along_a_line() -> None:
     assert moved.sum((1, 2, 3)).tolist() == pytest.approx([1, 1])
 
 
+def clipped_zoom(images: Any, factor: float) -> Any:
+    """By scipy, step by step as in the code that made CIFAR-10-C."""
+    side = images.shape[-1]
+    cut = int(np.ceil(side / factor))
+    top = (side - cut) // 2
+    grown = ndimage.zoom(images[..., top : top + cut, top : top + cut], (1, 1, factor, factor), order=1)
+    trim = (grown.shape[2] - side) // 2
+    return grown[..., trim : trim + side, trim : trim + side]
+
+
+@pytest.mark.parametrize("side", [28, 32, 45])
+def test_zoom_is_that_of_cifar_10_c(side: int) -> None:
+    images = torch.rand(2, 3, side, side, dtype=torch.float64)
+    for factor in (1.0, 1.04, 1.11, 1.25, 2.25):
+        np.testing.assert_allclose(zoomed(images, factor), clipped_zoom(images.numpy(), factor), atol=1e-12)
+
+
+def test_zoom_blur_is_that_of_cifar_10_c(photos: Tensor) -> None:
+    ranges = [np.arange(1, end, 0.01) for end in (1.06, 1.11, 1.16, 1.21, 1.26)]
+    for severity, factors in zip(SEVERITIES, ranges, strict=True):
+        images = photos.double().numpy()
+        expected = (images + sum(clipped_zoom(images, factor) for factor in factors)) / (len(factors) + 1)
+        found = CORRUPTIONS["zoom blur"](photos.double(), severity).numpy()
+        assert np.abs(found - expected).max() <= 0.5 / 255 + 1e-6
+
+
 def test_zoom_and_warp_leave_images_where_nothing_moves(photos: Tensor) -> None:
     rows, columns = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
     here = torch.stack([columns, rows], -1).expand(6, 32, 32, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from td_compiler.sources.names import load_source
 
 pytest.importorskip("matplotlib")
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 from matplotlib.transforms import Bbox
 
@@ -106,6 +108,21 @@ def test_a_file_is_the_same_every_time_and_its_text_can_be_read(tmp_path: Path) 
     assert svg == (tmp_path / "b.svg").read_bytes()
     assert "32 filters" in "".join(ElementTree.fromstring(svg).itertext())
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_survives_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, path = reverse(zoo.lenet_fc()), tmp_path / "a.svg"
+    plot_networks(network, path)
+    before = path.read_bytes()
+
+    def full(figure: Figure, target: Path, **_: object) -> None:
+        Path(target).write_bytes(before[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    with pytest.raises(OSError, match="No space left"):
+        plot_networks(network, path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_without_matplotlib_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

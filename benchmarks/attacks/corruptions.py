@@ -101,9 +101,9 @@ def _motion_blur(images: Tensor, deviation: float) -> Tensor:
     return shifted_sum(images, angles, deviation * _unit(images))
 
 
-def _zoom_blur(images: Tensor, largest: float) -> Tensor:
-    factors = [1 + 0.01 * i for i in range(round(100 * (largest - 1)) + 1)]
-    total = sum((zoomed(images, factor) for factor in factors), images)
+def _zoom_blur(images: Tensor, end: float) -> Tensor:
+    factors = np.arange(1, end, 0.01)  # as they wrote it, with what rounding makes of the end
+    total = sum((zoomed(images, float(factor)) for factor in factors), images)
     return total / (len(factors) + 1)
 
 
@@ -188,7 +188,7 @@ CORRUPTIONS: Mapping[str, Corruption] = {
     "defocus blur": Corruption("blur", _defocus_blur, ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))),
     "glass blur": Corruption("blur", _glass_blur, ((0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2))),
     "motion blur": Corruption("blur", _motion_blur, (1, 1.5, 2, 2, 2.5)),
-    "zoom blur": Corruption("blur", _zoom_blur, (1.05, 1.10, 1.15, 1.20, 1.25)),
+    "zoom blur": Corruption("blur", _zoom_blur, (1.06, 1.11, 1.16, 1.21, 1.26)),
     "snow": Corruption(
         "weather",
         _snow,

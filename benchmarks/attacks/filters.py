@@ -52,10 +52,18 @@ def shifted_sum(images: Tensor, angles: Tensor, deviation: float) -> Tensor:
 
 
 def zoomed(images: Tensor, factor: float) -> Tensor:
-    """The middle of images (N, C, H, W), enlarged by a factor to their own size, bilinearly."""
-    matrix = images.new_tensor([[1 / factor, 0, 0], [0, 1 / factor, 0]]).expand(len(images), 2, 3)
-    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    """The middle of images (N, C, H, W), enlarged by a factor of at least 1 to their own size.
+
+    As Hendrycks and Dietterich do: whole pixels are cut, the cut's corners stay corners as it grows, bilinearly, and
+    what is then more than the image is trimmed.
+    """
+    sides = images.shape[2:]
+    cuts = [math.ceil(side / factor) for side in sides]
+    tops = [(side - cut) // 2 for side, cut in zip(sides, cuts, strict=True)]
+    middle = images[..., tops[0] : tops[0] + cuts[0], tops[1] : tops[1] + cuts[1]]
+    grown = F.interpolate(middle, [round(cut * factor) for cut in cuts], mode="bilinear", align_corners=True)
+    trims = [(have - side) // 2 for have, side in zip(grown.shape[2:], sides, strict=True)]
+    return grown[..., trims[0] : trims[0] + sides[0], trims[1] : trims[1] + sides[1]]
 
 
 def warp(images: Tensor, positions: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from td_compiler.errors import ConversionError
+from td_compiler.files import write_together
 from td_compiler.graph.notes import plan
 from td_compiler.graph.units import scale_key
 from td_compiler.layers.folding import CombinedConv2d
@@ -69,7 +70,8 @@ class _Row:
 def plot_networks(network: TopDownNet, path: Path, title: str = "") -> None:
     """Draw a top-down network beside its source into a .svg or .png file, by the ending of `path`, which is replaced.
 
-    Arguments and errors are those of :func:`draw_networks`.
+    Where it cannot be written, on a full disk for example, what was there stays. Arguments and errors are those of
+    :func:`draw_networks`.
     """
     figure = draw_networks(network, title)
     import matplotlib
@@ -77,7 +79,10 @@ def plot_networks(network: TopDownNet, path: Path, title: str = "") -> None:
     # Text stays text, and nothing depends on the time: a picture that did not change is the same file.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "td-compiler"}):
         metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {}
-        figure.savefig(path, dpi=150, metadata=metadata, facecolor="white")
+        kind = path.suffix[1:]
+        write_together(
+            {path: lambda target: figure.savefig(target, format=kind, dpi=150, metadata=metadata, facecolor="white")}
+        )
 
 
 def draw_networks(network: TopDownNet, title: str = "") -> Figure:

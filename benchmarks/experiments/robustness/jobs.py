@@ -115,7 +115,7 @@ class CorruptionJob:
     """
 
     experiment: ClassVar[str] = "robustness"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
 
     training: Training
     images: int | None = None
