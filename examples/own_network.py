@@ -39,7 +39,7 @@ def main() -> None:
 
     for scale, level in zip(td.scales, td.pyramid(images), strict=True):
         print(f"pyramid, scale {scale}: {tuple(level.shape)}")
-    for scale, stage_map in zip(reversed(td.scales), td.features(images), strict=True):
+    for scale, stage_map in zip(reversed(td.scales), td.stage_maps(td.pyramid(images)), strict=True):
         print(f"stage at scale {scale}: {tuple(stage_map.shape)}")
 
     optimizer = torch.optim.SGD(td.parameters(), lr=0.05, momentum=0.9)

@@ -17,7 +17,8 @@ from td_compiler.graph.notes import Plan, facts, noted, plan
 from td_compiler.graph.operators import Kind, Pair, lookup
 from td_compiler.graph.states import Building
 from td_compiler.layers.pyramid import Pyramid
-from td_compiler.network.base import Segment, TopDownNet, handed_on, plant
+from td_compiler.network.base import TopDownNet, plant
+from td_compiler.network.segments import Segment, handed_on
 from td_compiler.passes.homes import homes_of
 from td_compiler.passes.nodes import place_of
 from td_compiler.report.report import Cost, Report, StageReport
@@ -36,17 +37,17 @@ def assemble(building: Building) -> TopDownNet:
     prologue = Segment("prologue", 1, building.prologue_graph) if building.prologue_graph is not None else None
     parts = _in_order_of_use(building)
     parts |= _second_names(building, parts)
-    network = TopDownNet(parts, segments, pyramid, _EMPTY, prologue)
-    made = set(building.modules.values())
-    for module in network.modules():
-        if module not in made:
-            module.training = building.bottom_up.model.training
-    network.report = _report(building, network)
-    for segment in network.parts:
+    report = _report(building, pyramid.scales)
+    for segment in filter(None, [prologue, *segments]):
         for node in segment.graph.nodes:
             known = plan(node)
             homes = homes_of(building, node)
             noted(node, Plan(known.unit, known.class_name, growth=known.growth, homes=homes))
+    network = TopDownNet(parts, segments, pyramid, report, prologue)
+    made = set(building.modules.values())
+    for module in network.modules():
+        if module not in made:
+            module.training = building.bottom_up.model.training
     _ensures(building, network)
     return network
 
@@ -89,14 +90,11 @@ def _second_names(
     return found
 
 
-_EMPTY = Report("", (1, 1, 1), (), ())
-
-
 def _plain(scale: Pair) -> int | Pair:
     return scale[0] if scale[0] == scale[1] else scale
 
 
-def _report(building: Building, network: TopDownNet) -> Report:
+def _report(building: Building, scales: tuple[int | Pair, ...]) -> Report:
     with ShapesOnly():
         values = _run_on_meta(building)
     rows = []
@@ -118,14 +116,8 @@ def _report(building: Building, network: TopDownNet) -> Report:
     top_down = _top_down_cost(building, values, building.graphs()[-1:], (1, 1), 0)
     rows.append(StageReport("head", 1, bottom_up, top_down))
     source = type(building.bottom_up.model).__name__
-    return Report(
-        source,
-        building.bottom_up.input_size,
-        network.scales,
-        tuple(rows),
-        tuple(building.notes),
-        building.options,
-    )
+    size = building.bottom_up.input_size
+    return Report(source, size, scales, tuple(rows), tuple(building.notes), building.options)
 
 
 def _run_on_meta(building: Building) -> dict[fx.Node, torch.Tensor]:

@@ -27,7 +27,7 @@ from td_compiler.graph.parts import Channels, Part, cut, equal_parts, equate, fi
 from td_compiler.graph.states import Pass, TopDown, layer_of, operator_of
 from td_compiler.graph.units import Layer
 from td_compiler.graph.walks import arguments
-from td_compiler.network.base import handed_on
+from td_compiler.network.segments import handed_on
 from td_compiler.passes.nodes import (
     SPLITS,
     Cut,

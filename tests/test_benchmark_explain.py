@@ -182,7 +182,7 @@ def test_localisation_is_that_of_heat_maps_by_hand(machine: Machine, monkeypatch
     objects = (images > 0.3).numpy()
 
     assert isinstance(top_down, TopDownNet) and isinstance(bottom_up, nn.Sequential)
-    fine = top_down.features(images)[-1]
+    fine = top_down.stage_maps(top_down.pyramid(images))[-1]
     body, head = (nn.Sequential(*layers) for layers in (list(bottom_up)[:5], list(bottom_up)[5:]))
     coarse = body(images)
     scores = {

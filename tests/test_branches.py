@@ -54,7 +54,7 @@ def test_a_branch_at_half_the_size_stays_at_half_the_size(way: str, filters: Fil
     read = [node for segment in td.segments for node in segment.graph.nodes if str(node.target).endswith(".gate")]
     assert len(read) == 4
     for size in (32, 37):
-        assert [maps.shape[-1] for maps in td.features(torch.rand(1, 3, size, size))] == [
+        assert [maps.shape[-1] for maps in td.stage_maps(td.pyramid(torch.rand(1, 3, size, size)))] == [
             -(-size // 4),
             -(-size // 2),
             size,

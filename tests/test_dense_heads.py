@@ -80,10 +80,14 @@ def test_the_stages_are_those_of_the_classifier() -> None:
     torch.manual_seed(1)
     pixels = reverse(source, task="segmentation", num_classes=7)
     images = torch.randn(2, 3, 31, 35)
-    for one, other in zip(classifier.features(images), pixels.features(images), strict=True):
+    for one, other in zip(
+        classifier.stage_maps(classifier.pyramid(images)),
+        pixels.stage_maps(pixels.pyramid(images)),
+        strict=True,
+    ):
         assert torch.equal(one, other)
     # A pre-activation network ends in sums: its last norm and activation stay, pooling and classifier go.
-    x = classifier.get_submodule("norm")(classifier.features(images)[-1]).relu()
+    x = classifier.get_submodule("norm")(classifier.stage_maps(classifier.pyramid(images))[-1]).relu()
     assert torch.equal(pixels(images), pixels.get_submodule(HEAD)(x))
     assert not hasattr(pixels, "fc") and not hasattr(pixels, "pool")
     assert pixels.report.notes[-1].endswith(

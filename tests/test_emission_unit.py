@@ -23,7 +23,8 @@ from td_compiler.errors import ConversionError
 from td_compiler.graph.notes import Plan, noted
 from td_compiler.layers.pyramid import DOWNSAMPLERS, Pyramid
 from td_compiler.layers.upsample import TransposedUpsample, upsample_bilinear, upsample_nearest
-from td_compiler.network.base import Segment, TopDownNet
+from td_compiler.network.base import TopDownNet
+from td_compiler.network.segments import Segment
 from td_compiler.report.report import Report
 
 

@@ -234,4 +234,4 @@ def test_layout() -> None:
     assert is_channels_last(reverse(zoo.lenet_fc().to(memory_format=torch.channels_last)))
     assert not is_channels_last(reverse(torchvision.models.mobilenet_v2(), input_size=(3, 64, 64)))
     td = reverse(zoo.nin_light())
-    assert td.features(torch.randn(2, 1, 28, 28))[-1].is_contiguous(memory_format=torch.channels_last)
+    assert td.stage_maps(td.pyramid(torch.randn(2, 1, 28, 28)))[-1].is_contiguous(memory_format=torch.channels_last)

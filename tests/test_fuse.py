@@ -52,7 +52,11 @@ def check(td: TopDownNet) -> TopDownNet:
     td.eval()
     with torch.no_grad():
         torch.testing.assert_close(fused(x), td(x), rtol=1e-10, atol=1e-10)
-        for ours, theirs in zip(fused.features(x), td.features(x), strict=True):
+        for ours, theirs in zip(
+            fused.stage_maps(fused.pyramid(x)),
+            td.stage_maps(td.pyramid(x)),
+            strict=True,
+        ):
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
     return fused
 

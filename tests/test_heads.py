@@ -133,4 +133,8 @@ def test_poolings_side_by_side_are_of_the_head(how: str, filters: Filters) -> No
     td = reverse(Net(SideBySide(how)), input_size=(3, 32, 32), filters=filters)
     width = {"mirror": 8, "uniform": 12, "reversed": 16}[filters]
     assert td.get_submodule("head.fc").in_features == (width if how == "added" else 2 * width)
-    assert [maps.shape[-1] for maps in td.features(torch.rand(1, 3, 32, 32))] == [8, 16, 32]
+    assert [maps.shape[-1] for maps in td.stage_maps(td.pyramid(torch.rand(1, 3, 32, 32)))] == [
+        8,
+        16,
+        32,
+    ]

@@ -28,7 +28,7 @@ def td() -> TopDownNet:
 
 
 def test_features_grow_from_coarse_to_fine(td: TopDownNet, images: torch.Tensor) -> None:
-    sizes = [tuple(m.shape[1:]) for m in td.features(images)]
+    sizes = [tuple(m.shape[1:]) for m in td.stage_maps(td.pyramid(images))]
     widths = [512, 256, 128, 64, 64, 64]
     maps = [(2, 2), (3, 3), (6, 5), (12, 9), (23, 17), (45, 33)]
     assert sizes == [(width, *size) for width, size in zip(widths, maps, strict=True)]
@@ -70,7 +70,7 @@ def test_copies_are_independent(td: TopDownNet, images: torch.Tensor, way: str) 
         for parameter in twin.parameters():
             parameter.zero_()
     assert torch.equal(td(images), before)
-    assert twin.features(images)[-1].abs().sum() == 0  # `features` belongs to the copy
+    assert twin.stage_maps(twin.pyramid(images))[-1].abs().sum() == 0  # `features` belongs to the copy
 
 
 def test_plain_state_dict_loads_by_weights_only(td: TopDownNet, images: torch.Tensor) -> None:
@@ -95,7 +95,7 @@ def test_layers_called_features_stay_there() -> None:
     x = torch.randn(1, 3, 32, 32)
     assert td.get_submodule("features.0").weight.shape == (64, 64, 3, 3)
     assert "features.0.weight" in td.state_dict()
-    assert [m.shape[-1] for m in td.features(x)] == [1, 2, 4, 8, 16, 32]
+    assert [m.shape[-1] for m in td.stage_maps(td.pyramid(x))] == [1, 2, 4, 8, 16, 32]
     assert torch.equal(functional_call(td, dict(td.named_parameters()), (x,)), td(x))
 
 
@@ -199,13 +199,9 @@ def test_add_merge_is_a_sum() -> None:
     td = reverse(zoo.lenet_fc(), merge="add").eval()
     assert not hasattr(td, "merge")
     levels = td.pyramid(torch.randn(1, 1, 28, 28))
-
-    def triple(unit: nn.ModuleDict, x: torch.Tensor) -> torch.Tensor:
-        return unit["act"](unit["norm"](unit["conv"](x)))
-
-    coarse = triple(td.get_submodule("features.4"), levels[2])
-    grown = nn.functional.interpolate(triple(td.transition["2"], coarse), scale_factor=2)
-    expected = triple(td.get_submodule("features.2"), grown + triple(td.entry["2"], levels[1]))
+    coarse = td.get_submodule("features.4")(levels[2])
+    grown = nn.functional.interpolate(td.transition["2"](coarse), scale_factor=2)
+    expected = td.get_submodule("features.2")(grown + td.entry["2"](levels[1]))
     torch.testing.assert_close(td.stage_maps(levels)[1], expected)
 
 

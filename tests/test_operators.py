@@ -39,7 +39,7 @@ class Features(nn.Module):
 
 def test_without_classifier_the_output_is_the_last_stages_features() -> None:
     td = reverse(Features(), input_size=SIZE)
-    last = td.features(images())[-1]
+    last = td.stage_maps(td.pyramid(images()))[-1]
     assert last.shape == (2, 6, 32, 32)
     torch.testing.assert_close(td(images()), torch.cat([last.mean((2, 3)), last.amax((2, 3))], 1))
     assert "The network has no classifier: it returns its 12 features, where the source returns 32." in td.report.notes

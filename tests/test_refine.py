@@ -70,7 +70,7 @@ def test_the_window_by_hand() -> None:
     torch.manual_seed(3)
     td = network(zoo.lenet_fc(), input_size=(1, 40, 32))
     images = torch.randn(3, 1, 40, 32, dtype=torch.float64)
-    coarse = td.features(images)[0]
+    coarse = td.stage_maps(td.pyramid(images))[0]
     for image, box in enumerate(Refined(td, 0.4).boxes(images).tolist()):
         spread = contrast(coarse)[image]
         sums = {(i, j): spread[i : i + 4, j : j + 4].sum().item() for i in range(7) for j in range(5)}
@@ -87,7 +87,7 @@ def test_far_from_its_border_a_window_is_what_the_network_makes_there(maker: Any
     images = spots((128, 128), (8, 80), (70, 32))
     refined = Refined(td, 0.5, from_scale=from_scale)
     with torch.no_grad():
-        part, whole = refined.refined_map(images), td.features(images)[-1]
+        part, whole = refined.refined_map(images), td.stage_maps(td.pyramid(images))[-1]
     for image, (x1, y1, x2, y2) in enumerate(refined.boxes(images).tolist()):
         expected = whole[image, :, y1:y2, x1:x2]
         assert part[image].shape == expected.shape == (whole.shape[1], 64, 64)

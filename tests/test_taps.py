@@ -79,7 +79,7 @@ def test_taps_of_a_top_down_network_run_from_coarse_to_fine() -> None:
     images = torch.randn(2, 1, 28, 28)
     maps, scores = seen(tapped(td), images)
     assert list(maps) == ["input", "stage4", "stage2", "stage1", "head"]
-    stages = td.features(images)
+    stages = td.stage_maps(td.pyramid(images))
     assert all(torch.equal(maps[name], each) for name, each in zip(list(maps)[1:4], stages, strict=True))
     assert torch.equal(maps["input"], td.pyramid(images)[-1])  # without stem: the image at the coarsest scale
     layers = nn.Sequential(*(td.get_submodule(f"head.{name}") for name in ("conv", "norm", "act")))

@@ -69,6 +69,8 @@ def _copy(item: Any, memo: dict[int, Any]) -> Any:
 def _is_plain(kind: type[nn.Module]) -> bool:
     """Whether a class is copied as any object is, by its attributes."""
     own = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__getnewargs__", "__getnewargs_ex__")
+    if kind.__module__.startswith("td_compiler.generated."):
+        return True
     inherited = all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in own)
     of_torch = kind.__setstate__.__module__.startswith("torch.nn.")  # those only fill in what old files lack
     return inherited and of_torch and kind.__new__ is object.__new__

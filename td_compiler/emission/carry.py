@@ -13,11 +13,14 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import fx
+from torch.fx.node import map_aggregate
+
 from td_compiler.capture.leaves import leaf
-from td_compiler.emission.layout import flat, literal
+from td_compiler.emission.layout import Name, flat, has_literal, literal
 from td_compiler.errors import ConversionError
 
-__all__ = ["Carrier"]
+__all__ = ["Carrier", "Importer"]
 
 
 class Carrier:
@@ -58,6 +61,10 @@ class Carrier:
                 raise _refusal(where, definition, f"it uses {needed} of the function around it")
         self.definitions[name] = source if ours else f"# fmt: off\n{source}\n# fmt: on"
         return str(name)
+
+    def operands(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What a node is called with, as values that have literals."""
+        return tuple(node.args), dict(node.kwargs)
 
     def use(self, text: str) -> None:
         """Note the imports that emitted text needs by the names `torch`, `F`, `nn` and `math`."""
@@ -100,6 +107,42 @@ class Carrier:
             if section:
                 lines += ([""] if lines else []) + _section(section)
         return lines
+
+
+class Importer(Carrier):
+    """Collects the imports of a text that runs where td-compiler is: nothing is carried over.
+
+    Attributes:
+        held: what has no name to import, such as a user's own function, by the name that the text has for it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: dict[str, Any] = {}
+        self._names: dict[int, str] = {}
+
+    def carry(self, definition: Any, where: str) -> str:
+        """Import a definition of td-compiler's layers; hold any other. Returns its name in the text."""
+        if id(definition) not in self._names:
+            home, name = getattr(definition, "__module__", ""), getattr(definition, "__name__", "")
+            if str(home).startswith("td_compiler.layers."):
+                self._imports.add((home, name, ""))
+            else:
+                name = f"held{len(self.held)}"
+                self.held[name] = definition
+            self._names[id(definition)] = name
+        return self._names[id(definition)]
+
+    def operands(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What a node is called with; values that have no literal are held."""
+
+        def written(value: Any) -> Any:
+            if isinstance(value, (fx.Node, slice)) or has_literal(value):
+                return value
+            return Name(self.carry(value, ""))
+
+        args, kwargs = map_aggregate((tuple(node.args), dict(node.kwargs)), written)
+        return args, kwargs
 
 
 _COMMON = {

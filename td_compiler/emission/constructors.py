@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from td_compiler.capture.meta import META
-from td_compiler.emission.carry import Carrier
-from td_compiler.emission.layout import Doc, call, flat, literal
+from td_compiler.emission.carry import Carrier, Importer
+from td_compiler.emission.layout import Doc, call, flat, has_literal, literal
 from td_compiler.emission.leaves import is_of_torch
 from td_compiler.errors import ConversionError
 from td_compiler.graph.parametrised import computed_tensors, name_of, plain_copy, torch_function
@@ -21,6 +21,7 @@ from td_compiler.layers.steps import FunctionStep
 __all__ = ["Constructors", "declare_tensor"]
 
 _MISSING = object()
+_OURS = "td_compiler.layers."
 _BY_KEYWORD = {"kernel_size", "factor"}
 _KERNEL = ("out_channels", "in_channels", "kernel_size", "kernel_size")  # the axes of a convolution's weight
 
@@ -46,6 +47,8 @@ class Constructors:
             ConversionError: if the class cannot be carried over or its arguments cannot be read off the module.
         """
         kind = type(module)
+        if isinstance(self._carrier, Importer) and not (is_of_torch(kind) or kind.__module__.startswith(_OURS)):
+            return call("nn.Module")  # the network's own layer takes its place
         if isinstance(module, FunctionStep):
             return call(self._carrier.carry(kind, path), self._carrier.carry(module.function, path))
         if computed := computed_tensors(module):
@@ -98,15 +101,7 @@ def _description(module: nn.Module) -> tuple[Any, ...]:
 def _settings(module: nn.Module) -> dict[str, Any]:
     """What a forward may read besides tensors, and `repr` need not show."""
     plain = {name: value for name, value in vars(module).items() if name[0] != "_" and name != "training"}
-    return {name: value for name, value in plain.items() if _has_literal(value)}
-
-
-def _has_literal(value: Any) -> bool:
-    try:
-        literal(value)
-    except TypeError:
-        return False
-    return True
+    return {name: value for name, value in plain.items() if has_literal(value)}
 
 
 def _parameters(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
@@ -151,7 +146,7 @@ def _read(module: nn.Module, name: str) -> Any:
     value = getattr(module, name, _MISSING)
     if name == "bias" and (value is None or isinstance(value, torch.Tensor)):
         return value is not None
-    return value if _has_literal(value) else _MISSING
+    return value if has_literal(value) else _MISSING
 
 
 def _compact(value: Any) -> Any:

@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from td_compiler.emission.arguments import CLASSES, Arguments
 from td_compiler.emission.body import write_body
-from td_compiler.emission.carry import Carrier
+from td_compiler.emission.carry import Carrier, Importer
 from td_compiler.emission.constructors import Constructors, declare_tensor
 from td_compiler.emission.graph_steps import read_steps
 from td_compiler.emission.layout import WIDTH, Doc, Group, Join, Statement, call, flat, literal
@@ -43,7 +43,7 @@ class Declarer:
 
     def add_units(self, units: list[Unit]) -> None:
         """Make the classes of units, of layers that are none of torch's, and of containers that hold parameters."""
-        layers = self._foreign_layers()
+        layers = [] if isinstance(self._carrier, Importer) else self._foreign_layers()
         self._tree.classes |= {layer.path for layer in layers}
         self._add(layers)
         units = list(with_inner(units))
@@ -97,7 +97,8 @@ class Declarer:
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
             persistent = name not in module._non_persistent_buffers_set
             if tensor is not None:
-                kind, doc = declare_tensor(tensor, start + name, persistent=persistent)
+                written = persistent or isinstance(self._carrier, Importer)  # an own tensor takes its place
+                kind, doc = declare_tensor(tensor, start + name, persistent=written)
                 doc = self._arguments.mark(path, doc)
                 lines.append(Declaration(name, kind if persistent else "constant", doc))
         for name, child in own_children(module).items():

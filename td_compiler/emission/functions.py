@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from td_compiler.emission.carry import Carrier
+from td_compiler.emission.carry import Carrier, Importer
 from td_compiler.emission.layout import Doc, Join, call, literal
 from td_compiler.errors import ConversionError
 from td_compiler.graph.notes import plan
@@ -70,11 +70,12 @@ def write_call(node: fx.Node, carrier: Carrier) -> tuple[Doc, Form]:
     Raises:
         ConversionError: if the function is not torch's and its source cannot be carried over.
     """
+    args, kwargs = carrier.operands(node)
     if node.op == "call_method":
-        receiver, *rest = node.args
-        return call(Join((literal(receiver), f".{node.target}")), *map(literal, rest), **_literals(node.kwargs)), "atom"
+        receiver, *rest = args
+        return call(Join((literal(receiver), f".{node.target}")), *map(literal, rest), **_literals(kwargs)), "atom"
     assert callable(node.target)
-    operands = [literal(arg) for arg in node.args]
+    operands = [literal(arg) for arg in args]
     if node.target in _UNARY:
         return Join((_UNARY[node.target], operands[0])), "operator"
     if node.target in _BINARY:
@@ -84,11 +85,11 @@ def write_call(node: fx.Node, carrier: Carrier) -> tuple[Doc, Form]:
     if node.target in _INPLACE:
         return Join((operands[0], f" {_INPLACE[node.target]} ", operands[1])), "inplace"
     if node.target is operator.getitem:
-        return Join((operands[0], "[", _index(node.args[1]), "]")), "atom"
-    if node.target is builtins.getattr and len(node.args) == 2:
-        return Join((operands[0], f".{node.args[1]}")), "atom"
+        return Join((operands[0], "[", _index(args[1]), "]")), "atom"
+    if node.target is builtins.getattr and len(args) == 2:
+        return Join((operands[0], f".{args[1]}")), "atom"
     name = _function_name(node.target, plan(node).unit or node.name, carrier)
-    args, kwargs = _without_defaults(node.target, node.args, node.kwargs)
+    args, kwargs = _without_defaults(node.target, args, kwargs)
     roles = _positional(node.target)
     written = [literal(arg, role) for arg, role in zip_longest(args, roles[: len(args)], fillvalue="")]
     return call(name, *written, **_literals(kwargs)), "atom"
@@ -116,7 +117,7 @@ def _function_name(function: Callable[..., Any], where: str, carrier: Carrier) -
                 return f"{prefix}.{known}"
     if getattr(builtins, name, None) is function:
         return name
-    if getattr(function, "__module__", None) in ("_operator", "operator"):
+    if getattr(function, "__module__", None) in ("_operator", "operator") and not isinstance(carrier, Importer):
         raise ConversionError(f"{where}: operator.{name} has no form in emitted source; write it with torch functions.")
     return carrier.carry(function, where)
 

@@ -18,7 +18,7 @@ from td_compiler.emission.sharing import Declaration
 from td_compiler.emission.text import TENSOR, method
 from td_compiler.emission.tree import Tree, own_children
 from td_compiler.emission.units import Unit
-from td_compiler.network.base import handed_on
+from td_compiler.network.segments import handed_on
 
 if TYPE_CHECKING:
     from td_compiler.network.base import TopDownNet

@@ -12,10 +12,15 @@ import torch
 from torch import fx
 
 __all__ = [
-    *("WIDTH", "Doc", "Group", "Join", "Number", "Statement", "Value", "call", "flat", "lay_out", "literal", "quoted"),
+    *("WIDTH", "Doc", "Group", "Join", "Name", "Number", "Statement", "Value"),
+    *("call", "flat", "has_literal", "lay_out", "literal", "quoted"),
 ]
 
 WIDTH = 120
+
+
+class Name(str):
+    """The name of a value that has no literal, written as it is."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ def literal(value: Any, role: str = "") -> Doc:
     if isinstance(value, torch.device):
         return call("torch.device", quoted(str(value)))
     if isinstance(value, str):
-        return quoted(value)
+        return str(value) if isinstance(value, Name) else quoted(value)
     if isinstance(value, (int, float)):
         return Number(value, role)
     if isinstance(value, slice):
@@ -118,6 +123,15 @@ def literal(value: Any, role: str = "") -> Doc:
     if isinstance(value, dict):
         return Group("{", tuple(Join((literal(key), ": ", literal(item))) for key, item in value.items()), "}")
     raise TypeError(f"no literal for a {type(value).__name__}")
+
+
+def has_literal(value: Any) -> bool:
+    """Whether a value can be written as an expression."""
+    try:
+        literal(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _number(value: int | float) -> str:

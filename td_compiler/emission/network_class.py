@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from td_compiler.emission.arguments import Arguments
 from td_compiler.emission.body import write_body
-from td_compiler.emission.carry import Carrier
+from td_compiler.emission.carry import Carrier, Importer
 from td_compiler.emission.graph_steps import read_steps
 from td_compiler.emission.head import assignment, classifier_methods, head_method, number_statements, with_classifier
 from td_compiler.emission.layout import Doc, Group, Statement, call, flat, lay_out, literal
@@ -19,10 +19,11 @@ from td_compiler.emission.tree import Tree
 from td_compiler.emission.units import Unit, is_image
 from td_compiler.errors import ConversionError
 from td_compiler.layers.pyramid import DOWNSAMPLERS, laplacian_bands
-from td_compiler.network.base import carried, handed_on
+from td_compiler.network.segments import carried, handed_on
 
 if TYPE_CHECKING:
-    from td_compiler.network.base import Segment, TopDownNet
+    from td_compiler.network.base import TopDownNet
+    from td_compiler.network.segments import Segment
 
 __all__ = ["listed", "network_class"]
 
@@ -58,14 +59,14 @@ def network_class(
     """
     taken = {declaration.name for declaration in declarations} | set(dir(nn.Module()))
     names = [_free_name(segment.name, taken) for segment in td.segments[:-1]]
-    prologue = _free_name("prologue", taken)
+    prologue = _free_name("prepare", taken)
     forward = Statement("return ", call("self.forward_head", call("self.forward_features", "images")))
     features = Statement("return ", "self.stage_maps(self.pyramid(images))[-1]")
     scores = Statement("return ", call("self.forward_head", "self.stage_maps(levels)[-1]"))
     stages = zip(td.parts[:-1], names if td.prologue is None else [prologue, *names], strict=True)
     methods = [
         *classifier_methods(tree, arguments, layers),
-        _pyramid_method(td, carrier, prologue),
+        *([] if isinstance(carrier, Importer) else [_pyramid_method(td, carrier, prologue)]),
         *(_segment_method(td, segment, name, tree, units, carrier) for segment, name in stages),
         _maps_method(td, names),
         method("forward_features", _IMAGES, TENSOR, "The last map, of the images' size.", [features]),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from td_compiler import __version__
 from td_compiler.emission.arguments import find_arguments
-from td_compiler.emission.carry import Carrier
+from td_compiler.emission.carry import Carrier, Importer
 from td_compiler.emission.containers import class_of_containers, find_containers
 from td_compiler.emission.declarations import Declarer
 from td_compiler.emission.head import splits_head
@@ -22,7 +22,7 @@ from td_compiler.graph.names import is_attribute
 if TYPE_CHECKING:
     from td_compiler.network.base import TopDownNet
 
-__all__ = ["emit_source"]
+__all__ = ["emit_source", "library_source"]
 
 
 def emit_source(td: TopDownNet, *, class_name: str, origin: str, command: str = "") -> str:
@@ -44,6 +44,32 @@ def emit_source(td: TopDownNet, *, class_name: str, origin: str, command: str = 
     if not is_attribute(class_name) or class_name in RESERVED:
         raise ConversionError(f"{class_name!r} is no name for a class: give an identifier that means nothing else.")
     carrier = Carrier()
+    classes = _classes(td, class_name, carrier)
+    if both := sorted(classes.keys() & carrier.definitions.keys()):
+        raise ConversionError(
+            f"{both[0]} names a class of the source network, and a definition that emitted source needs: rename it."
+        )
+    body = "\n\n\n".join([*carrier.definitions.values(), *classes.values()])
+    carrier.use(body)
+    head = ["# ruff: noqa"] if carrier.foreign else []
+    head += [*_header(td, class_name, origin, command), "", *carrier.import_lines()]
+    return "\n".join(head) + f"\n\n\n{body}\n"
+
+
+def library_source(td: TopDownNet, class_name: str) -> tuple[str, dict[str, Any]]:
+    """The text of a network's classes that runs where td-compiler is, and what the text names without defining it.
+
+    It is that of :func:`emit_source`, but for definitions that are imported, and for layers and functions that have no
+    form in text: in the place of these layers stand empty modules, for the network has its own.
+    """
+    carrier = Importer()
+    body = "\n\n\n".join(_classes(td, class_name, carrier).values())
+    carrier.use(body)
+    return "\n".join([*carrier.import_lines(), "", "", body, ""]), carrier.held
+
+
+def _classes(td: TopDownNet, class_name: str, carrier: Carrier) -> dict[str, str]:
+    """The text of the classes by their names, what is used before what uses it, the network's last."""
     tree = Tree(td, used_modules(td.parts), set())
     arguments = find_arguments(td)
     units = [unit for unit in find_units(td.parts, tree) if not splits_head(unit, arguments)]
@@ -52,21 +78,10 @@ def emit_source(td: TopDownNet, *, class_name: str, origin: str, command: str = 
     called = find_containers(td.parts, units, tree)
     taken = {class_name, *RESERVED, *(shared.name for shared in declarer.classes)}
     containers, declarer.containers = class_of_containers(called, tree, carrier, taken)
-    empty = set() if any(path.startswith("features.") for path, _ in td.named_modules()) else {"features"}
-    declarations = declarer.declare("", frozenset({"pyramid"} | empty))
+    declarations = declarer.declare("", frozenset({"pyramid"}))
     network = network_class(td, class_name, tree, called, declarations, carrier, arguments, declarer.classifier())
-    names = {class_name, *containers, *(shared.name for shared in declarer.classes)}
-    if both := sorted(names & carrier.definitions.keys()):
-        raise ConversionError(
-            f"{both[0]} names a class of the source network, and a definition that emitted source needs: rename it."
-        )
-    classes = ["\n".join(class_lines(shared)) for shared in declarer.classes]
-    classes += [*containers.values(), "\n".join(network)]
-    body = "\n\n\n".join([*carrier.definitions.values(), *classes])
-    carrier.use(body)
-    head = ["# ruff: noqa"] if carrier.foreign else []
-    head += [*_header(td, class_name, origin, command), "", *carrier.import_lines()]
-    return "\n".join(head) + f"\n\n\n{body}\n"
+    lines = {shared.name: "\n".join(class_lines(shared)) for shared in declarer.classes}
+    return {**lines, **containers, class_name: "\n".join(network)}
 
 
 def _header(td: TopDownNet, class_name: str, origin: str, command: str) -> list[str]:

@@ -9,7 +9,10 @@ from torch import nn
 from td_compiler.emission.layout import quoted
 from td_compiler.graph.names import is_attribute
 
-__all__ = ["Tree", "is_numbered", "own_children"]
+__all__ = ["GENERATED", "Tree", "is_bare", "is_numbered", "is_written", "own_children"]
+
+GENERATED = "td_compiler.generated."
+"""What the modules of networks' texts are called."""
 
 
 def is_numbered(names: Iterable[str]) -> bool:
@@ -27,9 +30,15 @@ def own_children(module: nn.Module) -> dict[str, nn.Module]:
     return {name: child for name, child in module._modules.items() if child is not None}
 
 
+def is_written(kind: type[nn.Module]) -> bool:
+    """Whether a class is one of a network's own text, executed (:mod:`td_compiler.network.program`)."""
+    return kind.__module__.startswith(GENERATED)
+
+
 def is_bare(module: nn.Module) -> bool:
     """Whether a container can only be written as a class: it holds tensors, or names that no ModuleDict takes."""
-    return bool(module._parameters or module._buffers) or type(module) is nn.Module
+    tensors = bool(module._parameters or module._buffers)
+    return tensors or any(hasattr(nn.ModuleDict, name) for name in module._modules)
 
 
 class Tree:
@@ -73,6 +82,8 @@ class Tree:
         """Whether a module only holds others: nothing calls it, and it is a Sequential or has no forward of its own."""
         if path in self._called:
             return False
+        if is_written(type(module)):
+            return True
         without_forward = type(module).forward is nn.Module.forward
         return without_forward or type(module) is nn.Sequential or isinstance(module, nn.ModuleDict)
 

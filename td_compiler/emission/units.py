@@ -13,7 +13,7 @@ from torch import fx
 from td_compiler.emission.tree import Tree, is_numbered, own_children
 from td_compiler.graph.names import free_name, is_attribute
 from td_compiler.graph.notes import plan
-from td_compiler.network.base import Segment
+from td_compiler.network.segments import Segment
 
 __all__ = ["RESERVED", "Unit", "find_units", "is_image", "unit_of", "used_modules", "with_inner"]
 

@@ -175,8 +175,6 @@ class TopDown:
         paths = [str(node.target) for node in nodes if node.target != "training"]
         firsts = dict.fromkeys(path.partition(".")[0] for path in paths)
         reserved = {*RESERVED, HEAD} if self.options.task == "segmentation" else set(RESERVED)
-        if "features" not in paths:
-            reserved.discard("features")  # a module that has room for layers
         names: dict[str, str] = {}
         for name in firsts:
             if name in reserved:

@@ -58,7 +58,8 @@ def tiles(x: torch.Tensor, image: torch.Tensor, factor: tuple[int, int]) -> bool
     If not, blocks are cut off at the border, which only the plain form gets right. An
     exported or traced program takes that form too: it must hold for images of any size.
     """
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+    symbolic = isinstance(x, torch.fx.Proxy) or torch.jit.is_tracing()
+    if symbolic or torch.compiler.is_exporting():
         return False
     size = (x.shape[-2] * factor[0], x.shape[-1] * factor[1])
     return image.shape[-2:] == size

@@ -1,151 +1,23 @@
-"""The top-down network: a module tree under the user's names and a short list of graph segments that runs it."""
+"""What every top-down network has beside what its own text says."""
 
 from __future__ import annotations
 
-import itertools
-import linecache
-import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import fx, nn
 
-from td_compiler.graph.names import is_attribute
-from td_compiler.graph.pickled import from_pickle, to_pickle, with_targets
 from td_compiler.layers.pyramid import Pyramid, factor_pair
 from td_compiler.network.checkpointing import StageKey, chosen_stages, run_checkpointed
+from td_compiler.network.program import take_form
+from td_compiler.network.segments import Segment, carried
 
 if TYPE_CHECKING:
     from td_compiler.report.report import Report
 
-__all__ = ["HEAD", "RESERVED", "Segment", "StageMaps", "TopDownNet", "carried", "handed_on", "plant"]
-
-
-@dataclass
-class Segment:
-    """One step of a top-down network: the layers of one scale, or the head.
-
-    Attributes:
-        name: `stage16` for the stage at scale 16, `head` for the head, `prologue` for what precedes the pyramid.
-        scale: the factor by which this stage's maps are smaller than the image; 1 for the head.
-        graph: placeholders `x` (the map so far; absent in the first stage), `older` (the map before it, only where
-            cells read two) and `image` (the pyramid's level at this scale; absent in the head), or, in a prologue,
-            `images`. Its output is the stage's map, or that and the one before it, where the next stage reads two.
-            Every `call_module` and `get_attr` target is a path in the network. The `unit` of a node's plan is the path
-            of the unit that it belongs to (`layer3.0`, `entry.16`, `merge.16`), or "" where a unit has no path.
-            It is compiled when the segment is made, and not read again.
-        inputs: the graph's placeholders by name: some of `x`, `older` and `image`, in this order.
-    """
-
-    name: str
-    scale: int | tuple[int, int]
-    graph: fx.Graph
-    inputs: tuple[str, ...] = field(init=False)
-    _function: Callable[..., Any] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        # Here, not at the first run: under torch.compile that run is traced, and a graph's code cannot be.
-        self.inputs = tuple(str(node.target) for node in self.graph.find_nodes(op="placeholder"))
-        self._function = _compile(self.graph, self.name)
-
-    def run(self, network: nn.Module, **inputs: torch.Tensor) -> Any:
-        """Run this segment with the network's modules on the inputs that it names.
-
-        Returns:
-            Its map, or (its map, the one before it) where the next stage reads two (SPEC 2.13).
-        """
-        return self._function(network, *(inputs[name] for name in self.inputs))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Functions compiled at run time do not pickle: they are made anew from the graph."""
-        state = {name: value for name, value in self.__dict__.items() if name != "_function"}
-        state["graph"] = to_pickle(self.graph)
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.graph = from_pickle(state["graph"])
-        self._function = _compile(self.graph, self.name)
-
-
-_compiled = itertools.count()  # makes every function's name its own, also in several threads
-
-
-def handed_on(graph: fx.Graph) -> tuple[fx.Node, ...]:
-    """The maps that a segment's graph puts out, newest first: one, or two where the next stage reads two."""
-    made: Any = graph.output_node().args[0]
-    return tuple(made) if isinstance(made, (tuple, list)) else (made,)
-
-
-def carried(made: Any) -> dict[str, Any]:
-    """What a segment put out, one map or two, under the names under which the next one reads it."""
-    return dict(zip(("x", "older"), made if isinstance(made, tuple) else (made,), strict=False))
-
-
-def _compile(graph: fx.Graph, name: str) -> Callable[..., Any]:
-    graph, expressions = _quote_paths(graph)
-    code = graph.python_code("self")
-    text = code.src
-    for place, expression in expressions.items():
-        text = text.replace(place, expression)
-    filename = f"<top-down {name} {next(_compiled)}>"
-    linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
-    namespace = dict(code.globals)
-    exec(compile(text, filename, "exec"), namespace)
-    function: Callable[..., Any] = namespace["forward"]
-    weakref.finalize(function, linecache.cache.pop, filename, None).atexit = False
-    return function
-
-
-def _quote_paths(graph: fx.Graph) -> tuple[fx.Graph, dict[str, str]]:
-    """A graph whose paths can stand in Python text, and the expressions for those that could not; torch quotes none.
-
-    A layer's name is data, of a checkpoint or a configuration: a keyword, a line break, quotes and brackets.
-    """
-    targets = {str(node.target) for node in graph.nodes if node.op in _BY_PATH}
-    odd = sorted(path for path in targets if any(map(_is_odd, path.split("."))))
-    if not odd:
-        return graph, {}
-    start = "path"
-    while any(target.startswith(start) for target in targets):
-        start += "_"
-    places = {path: f"{start}{i}_" for i, path in enumerate(odd)}
-    copy = with_targets(
-        graph, lambda node: places.get(str(node.target), node.target) if node.op in _BY_PATH else node.target
-    )
-    expressions = {}
-    for path, place in places.items():
-        expression = "self"
-        for name in path.split("."):
-            expression = f"getattr({expression}, {name!r})"
-        expressions[f"self.{place}"] = expression
-    return copy, expressions
-
-
-_BY_PATH = ("call_module", "get_attr")
-
-
-def _is_odd(name: str) -> bool:
-    return not name.isdecimal() and not is_attribute(name)
-
-
-class StageMaps(nn.ModuleDict):
-    """What `td.features` is: called on images it returns the map after every stage.
-
-    It is a module, not a method, because many networks keep their layers under the name `features`, where they stay.
-    """
-
-    def __init__(self, network: TopDownNet) -> None:
-        super().__init__()
-        self.__dict__["_network"] = network  # past nn.Module's registration: the network is no part of its own part
-
-    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """The map after every stage, coarse to fine, each (N, C, H / scale, W / scale), for images (N, C, H, W)."""
-        network: TopDownNet = self.__dict__["_network"]
-        return network._stage_maps(network.pyramid(images))
+__all__ = ["HEAD", "RESERVED", "TopDownNet", "plant"]
 
 
 class PreparedPyramid(Pyramid):
@@ -159,20 +31,21 @@ class PreparedPyramid(Pyramid):
         """The prepared images at every scale, finest first."""
         network: TopDownNet = self.__dict__["_network"]
         assert network.prologue is not None
-        return super().forward(network.prologue.run(network, images=images))
+        return super().forward(network.run_segment(network.prologue, images=images))
 
 
 class TopDownNet(nn.Module):
     """A top-down network (paper section 3): runs coarse to fine over an image pyramid, then classifies.
 
-    Made by :func:`td_compiler.reverse`. It trains, moves, saves and copies like any module; its parameters keep the
-    names that they have in the source network, beside `entry`, `transition`, `merge` and `upsample` for what is new.
+    Made by :func:`td_compiler.reverse`. Its class is the one whose text `tdc convert` writes, with what is here beside
+    it; blocks, entries, transitions and merges are modules with a forward of their own. It trains, moves, saves and
+    copies like any module; its parameters keep the names that they have in the source network, beside `entry`,
+    `transition`, `merge` and `upsample` for what is new.
 
     Attributes:
         pyramid: the module that turns images (N, C, H, W) into the list of scaled images, finest first, after the
             prologue.
         prologue: what is done to the images once, before they are scaled (SPEC 1.0); None where nothing is.
-        features: called on images (N, C, H, W), returns the map after every stage, coarse to fine.
         segments: the stages, coarse to fine, then the head.
         report: what was found in the source and done to it, stage by stage.
         checkpointed: the names of the stages that :meth:`checkpoint_stages` chose.
@@ -181,8 +54,6 @@ class TopDownNet(nn.Module):
     segments: list[Segment]
     report: Report
     prologue: Segment | None
-    pyramid: Pyramid
-    features: StageMaps
     checkpointed: frozenset[str] = frozenset()
 
     def __init__(
@@ -193,16 +64,19 @@ class TopDownNet(nn.Module):
         report: Report,
         prologue: Segment | None = None,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.segments = list(segments)
         self.report = report
         self.prologue = prologue
-        self.pyramid = pyramid if prologue is None else PreparedPyramid(self, pyramid)
-        self.add_module("features", StageMaps(self))
+        self._modules["pyramid"] = pyramid if prologue is None else PreparedPyramid(self, pyramid)
         plant(self, modules)
-        for name in dict.fromkeys(path.partition(".")[0] for path in modules):
-            if name in self._modules:  # `features` was there before: parameters stand in the order in which they run
-                self._modules[name] = self._modules.pop(name)
+        take_form(self)
+
+    @property
+    def pyramid(self) -> Pyramid:
+        pyramid = self._modules["pyramid"]
+        assert isinstance(pyramid, Pyramid)
+        return pyramid
 
     @property
     def scales(self) -> tuple[int | tuple[int, int], ...]:
@@ -214,41 +88,79 @@ class TopDownNet(nn.Module):
         """All that runs, in order: the prologue, where there is one, the stages, coarse to fine, the head."""
         return self.segments if self.prologue is None else [self.prologue, *self.segments]
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Class scores, of the source network's output shape, for images (N, C, H, W)."""
-        return self.segments[-1].run(self, x=self._stage_maps(self.pyramid(images))[-1])
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """The maps after stages, coarse to fine, as timm's models give them.
 
-    def forward_pyramid(self, levels: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Class scores from given images, one per scale, finest first.
+        Args:
+            x: images (N, C, H, W).
+            indices: which stages, counted from the coarsest one as :attr:`feature_info` is; the last so many for a
+                number; None: all.
+            norm: of no effect: a stage's map is what the next stage reads.
+            stop_early: run no stage behind the last one that is asked for.
+            output_fmt: `NCHW` alone.
+            intermediates_only: return the list of maps alone.
+
+        Returns:
+            (the last map, the list of maps), or the list.
 
         Raises:
-            ValueError: if there are not as many levels as scales, or their sizes are not those of the scales.
+            ValueError: if an index or the format is none.
         """
-        return self.segments[-1].run(self, x=self.stage_maps(levels)[-1])
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt={output_fmt!r}: maps are NCHW.")
+        places = range(len(self.segments) - 1)
+        chosen = places if indices is None else places[-indices:] if isinstance(indices, int) else list(indices)
+        if not chosen or any(index not in range(-len(places), len(places)) for index in chosen):
+            raise ValueError(f"indices={indices!r}: the stages are {places[0]} to {places[-1]}, coarse to fine.")
+        chosen = [places[index] for index in chosen]
+        maps = self.stage_maps(self.pyramid(x), max(chosen) + 1 if stop_early else None)
+        intermediates = [maps[index] for index in chosen]
+        return intermediates if intermediates_only else (maps[-1], intermediates)
 
-    def stage_maps(self, levels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def stage_maps(self, levels: Sequence[torch.Tensor], count: int | None = None) -> list[torch.Tensor]:
         """The map after every stage, coarse to fine, from given images, one per scale, finest first.
+
+        Args:
+            levels: the images, as :attr:`pyramid` makes them.
+            count: how many of the stages to run; None: all.
 
         Raises:
             ValueError: if there are not as many levels as scales, or a level has not the size of its scale (SPEC 2.1)
                 or other channels or images than the finest one.
         """
         _check_levels(levels, self.scales)
-        return self._stage_maps(levels)
-
-    def _stage_maps(self, levels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         maps: list[torch.Tensor] = []
         state: dict[str, torch.Tensor] = {}
-        for segment, image in zip(self.segments[:-1], reversed(levels), strict=True):
+        for segment, image in list(zip(self.segments[:-1], levels[::-1], strict=True))[:count]:
             state = carried(self.run_segment(segment, image=image, **state))
             maps.append(state["x"])
         return maps
 
     def run_segment(self, segment: Segment, **inputs: torch.Tensor) -> Any:
-        """Run one of the segments (:meth:`Segment.run`), checkpointed where that is asked for and of use."""
+        """Run one of the segments on the inputs that it names, checkpointed where that is asked for and of use.
+
+        Returns:
+            Its map, or (its map, the one before it) where the next stage reads two (SPEC 2.13).
+        """
+        method = getattr(self, self._method(segment.name))
         if segment.name in self.checkpointed and torch.is_grad_enabled():
-            return run_checkpointed(segment, self, **inputs)
-        return segment.run(self, **inputs)
+            return run_checkpointed(method, self, [inputs[name] for name in segment.inputs])
+        return method(*(inputs[name] for name in segment.inputs))
+
+    def _method(self, name: str) -> str:
+        """The method that runs a segment: named like it, but where a layer has that name."""
+        name = {"head": "forward_head", "prologue": "prepare"}.get(name, name)
+        while not callable(getattr(type(self), name, None)):
+            name = f"run_{name}"
+        return name
 
     def checkpoint_stages(self, stages: bool | Iterable[StageKey] = True) -> Self:
         """Train in less memory: keep what stages read, and compute what else gradients need again, stage by stage.
@@ -290,7 +202,7 @@ RESERVED = frozenset(
 def _check_levels(levels: Sequence[torch.Tensor], scales: Sequence[int | tuple[int, int]]) -> None:
     if len(levels) != len(scales):
         raise ValueError(f"{len(levels)} images for {len(scales)} scales {tuple(scales)}: give one per scale")
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or any(isinstance(level, fx.Proxy) for level in levels):
         return  # sizes may be symbols there, and a comparison would bind them
     number, channels, *finest = levels[0].shape
     for level, scale in zip(levels, scales, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
-    from td_compiler.network.base import Segment
+    from td_compiler.network.segments import Segment
 
 __all__ = ["StageKey", "chosen_stages", "run_checkpointed"]
 
@@ -35,30 +35,26 @@ def chosen_stages(stages: Sequence[Segment], choice: bool | Iterable[StageKey]) 
     return frozenset(names[key] for key in wanted)
 
 
-def run_checkpointed(segment: Segment, network: nn.Module, **inputs: torch.Tensor) -> Any:
-    """What `segment.run(network, **inputs)` returns, without what its backward pass needs: that is computed again then.
+def run_checkpointed(method: Callable[..., Any], network: nn.Module, values: list[torch.Tensor]) -> Any:
+    """What `method(*values)` returns, without what its backward pass needs: that is computed again then.
 
-    Random numbers are drawn alike both times. Buffers, such as the running statistics of batch norms, are updated once.
+    Random numbers are drawn alike both times. Buffers of the network, such as the running statistics of batch norms,
+    are updated once.
     """
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        calls = segment.graph.find_nodes(op="call_module")
-        return nullcontext(), _on_copies_of_buffers(network.get_submodule(str(node.target)) for node in calls)
-
-    def run(*values: torch.Tensor) -> Any:
-        return segment.run(network, **dict(zip(segment.inputs, values, strict=True)))
+        return nullcontext(), _on_copies_of_buffers(network)
 
     # By position: where the random numbers of a GPU are to be kept is told from these arguments alone.
-    values = [inputs[name] for name in segment.inputs]
     if torch.compiler.is_compiling():  # a compiler computes again what gradients need, and no update is among that
-        return checkpoint(run, *values, use_reentrant=False)
-    return checkpoint(run, *values, use_reentrant=False, context_fn=contexts)
+        return checkpoint(method, *values, use_reentrant=False)
+    return checkpoint(method, *values, use_reentrant=False, context_fn=contexts)
 
 
 @contextmanager
-def _on_copies_of_buffers(layers: Iterable[nn.Module]) -> Iterator[None]:
+def _on_copies_of_buffers(network: nn.Module) -> Iterator[None]:
     """A context in which layers update copies of their buffers."""
-    owners = {module: dict(module._buffers) for layer in layers for module in layer.modules() if module._buffers}
+    owners = {module: dict(module._buffers) for module in network.modules() if module._buffers}
     for module, buffers in owners.items():
         module._buffers.update({name: None if value is None else value.clone() for name, value in buffers.items()})
     try:

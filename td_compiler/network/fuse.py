@@ -22,7 +22,8 @@ from td_compiler.errors import ConversionError
 from td_compiler.graph.operators import LAYERS, Kind
 from td_compiler.layers.dropout import FastDropout
 from td_compiler.layers.folding import FoldedConv2d
-from td_compiler.network.base import Segment, TopDownNet
+from td_compiler.network.base import TopDownNet
+from td_compiler.network.segments import Segment
 from td_compiler.surroundings import neutral_surroundings
 
 __all__ = ["fuse"]

@@ -19,7 +19,8 @@ from td_compiler.capture.skeleton import skeleton
 from td_compiler.errors import ConversionError
 from td_compiler.graph.operators import Pair
 from td_compiler.layers.pyramid import factor_pair
-from td_compiler.network.base import TopDownNet, carried
+from td_compiler.network.base import TopDownNet
+from td_compiler.network.segments import carried
 from td_compiler.surroundings import neutral_surroundings
 
 __all__ = ["Refined", "Window", "contrast", "crop"]

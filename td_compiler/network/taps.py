@@ -22,7 +22,8 @@ from td_compiler.capture.skeleton import skeleton
 from td_compiler.graph.notes import plan
 from td_compiler.graph.units import scale_key
 from td_compiler.layers.pyramid import Pyramid
-from td_compiler.network.base import Segment, TopDownNet, carried, handed_on
+from td_compiler.network.base import TopDownNet
+from td_compiler.network.segments import Segment, carried, handed_on
 from td_compiler.passes import read
 
 __all__ = ["tapped"]

@@ -22,7 +22,8 @@ from td_compiler.graph.notes import plan
 from td_compiler.graph.units import scale_key
 from td_compiler.layers.folding import CombinedConv2d
 from td_compiler.layers.pyramid import factor_pair
-from td_compiler.network.base import Segment, TopDownNet
+from td_compiler.network.base import TopDownNet
+from td_compiler.network.segments import Segment
 from td_compiler.report.report import Cost, StageReport
 from td_compiler.report.tables import short_count, total
 

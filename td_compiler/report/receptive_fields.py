@@ -25,7 +25,8 @@ from td_compiler.graph.notes import facts
 from td_compiler.graph.operators import Pair
 from td_compiler.graph.units import scale_key
 from td_compiler.layers.pyramid import Pyramid, factor_pair
-from td_compiler.network.base import TopDownNet, carried, handed_on
+from td_compiler.network.base import TopDownNet
+from td_compiler.network.segments import carried, handed_on
 from td_compiler.passes import read
 from td_compiler.report.reach import REACH_OF_FILTER, Span, UnknownReach, Walk, bilinear, hull, window
 from td_compiler.report.report import ReceptiveField, Report

@@ -200,7 +200,7 @@ class _Everything(nn.Module):
     def forward(self, images: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
         levels = self.td.pyramid(images)
         maps = self.td.stage_maps(levels)
-        return levels, maps, self.td.segments[-1].run(self.td, x=maps[-1])
+        return levels, maps, self.td.run_segment(self.td.segments[-1], x=maps[-1])
 
 
 def needs_values(error: Exception) -> bool:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import nn
 
-from td_compiler.network.base import Segment, TopDownNet
+from td_compiler.network.base import TopDownNet
+from td_compiler.network.segments import Segment
 
 __all__ = ["GrowingNet"]
 
@@ -84,13 +85,13 @@ class GrowingNet(nn.Module):
         levels = self.td.pyramid(images)[::-1]
         maps: list[torch.Tensor] = []
         for segment, image in zip(self.td.segments[: self.stages], levels, strict=False):
-            maps.append(segment.run(self.td, image=image, **({"x": maps[-1]} if maps else {})))
+            maps.append(self.td.run_segment(segment, image=image, **({"x": maps[-1]} if maps else {})))
         return maps
 
     def _classify(self, maps: list[torch.Tensor], stages: int) -> torch.Tensor:
         """The scores of the network of so many stages."""
         if stages == len(self.td.scales):
-            return self.td.segments[-1].run(self.td, x=maps[stages - 1])
+            return self.td.run_segment(self.td.segments[-1], x=maps[stages - 1])
         scores: torch.Tensor = self.heads[stages - 1](maps[stages - 1])
         return scores
 
