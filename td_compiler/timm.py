@@ -15,19 +15,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from timm.models import generate_default_cfgs, get_arch_pretrained_cfgs, model_entrypoint, register_model
-from torch import nn
 
 from td_compiler.convert import reverse
-from td_compiler.errors import ConversionError
 from td_compiler.network.base import TopDownNet
 from td_compiler.options import Options
 from td_compiler.sources.timm_families import convolutional_names
-
-__all__ = ["TimmTopDownNet"]
 
 _OPTIONS = {field.name for field in dataclasses.fields(Options)} - {"num_classes"}  # timm's, but for segmentation
 _NO_WEIGHTS: dict[str, Any] = {
@@ -39,47 +34,7 @@ _NO_WEIGHTS: dict[str, Any] = {
 }
 
 
-class TimmTopDownNet(TopDownNet):
-    """A top-down network with what timm's scripts ask of a model.
-
-    Attributes:
-        pretrained_cfg: timm's data configuration of the source network: input size, mean, standard deviation, ...
-        default_cfg: the same, under its older name.
-        num_classes: the classes that it scores.
-        in_chans: the channels of its images.
-    """
-
-    pretrained_cfg: dict[str, Any]
-    default_cfg: dict[str, Any]
-    num_classes: int
-    in_chans: int
-    _classifier: str  # its path, "" where the network has none
-    _make_classifier: Callable[[int], nn.Module] | None  # of the kind that the network came with, for so many classes
-
-    def get_classifier(self) -> nn.Module:
-        """The last layer, which scores the classes; an identity where the network returns features."""
-        return self.get_submodule(self._classifier) if self._classifier else nn.Identity()
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new classifier in the place of the last layer; 0 classes: none, the network returns features (N, C).
-
-        Raises:
-            ConversionError: if another pooling is wanted, or the network has no linear or convolutional classifier.
-        """
-        if global_pool is not None:
-            raise ConversionError(f"global_pool={global_pool!r} is for timm.create_model: the pooling stays as it is.")
-        if self._make_classifier is None:
-            kind = type(self.get_classifier()).__name__
-            raise ConversionError(
-                f"the classifier is no linear layer, but {kind}: give num_classes to timm.create_model."
-            )
-        like = next(self.parameters())
-        new = self._make_classifier(num_classes) if num_classes else nn.Identity()
-        self.set_submodule(self._classifier, new.to(like.device, like.dtype).train(self.training))
-        self.num_classes = num_classes
-
-
-def _create(source: str, pretrained: bool, arguments: dict[str, Any]) -> TimmTopDownNet:
+def _create(source: str, pretrained: bool, arguments: dict[str, Any]) -> TopDownNet:
     options = {name: arguments.pop(name) for name in _OPTIONS & arguments.keys()}
     if options.get("task") == "segmentation":
         options["num_classes"] = arguments.pop("num_classes", None)
@@ -88,37 +43,13 @@ def _create(source: str, pretrained: bool, arguments: dict[str, Any]) -> TimmTop
     channels, *size = config.get("input_size", (3, 224, 224))
     channels = arguments.get("in_chans", channels)
     td = reverse(model, **{"input_size": (channels, *size), **options})
-    td.__class__ = TimmTopDownNet  # the same network, with methods more
-    td = cast(TimmTopDownNet, td)
-    td.pretrained_cfg = td.default_cfg = {**config, "architecture": f"td_{source}"}
-    td.num_classes = options.get("num_classes", getattr(model, "num_classes", 0))
     td.in_chans = channels
-    td._classifier = "segmentation_head" if "num_classes" in options else _find_classifier(model, td)
-    td._make_classifier = _maker(td.get_classifier())
+    td.pretrained_cfg = td.default_cfg = {**config, "architecture": f"td_{source}"}
     return td
 
 
-def _find_classifier(model: nn.Module, td: TopDownNet) -> str:
-    """The path of the source's classifier, if the top-down network has it too."""
-    find = getattr(model, "get_classifier", None)
-    found = find() if find is not None else None
-    paths = [path for path, module in model.named_modules() if module is found]
-    return next((path for path in paths if path in dict(td.named_modules())), "")
-
-
-def _maker(classifier: nn.Module) -> Callable[[int], nn.Module] | None:
-    """What makes a layer like this one for another number of classes."""
-    bias = getattr(classifier, "bias", None) is not None
-    if isinstance(classifier, nn.Linear):
-        return partial(nn.Linear, classifier.in_features, bias=bias)
-    if isinstance(classifier, nn.Conv2d):
-        height, width = classifier.kernel_size
-        return partial(nn.Conv2d, classifier.in_channels, kernel_size=(height, width), bias=bias)
-    return None
-
-
-def _entrypoint(source: str) -> Callable[..., TimmTopDownNet]:
-    def create(pretrained: bool = False, **kwargs: Any) -> TimmTopDownNet:
+def _entrypoint(source: str) -> Callable[..., TopDownNet]:
+    def create(pretrained: bool = False, **kwargs: Any) -> TopDownNet:
         return _create(source, pretrained, kwargs)
 
     create.__name__ = create.__qualname__ = f"td_{source}"

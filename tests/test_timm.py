@@ -16,10 +16,9 @@ from torch import nn
 
 import td_compiler.timm
 from benchmarks.experiments.coverage.models import SMALLEST
-from td_compiler import ConversionError, reverse
+from td_compiler import ConversionError, TopDownNet, reverse
 from td_compiler.emission import emit_source
 from td_compiler.sources.timm_families import FAMILIES, family
-from td_compiler.timm import TimmTopDownNet
 
 SMALL: dict[str, Any] = {"input_size": (3, 64, 64)}
 
@@ -29,9 +28,9 @@ def images() -> torch.Tensor:
     return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-def create(name: str, **arguments: Any) -> TimmTopDownNet:
+def create(name: str, **arguments: Any) -> TopDownNet:
     td = timm.create_model(name, **arguments)
-    assert isinstance(td, TimmTopDownNet)
+    assert isinstance(td, TopDownNet)
     return td
 
 

@@ -133,6 +133,10 @@ class Importer(Carrier):
             self._names[id(definition)] = name
         return self._names[id(definition)]
 
+    def use(self, text: str) -> None:
+        """Import all that text may name: no text is parsed, which is slow, and in several threads at once breaks."""
+        self._imports |= set(_COMMON.values())
+
     def operands(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What a node is called with; values that have no literal are held."""
 

@@ -46,9 +46,17 @@ class Constructors:
         Raises:
             ConversionError: if the class cannot be carried over or its arguments cannot be read off the module.
         """
+        if not isinstance(self._carrier, Importer):
+            return self._write(module, path)
+        try:
+            if is_of_torch(type(module)) or type(module).__module__.startswith(_OURS):
+                return self._write(module, path)
+        except ConversionError:
+            pass
+        return call("nn.Module")  # the network's own layer takes its place
+
+    def _write(self, module: nn.Module, path: str) -> Doc:
         kind = type(module)
-        if isinstance(self._carrier, Importer) and not (is_of_torch(kind) or kind.__module__.startswith(_OURS)):
-            return call("nn.Module")  # the network's own layer takes its place
         if isinstance(module, FunctionStep):
             return call(self._carrier.carry(kind, path), self._carrier.carry(module.function, path))
         if computed := computed_tensors(module):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import fx, nn
 
+from td_compiler.errors import ConversionError
+from td_compiler.graph.notes import plan
 from td_compiler.layers.pyramid import Pyramid, factor_pair
 from td_compiler.network.checkpointing import StageKey, chosen_stages, run_checkpointed
 from td_compiler.network.program import take_form
@@ -161,6 +163,58 @@ class TopDownNet(nn.Module):
         while not callable(getattr(type(self), name, None)):
             name = f"run_{name}"
         return name
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put a new classifier in the place of the last layer; 0 classes: none, the network returns features (N, C).
+
+        Raises:
+            ConversionError: if another pooling is wanted, or the network has no linear or convolutional classifier.
+        """
+        if global_pool is not None:
+            raise ConversionError(f"global_pool={global_pool!r} is for timm.create_model: the pooling stays as it is.")
+        like = next(self.parameters())
+        try:
+            super().reset_classifier(num_classes)  # type: ignore[misc]  # the text's
+        except TypeError as error:
+            raise ConversionError(f"{error}: give num_classes to reverse, or to timm.create_model.") from error
+        classifier: nn.Module = self.get_classifier()  # type: ignore[operator]
+        classifier.to(like.device, like.dtype).train(self.training)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Checkpoint all stages, or none, by timm's name for it (:meth:`checkpoint_stages`)."""
+        self.checkpoint_stages(enable)
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """What timm asks of the maps of :meth:`forward_intermediates`, coarse to fine: width, scale, and the stage."""
+        rows = {row.name: row.top_down for row in self.report.stages}
+        return [
+            {"num_chs": rows[each.name].width, "reduction": each.scale, "module": each.name}
+            for each in self.segments[:-1]
+        ]
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], tuple[int, ...]]:
+        """The place of a parameter among the groups of timm's layer decay, by its name: coarse to fine, as they run.
+
+        Args:
+            coarse: a group for every stage; else one for every block.
+        """
+        first: dict[str, int] = {}  # path of a layer or tensor -> when it first runs
+        place = -1
+        for number, segment in enumerate(self.parts):
+            unit = None
+            for node in segment.graph.nodes:
+                if node.op in ("call_module", "get_attr"):
+                    if plan(node).unit != unit or unit is None:
+                        place, unit = place + 1, plan(node).unit
+                    first.setdefault(str(node.target), number if coarse else place)
+
+        def group(name: str) -> tuple[int, ...]:
+            names = name.split(".")
+            paths = (".".join(names[:end]) for end in range(len(names), 0, -1))
+            return (next((first[path] for path in paths if path in first), max(first.values())),)
+
+        return group
 
     def checkpoint_stages(self, stages: bool | Iterable[StageKey] = True) -> Self:
         """Train in less memory: keep what stages read, and compute what else gradients need again, stage by stage.

@@ -107,8 +107,8 @@ def take_form(network: TopDownNet) -> None:
     own = dict(network.named_modules(remove_duplicate=False))
     for path, made in program.instance.named_modules(remove_duplicate=False):
         module = own.get(path)
-        if module is not None and _holds_others(module) and _holds_others(made):
-            kind = type(made)
+        kind = type(made)
+        if module is not None and _holds_others(module) and (kind in _BARE or is_written(kind)):
             module.__class__ = program.kind(kind.__name__) if is_written(kind) else kind
             _take_over(module, made)
 
@@ -126,10 +126,11 @@ def _take_over(module: nn.Module, made: nn.Module) -> None:
 
 def _holds_others(module: nn.Module) -> bool:
     """Whether a module is an instance of a text's class, or one of those that only hold others."""
-    return type(module) in _BARE or is_written(type(module)) or type(module).__name__ == "TopDownNet"
+    kind = type(module)
+    return kind in _BARE or is_written(kind) or kind.forward is nn.Module.forward
 
 
-_BARE: set[type[nn.Module]] = {nn.Module, nn.Sequential, nn.ModuleDict, nn.ModuleList}
+_BARE: set[type[nn.Module]] = {nn.Sequential, nn.ModuleDict, nn.ModuleList}
 
 
 def _reduce(module: nn.Module, protocol: Any) -> Any:

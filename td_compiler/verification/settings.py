@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
+from td_compiler.emission.tree import is_written
 from td_compiler.graph.operators import Kind, layer_row
 from td_compiler.graph.parametrised import computed_tensors
 from td_compiler.layers.dropout import FastDropout
@@ -89,7 +90,9 @@ def compare_settings(model: nn.Module, td: nn.Module, filters: str) -> tuple[int
     for path, before, after in common_layers(model, td):
         if _may_be_projection(before) and type(after) is not type(before):
             continue  # a shortcut that has become a projection (SPEC 2.4)
-        if isinstance(after, (nn.ModuleDict, nn.Sequential)) and type(before) is not type(after):
+        if is_written(type(after)) or (
+            isinstance(after, (nn.ModuleDict, nn.Sequential)) and type(before) is not type(after)
+        ):
             continue  # read through: what it calls stands in its place
         count += 1
         if _kind(before) is not _kind(after) and isinstance(before, type(after)):
