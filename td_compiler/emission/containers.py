@@ -24,7 +24,7 @@ from td_compiler.emission.tree import Tree, own_children
 from td_compiler.emission.units import Unit, is_image
 
 if TYPE_CHECKING:
-    from td_compiler.network.base import Segment
+    from td_compiler.network.segments import Segment
 
 __all__ = ["Container", "class_of_containers", "find_containers", "free_class_name"]
 

@@ -22,6 +22,7 @@ from td_compiler.emission.source import library_source
 from td_compiler.emission.tree import GENERATED, is_written
 from td_compiler.emission.units import RESERVED
 from td_compiler.graph.names import is_attribute
+from td_compiler.layers.numbered import Numbered
 
 if TYPE_CHECKING:
     from td_compiler.network.base import TopDownNet
@@ -130,7 +131,7 @@ def _holds_others(module: nn.Module) -> bool:
     return kind in _BARE or is_written(kind) or kind.forward is nn.Module.forward
 
 
-_BARE: set[type[nn.Module]] = {nn.Sequential, nn.ModuleDict, nn.ModuleList}
+_BARE: set[type[nn.Module]] = {nn.Sequential, nn.ModuleDict, nn.ModuleList, Numbered}
 
 
 def _reduce(module: nn.Module, protocol: Any) -> Any:
