@@ -103,6 +103,22 @@ def test_options_reach_the_conversion(folder: Path) -> None:
     assert "--head-width 8 --arg width=6 --arg num_classes=5" in " ".join(header.split())
 
 
+def test_text_is_plain_unless_fast_forms_are_asked_for(folder: Path) -> None:
+    def classes(*words: str) -> list[str]:
+        tdc("convert", "zoo:nin_light", *words, "--force", "--weights")
+        body = ast.parse(Path("nin_light_td.py").read_text()).body
+        return [node.name for node in body if isinstance(node, ast.ClassDef)]
+
+    plain, plain_weights = classes(), load_file("nin_light_td.safetensors")
+    assert plain == classes("--no-fast")
+    assert not any("Conv2d" in name or "Fast" in name for name in plain)
+    fast = classes("--fast")
+    network = fast.index("NinLightTD")
+    assert {"CombinedConv2d", "FastDropout"} <= set(fast[network + 1 :])
+    assert not any("Conv2d" in name or "Fast" in name for name in fast[:network])
+    assert plain_weights.keys() == load_file("nin_light_td.safetensors").keys()
+
+
 def test_class_and_file_names_follow_the_source(folder: Path) -> None:
     (folder / "nets").mkdir()
     tdc("convert", "tiny.py:Tiny", "-o", "nets")

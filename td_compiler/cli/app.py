@@ -138,7 +138,10 @@ def convert(
     weights: Annotated[bool, typer.Option("--weights", help="Also write the weights, as .safetensors.")] = False,
     seed: Seed = None,
 ) -> None:
-    """Write a network's top-down network as standalone PyTorch source: NAME_td.py in the current folder, or OUT."""
+    """Write a network's top-down network as standalone PyTorch source: NAME_td.py in the current folder, or OUT.
+
+    It is written out plainly, without the forms of layers that are faster, unless --fast asks for them.
+    """
     with _debugging(given.debug, "convert"):
         from td_compiler.cli import commands
 

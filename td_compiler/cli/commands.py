@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -95,6 +95,8 @@ def _words(name: str, value: Any) -> tuple[str, ...]:
 def convert(request: Request, out: str | None, *, weights: bool, force: bool) -> None:
     """Write a source's top-down network as Python source, and its weights if they are wanted; print a short summary.
 
+    It is written out plainly unless the fast forms of its layers are asked for.
+
     Args:
         request: what to convert and how.
         out: a .py file, an existing folder, "-" for standard output, or None for the current folder.
@@ -106,7 +108,7 @@ def convert(request: Request, out: str | None, *, weights: bool, force: bool) ->
         ConversionError: if the source or its conversion is refused, or the files cannot be written; none has been.
     """
     target = _target(out, f"{source_name(request.source)}_td.py", weights=weights, force=force)
-    loaded, td = _reverse(request)
+    loaded, td = _reverse(replace(request, options={"fast": False, **request.options}))
     name = _class_name(request.source, loaded)
     text = emit_source(td, class_name=name, origin=request.source, command=request.command)
     if target is None:

@@ -68,7 +68,7 @@ def read_given(
         bool | None,
         typer.Option(
             "--fast/--no-fast",
-            help="Fold upsampling and merges into convolutions where that is faster, or write all out plainly.",
+            help="Fold upsampling and merges into convolutions where that is faster, or not; `convert` does not by default.",
             rich_help_panel="The top-down network",
         ),
     ] = None,

@@ -28,11 +28,13 @@ class Carrier:
 
     Attributes:
         definitions: source text by name, what is called before what calls it.
+        fast: the names of those that compute in less time what a layer of torch does: they stand at the file's end.
         foreign: whether a definition came from the user's own code, whose style is the user's.
     """
 
     def __init__(self) -> None:
         self.definitions: dict[str, str] = {}
+        self.fast: set[str] = set()
         self.foreign = False
         self.future_annotations = False
         self._imports: set[tuple[str, str, str]] = set()  # (module, name or "", alias or "")
@@ -59,6 +61,8 @@ class Carrier:
                 self._need(needed, home[needed], where, definition)
             elif not hasattr(builtins, needed) and needed in _free_names(definition):
                 raise _refusal(where, definition, f"it uses {needed} of the function around it")
+        if home["__name__"] in _FAST:
+            self.fast.add(name)
         self.definitions[name] = source if ours else f"# fmt: off\n{source}\n# fmt: on"
         return str(name)
 
@@ -157,6 +161,8 @@ _COMMON = {
     "math": ("math", "", ""),
     "OrderedDict": ("collections", "OrderedDict", ""),
 }
+
+_FAST = ("td_compiler.layers.folding", "td_compiler.layers.dropout")
 
 # Helpers that foreign code calls and that are no part of what it computes.
 _STAND_INS = {

@@ -49,7 +49,9 @@ def emit_source(td: TopDownNet, *, class_name: str, origin: str, command: str = 
         raise ConversionError(
             f"{both[0]} names a class of the source network, and a definition that emitted source needs: rename it."
         )
-    body = "\n\n\n".join([*carrier.definitions.values(), *classes.values()])
+    first = [text for name, text in carrier.definitions.items() if name not in carrier.fast]
+    last = [text for name, text in carrier.definitions.items() if name in carrier.fast]
+    body = "\n\n\n".join([*first, *classes.values(), *last])
     carrier.use(body)
     head = ["# ruff: noqa"] if carrier.foreign else []
     head += [*_header(td, class_name, origin, command), "", *carrier.import_lines()]
