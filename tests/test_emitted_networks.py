@@ -52,6 +52,17 @@ for folder in map(Path, sys.argv[2:]):
         if read.dim() == 2:  # else the classifier stands in front of the pooling
             assert torch.equal(model.get_classifier()(read), expected)
         assert expected.shape[1] == model.num_classes
+        torch.testing.assert_close(torch.fx.symbolic_trace(model)(images), expected, msg=f"{folder.name}: a trace")
+        fired = []
+        hooks = [
+            module.register_forward_hook(lambda *_, name=name: fired.append(name))
+            for name, module in model.named_modules()
+            if name.startswith(("layer", "merge.", "entry."))
+        ]
+        model(images)
+        assert len(set(fired)) == len(hooks), f"{folder.name}: silent modules"
+        for hook in hooks:
+            hook.remove()
         other = module.Network(num_classes=7, in_chans=2).eval()
         assert other(images[:, :1].repeat(1, 2, 1, 1)).shape == (len(images), 7)
         other.reset_classifier(0)

@@ -203,11 +203,11 @@ def test_trace_and_export_with_dynamic_sizes(method: Downsample) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_functions_stand_alone_as_source(method: Downsample) -> None:
-    """Emitted source carries the functions verbatim, beside an import of torch alone."""
+    """Emitted source carries the functions verbatim, beside imports of torch alone."""
     functions = [function for _, function in inspect.getmembers(module, inspect.isfunction)]
     functions = [function for function in functions if function.__module__ == module.__name__]
     source = "\n\n".join(textwrap.dedent(inspect.getsource(f)) for f in functions if not f.__name__.startswith("_"))
-    namespace: dict[str, Any] = {"torch": torch, "F": F}
+    namespace: dict[str, Any] = {"torch": torch, "F": F, "fx": fx}
     exec(source, namespace)
     images = images_of(13, 9)
     function = namespace[DOWNSAMPLERS[method].__name__]

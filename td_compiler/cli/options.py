@@ -68,7 +68,7 @@ def read_given(
         bool | None,
         typer.Option(
             "--fast/--no-fast",
-            help="Fold upsampling and merges into convolutions where that is faster, or not; `convert` does not by default.",
+            help="Fold upsampling and merges into convolutions where that is faster, or not: the default of convert.",
             rich_help_panel="The top-down network",
         ),
     ] = None,

@@ -42,35 +42,31 @@ def working_dtype(images: torch.Tensor) -> torch.dtype:
     return torch.float64 if images.dtype == torch.float64 else torch.float32
 
 
-def gaussian_matrix(size: int, factor: int, images: torch.Tensor) -> torch.Tensor:
-    """The Gaussian resize along one axis as a matrix (ceil(size / factor), size).
-
-    Row i weighs input pixel j by exp(-d^2 / (2 sigma^2)), sigma = factor / 2, where
-    d < 1.5 factor is its distance from the output pixel's centre
-    (i + 0.5) factor - 0.5; every row sums to 1 over the pixels that the image has.
-    """
-    pixels = torch.arange(size, device=images.device, dtype=working_dtype(images))
-    if factor == 1:
-        return torch.eye(size, device=images.device, dtype=pixels.dtype)
-    rows = (size + factor - 1) // factor  # no negative sizes: ONNX truncates
-    index = torch.arange(rows, device=images.device, dtype=pixels.dtype)
-    distance = (pixels - ((index + 0.5) * factor - 0.5)[:, None]).abs()
-    weights = torch.exp(-2 * (distance / factor) ** 2) * (distance < 1.5 * factor)
-    return weights / weights.sum(dim=1, keepdim=True)
-
-
+@fx.wrap
 def downsample_gaussian(
     images: torch.Tensor,
     factor: int | tuple[int, int],
 ) -> torch.Tensor:
     """Anti-aliased Gaussian resize, the filter centred on each output pixel.
 
-    Images (N, C, H, W) become (N, C, ceil(H / factor), ceil(W / factor)).
+    Images (N, C, H, W) become (N, C, ceil(H / factor), ceil(W / factor)); sigma is
+    factor / 2 pixels, taps are those nearer than 1.5 factor that the image has.
     """
-    down, across = factor_pair(factor)
-    rows = gaussian_matrix(images.shape[-2], down, images)
-    columns = gaussian_matrix(images.shape[-1], across, images)
-    return (rows @ images.to(rows.dtype) @ columns.mT).to(images.dtype)
+
+    def matrix(size: int, factor: int) -> torch.Tensor:
+        if factor == 1:
+            return torch.eye(size, device=images.device, dtype=dtype)
+        pixels = torch.arange(size, device=images.device, dtype=dtype)
+        rows = (size + factor - 1) // factor  # no negative sizes: ONNX truncates
+        index = torch.arange(rows, device=images.device, dtype=dtype)
+        distance = (pixels - ((index + 0.5) * factor - 0.5)[:, None]).abs()
+        weights = torch.exp(-2 * (distance / factor) ** 2) * (distance < 1.5 * factor)
+        return weights / weights.sum(dim=1, keepdim=True)
+
+    dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
+    down, across = (factor, factor) if isinstance(factor, int) else factor
+    rows, columns = matrix(images.shape[-2], down), matrix(images.shape[-1], across)
+    return (rows @ images.to(dtype) @ columns.mT).to(images.dtype)
 
 
 def filter_and_subsample(
@@ -105,6 +101,7 @@ def gaussian_taps(factor: int, images: torch.Tensor) -> torch.Tensor:
     return weights / weights.sum()
 
 
+@fx.wrap
 def downsample_blur(
     images: torch.Tensor,
     factor: int | tuple[int, int],
@@ -128,6 +125,7 @@ def binomial_taps(factor: int, images: torch.Tensor) -> torch.Tensor:
     return torch.tensor(taps, device=images.device, dtype=working_dtype(images))
 
 
+@fx.wrap
 def downsample_blurpool(
     images: torch.Tensor,
     factor: int | tuple[int, int],
