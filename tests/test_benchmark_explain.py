@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from benchmarks.data.datasets import load
 from benchmarks.experiments.heatmaps import explain, localise
-from benchmarks.experiments.heatmaps.explain import Explain
+from benchmarks.experiments.heatmaps.explain import Explain, encode
 from benchmarks.experiments.heatmaps.explainer import Explainer, at_image_size, to_unit
+from benchmarks.experiments.heatmaps.figures import decode
 from benchmarks.experiments.heatmaps.localise import Localise, blob, covered
-from benchmarks.experiments.heatmaps.pictures import decode, encode
 from benchmarks.experiments.heatmaps.tables import BASELINES, FORMS, counts, measures
 from benchmarks.lab.journal import Result
 from benchmarks.lab.machine import Machine

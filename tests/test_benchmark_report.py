@@ -21,12 +21,12 @@ from matplotlib.text import Text
 
 from benchmarks.experiments.accuracy import EXPERIMENT as ACCURACY
 from benchmarks.experiments.heatmaps.explain import EXPERIMENT as EXPLAIN
+from benchmarks.experiments.heatmaps.explain import encode
 from benchmarks.experiments.heatmaps.localise import EXPERIMENT as LOCALISE
-from benchmarks.experiments.heatmaps.pictures import encode
 from benchmarks.experiments.heatmaps.tables import BASELINES, FORMS
 from benchmarks.lab.journal import Result, Results
 from benchmarks.lab.packing import packed
-from benchmarks.show import report
+from benchmarks.show import command as report
 from benchmarks.show.document import Document
 from benchmarks.show.findings import findings
 from benchmarks.show.style import COLOURS, INK, NAMES, STYLE, figure, save

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = ["PARTS", "Part"]
 
 
-@dataclass(frozen=True)
-class Part:
-    """One part of the experiment.
-
-    Attributes:
-        title: for its tables and figures.
-        note: what is done, for a reader who does not know the thesis.
-    """
+class Part(NamedTuple):
+    """One part of the experiment: its title, and what is done, for a reader who does not know the thesis."""
 
     title: str
     note: str

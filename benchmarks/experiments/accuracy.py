@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -72,7 +73,6 @@ def _section(results: Sequence[Result]) -> Section:
         intro="Test accuracy and cost of bottom-up networks (BU) and of their top-down networks.",
         tables=[_table(setting) for setting in found],
         figures=[Figure("Test accuracy", "accuracy", lambda: _plot(found), note)],
-        commands=list(dict.fromkeys(result.command for result in results)),
     )
 
 
@@ -168,6 +168,4 @@ def _accuracy(
     EXPERIMENT.run(jobs, setup)
 
 
-def main(arguments: Sequence[str], prog: str) -> int:
-    """Run the command line; returns the exit status."""
-    return run_command(_accuracy, arguments, prog)
+main = partial(run_command, _accuracy)

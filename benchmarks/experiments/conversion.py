@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
@@ -148,7 +149,6 @@ def _section(results: Sequence[Result]) -> Section:
             *([_table("Pre-activation ResNets for 32x32 images", "layers", deep, grows)] if deep else []),
         ],
         figures=[Figure("Time of a conversion", "conversion", lambda: _plot(deep, others), grows.strip())],
-        commands=list(dict.fromkeys(result.command for result in results)),
     )
 
 
@@ -227,6 +227,4 @@ def _conversion(
     measure(EXPERIMENT, jobs, setup)
 
 
-def main(arguments: Sequence[str], prog: str) -> int:
-    """Run the command line; returns the exit status."""
-    return run_measuring_command(_conversion, arguments, prog)
+main = partial(run_measuring_command, _conversion)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from benchmarks.show.tables import Section, show
@@ -27,6 +27,10 @@ class Experiment:
     name: str
     section: Callable[[Sequence[Result]], Section]
 
+    def shown(self, results: Sequence[Result]) -> Section:
+        """What its results show, with the commands that made them."""
+        return replace(self.section(results), commands=tuple(dict.fromkeys(result.command for result in results)))
+
     def run(self, jobs: Sequence[Job], setup: Setup) -> None:
         """Run the jobs, print the tables of their results, write the figures.
 
@@ -41,7 +45,7 @@ class Experiment:
         results = run_jobs(jobs, setup.machine, processes=setup.processes, ray=setup.ray, command=setup.command)
         if setup.machine.rank:
             return
-        section = self.section(results)
+        section = self.shown(results)
         console = Console()
         for table in section.tables:
             show(table, console)

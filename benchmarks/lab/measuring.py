@@ -54,7 +54,7 @@ def measure(experiment: Experiment, jobs: Sequence[Job], setup: Setup) -> None:
     experiment.run(jobs, setup)
     found = Results(setup.machine.results).read().values()
     results = [result for result in found if result.experiment == experiment.name]
-    section = experiment.section(results)
+    section = experiment.shown(results)
     versions = {", ".join(f"{name} {version}" for name, version in result.versions.items()) for result in results}
     for figure in section.figures:
         save(figure.draw, setup.machine.figures / f"{figure.name}.svg")

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 __all__ = ["PowerLaw", "fit_power"]
 
 
@@ -35,10 +37,9 @@ def fit_power(sizes: Sequence[float], costs: Sequence[float]) -> PowerLaw | None
     """The power law that fits; None for fewer than two sizes, or costs of 0."""
     if len(set(sizes)) < 2 or min(costs) <= 0:
         return None
-    xs, ys = [math.log(size) for size in sizes], [math.log(cost) for cost in costs]
-    count, x_mean, y_mean = len(xs), sum(xs) / len(xs), sum(ys) / len(ys)
-    spread = sum((x - x_mean) ** 2 for x in xs)
-    exponent = sum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys, strict=True)) / spread
-    rest = sum((y - y_mean - exponent * (x - x_mean)) ** 2 for x, y in zip(xs, ys, strict=True))
-    error = math.sqrt(rest / (count - 2) / spread) if count > 2 else None
-    return PowerLaw(math.exp(y_mean - exponent * x_mean), exponent, error)
+    logs = np.log(sizes), np.log(costs)
+    if len(sizes) == 2:
+        exponent, offset = np.polyfit(*logs, 1)
+        return PowerLaw(math.exp(offset), float(exponent), None)
+    (exponent, offset), covariance = np.polyfit(*logs, 1, cov=True)
+    return PowerLaw(math.exp(offset), float(exponent), math.sqrt(covariance[0, 0]))

@@ -51,7 +51,7 @@ def _experiments() -> list[Experiment]:
 def _section(experiment: Experiment, results: Sequence[Result]) -> Section | None:
     mine = [result for result in results if result.experiment == experiment.name]
     try:
-        return experiment.section(mine) if mine else None
+        return experiment.shown(mine) if mine else None
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise DataError(
             f"The results of {experiment.name} were written by another version of it ({type(error).__name__}: {error}):"
@@ -115,6 +115,4 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def main(arguments: Sequence[str], prog: str) -> int:
-    """Run the command line; returns the exit status."""
-    return run_plain_command(_report, arguments, prog)
+main = partial(run_plain_command, _report)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -40,6 +40,4 @@ def _frequency(
     EXPERIMENT.run(frequency_jobs(part, specs, data, radius, setup.runs, setup.plan), setup)
 
 
-def main(arguments: Sequence[str], prog: str) -> int:
-    """Run the command line; returns the exit status."""
-    return run_command(_frequency, arguments, prog)
+main = partial(run_command, _frequency)

@@ -45,8 +45,7 @@ def frequency_section(results: Sequence[Result]) -> Section:
             figures.append(Figure(heading, stem, partial(_draw, matrices), note))
         else:
             tables.append(_table(setting, heading, note))
-    commands = list(dict.fromkeys(result.command for result in results))
-    return Section("Frequency", _INTRO, tables, figures, commands)
+    return Section("Frequency", _INTRO, tables, figures)
 
 
 Matrix = Mapping[tuple[str, str], Sequence[float]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -12,11 +13,11 @@ import typer
 from benchmarks.data.images import DataError, Images, as_float
 from benchmarks.data.photos import UNKNOWN
 from benchmarks.experiments.heatmaps.figures import section
-from benchmarks.experiments.heatmaps.pictures import encode
 from benchmarks.lab.experiment import Experiment
 from benchmarks.lab.files import checksum
 from benchmarks.lab.machine import Machine
 from benchmarks.lab.options import Setup, run_command
+from benchmarks.lab.packing import packed
 from benchmarks.training.networks import NetworkSpec
 from benchmarks.training.training import Training, trained
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from benchmarks.experiments.heatmaps.explainer import Explainer
 
-__all__ = ["EXPERIMENT", "Explain", "Given", "main"]
+__all__ = ["EXPERIMENT", "Explain", "Given", "encode", "main"]
 
 Size = tuple[int, int, int]
 
@@ -114,7 +115,7 @@ class Explain:
         return f"explain {self.data}, {self.network.name}, {self.network.label}"
 
     def run(self, machine: Machine) -> dict[str, Any]:
-        """The taps' names and, for each image, it and its heat maps as PNG, all at the image's size.
+        """The taps' names and, for each image, it and its heat maps, packed, all at the image's size.
 
         The class explained is the image's own, or the one that the network finds where that is not known.
         """
@@ -157,6 +158,11 @@ class Explain:
             return Explainer(network, self.given.input_size), (), self.given.input_size
         data = load(self.training.data, machine, train=False)
         return Explainer.of(trained(self.training, machine).network, data.input_size), data.classes, data.input_size
+
+
+def encode(image: Tensor) -> dict[str, Any]:
+    """An image (C, H, W) in [0, 1] in eight bits a channel, packed."""
+    return packed((image.detach().clamp(0, 1) * 255).round().byte().cpu())
 
 
 def _first_of_each_class(images: Images, count: int) -> Images:
@@ -256,6 +262,4 @@ def _by_arrangement(weights: Sequence[str]) -> dict[str, str]:
     return {arrangement: path for arrangement, _, path in pairs}
 
 
-def main(arguments: Sequence[str], prog: str) -> int:
-    """Run the command line; returns the exit status."""
-    return run_command(_explain, arguments, prog)
+main = partial(run_command, _explain)

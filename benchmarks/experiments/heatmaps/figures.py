@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.experiments.heatmaps.pictures import decode
 from benchmarks.lab.journal import Result
+from benchmarks.lab.packing import unpacked
 from benchmarks.lab.table import COMPARED, Setting, settings, slug
 from benchmarks.show.style import NAMES, figure
 from benchmarks.show.tables import Figure, Section
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Plot
 
-__all__ = ["section"]
+__all__ = ["decode", "section"]
 
 _CAPTION = (
     "Heat maps are of the class named above the image (of the class found, for photographs), each scaled to its largest"
@@ -47,7 +47,6 @@ def section(results: Sequence[Result]) -> Section:
         " size) and at the last map before the head pools it; BU runs from fine to coarse, TD from coarse to fine"
         " (paper, Exp. 3.a). Saliency and guided backpropagation (b.p.) are at the image itself.",
         figures=figures,
-        commands=sorted({result.command for result in results}),
     )
 
 
@@ -61,6 +60,12 @@ def _figures(setting: Setting, seed: int, *, photo: bool) -> Iterator[Figure]:
     for way, results in by_way.items():
         name = ", ".join(["photographs"] * photo + [setting.title, way])
         yield Figure(name, f"explain-{slug(name)}", partial(_draw, results), _CAPTION)
+
+
+def decode(content: dict[str, Any]) -> NDArray[np.float32]:
+    """A packed image: (H, W) for one channel, else (H, W, C), in [0, 1]."""
+    image = (unpacked(content) / 255).astype(np.float32)
+    return image[0] if len(image) == 1 else image.transpose(1, 2, 0)
 
 
 def _draw(results: Sequence[Result]) -> Plot:

@@ -92,7 +92,6 @@ def section(results: Sequence[Result]) -> Section:
         " in its middle, nor the same network with random weights, does not localise.",
         tables=[_table(setting, arm) for setting in found for arm in setting.arms],
         figures=[_figure(found, "Precision and recall", ("precision", "recall")), _figure(found, "IoU", ("iou",))],
-        commands=list(dict.fromkeys(result.command for result in results)),
     )
 
 

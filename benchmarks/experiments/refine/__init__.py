@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -46,6 +46,4 @@ def _refine(
     EXPERIMENT.run(refine_jobs(costs, side, trainings, patch), setup)
 
 
-def main(arguments: Sequence[str], prog: str) -> int:
-    """Run the command line; returns the exit status."""
-    return run_command(_refine, arguments, prog)
+main = partial(run_command, _refine)

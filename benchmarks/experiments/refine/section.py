@@ -37,7 +37,7 @@ def refine_section(results: Sequence[Result]) -> Section:
     windows = settings([result for result in results if result.job["part"] == "accuracy"], ("patch",))
     tables = [_costs(costs)] if costs else []
     tables += [_accuracies(setting) for setting in windows]
-    return Section("Refining one window", _INTRO, tables, commands=list(dict.fromkeys(r.command for r in results)))
+    return Section("Refining one window", _INTRO, tables)
 
 
 def _share(patch: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -69,6 +70,4 @@ def _attacks(chosen: Sequence[str]) -> list[str]:
     return list(chosen or ATTACKS)
 
 
-def main(arguments: Sequence[str], prog: str) -> int:
-    """Run the command line; returns the exit status."""
-    return run_command(_robustness, arguments, prog)
+main = partial(run_command, _robustness)

@@ -44,7 +44,6 @@ def section(results: Sequence[Result]) -> Section:
         " (paper, Exp. 2), and its errors on images under common corruptions.",
         tables=tables,
         figures=figures,
-        commands=list(dict.fromkeys(result.command for result in results)),
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -35,10 +36,12 @@ def _scaling(
     """
     from benchmarks.experiments.scaling.jobs import SIZES, scaling_jobs
 
-    size = SIZES[setup.profile.name].changed(batch, side, depth, repeats, seconds, memory)
+    size = SIZES[setup.profile.name]
+    if batch or side or depth:
+        size = replace(size, batches=tuple(batch), sides=tuple(side), depths=tuple(depth))
+    given = {"repeats": repeats, "seconds": seconds, "memory": memory}
+    size = replace(size, **{name: value for name, value in given.items() if value is not None})
     measure(EXPERIMENT, scaling_jobs(network, size, setup.machine), setup)
 
 
-def main(arguments: Sequence[str], prog: str) -> int:
-    """Run the command line; returns the exit status."""
-    return run_measuring_command(_scaling, arguments, prog)
+main = partial(run_measuring_command, _scaling)

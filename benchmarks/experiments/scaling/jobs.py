@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -45,25 +44,6 @@ class Size:
     repeats: int
     seconds: float
     memory: float
-
-    def changed(
-        self,
-        batches: Sequence[int],
-        sides: Sequence[int],
-        depths: Sequence[int],
-        repeats: int | None,
-        seconds: float | None,
-        memory: float | None,
-    ) -> Size:
-        """With what a user gives in place of the profile's own; points of any axis replace those of all."""
-        own_points = (self.batches, self.sides, self.depths)
-        given = (tuple(batches), tuple(sides), tuple(depths))
-        return Size(
-            *(given if any(given) else own_points),
-            self.repeats if repeats is None else repeats,
-            self.seconds if seconds is None else seconds,
-            self.memory if memory is None else memory,
-        )
 
 
 SIZES = {

@@ -104,7 +104,6 @@ def scaling_section(results: Sequence[Result]) -> Section:
         " were measured in turns. A straight line in these plots is a power law, its slope the exponent.",
         tables=[_exponents(sweeps), *map(_table, sweeps)],
         figures=[_figure(sweep) for sweep in sweeps if sweep.results],
-        commands=list(dict.fromkeys(result.command for result in results)),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -36,6 +36,4 @@ def _segmentation(
     EXPERIMENT.run([SegmentationJob(plan) for plan in plans], setup)
 
 
-def main(arguments: Sequence[str], prog: str) -> int:
-    """Run the command line; returns the exit status."""
-    return run_command(_segmentation, arguments, prog)
+main = partial(run_command, _segmentation)

@@ -58,8 +58,7 @@ def segmentation_section(results: Sequence[Result]) -> Section:
                 "Test images, the true classes of their pixels (white: ignored), and those that the networks give.",
             ),
         ]
-    commands = tuple(dict.fromkeys(result.command for result in results))
-    return Section("Segmentation", _INTRO, tables, figures, commands)
+    return Section("Segmentation", _INTRO, tables, figures)
 
 
 Group = dict[str, list[Result]]  # network -> its runs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -38,6 +38,4 @@ def _speed(
     measure(EXPERIMENT, jobs, setup)
 
 
-def main(arguments: Sequence[str], prog: str) -> int:
-    """Run the command line; returns the exit status."""
-    return run_measuring_command(_speed, arguments, prog)
+main = partial(run_measuring_command, _speed)

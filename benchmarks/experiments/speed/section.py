@@ -24,7 +24,6 @@ def speed_section(results: Sequence[Result]) -> Section:
         " writes them with `fast=False`. Both read the levels of one pyramid; their steps take turns in one process."
         f" On {devices}.",
         tables=[_table(kind, results) for kind in _PASSES],
-        commands=list(dict.fromkeys(result.command for result in results)),
     )
 
 
