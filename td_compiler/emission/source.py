@@ -43,6 +43,7 @@ def emit_source(td: TopDownNet, *, class_name: str, origin: str, command: str = 
     """
     if not is_attribute(class_name) or class_name in RESERVED:
         raise ConversionError(f"{class_name!r} is no name for a class: give an identifier that means nothing else.")
+    _check_places(td)
     carrier = Carrier()
     classes = _classes(td, class_name, carrier)
     if both := sorted(classes.keys() & carrier.definitions.keys()):
@@ -56,6 +57,21 @@ def emit_source(td: TopDownNet, *, class_name: str, origin: str, command: str = 
     head = ["# ruff: noqa"] if carrier.foreign else []
     head += [*_header(td, class_name, origin, command), "", *carrier.import_lines()]
     return "\n".join(head) + f"\n\n\n{body}\n"
+
+
+def _check_places(td: TopDownNet) -> None:
+    """Refuse a network in which modules have been put in the places of those that it was made of."""
+    modules = dict(td.named_modules(remove_duplicate=False))
+    for path in used_modules(td.parts):
+        if path not in modules:
+            above = path
+            while above not in modules:
+                above = above.rpartition(".")[0]
+            rest, kind = path[len(above) :].lstrip("."), type(modules[above]).__name__
+            raise ConversionError(
+                f"{above} is a {kind} now and has no {rest}: a network is written as it was converted; write it before"
+                " its modules are replaced."
+            )
 
 
 def library_source(td: TopDownNet, class_name: str) -> tuple[str, dict[str, Any]]:

@@ -215,10 +215,12 @@ class Building(TopDown):
     Attributes:
         modules: path -> module.
         parameters: path -> parameter or buffer that stands outside any layer.
+        channels_last: whether its maps are laid out so where it is fast.
     """
 
     modules: dict[str, nn.Module] = field(default_factory=dict)
     parameters: dict[str, torch.Tensor] = field(default_factory=dict)
+    channels_last: bool = False
 
 
 def layer_of(top_down: TopDown, node: fx.Node) -> Layer | None:
