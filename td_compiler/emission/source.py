@@ -62,7 +62,7 @@ def emit_source(td: TopDownNet, *, class_name: str, origin: str, command: str = 
 def _check_places(td: TopDownNet) -> None:
     """Refuse a network in which modules have been put in the places of those that it was made of."""
     modules = dict(td.named_modules(remove_duplicate=False))
-    for path in used_modules(td.parts):
+    for path in sorted(used_modules(td.parts)):
         if path not in modules:
             above = path
             while above not in modules:
