@@ -123,8 +123,8 @@ def _report(building: Building, scales: tuple[int | Pair, ...], segments: list[S
     top_down = _top_down_cost(building, values, [segments[-1].graph], (1, 1), 0)
     rows.append(StageReport("head", 1, bottom_up, top_down))
     source = type(building.bottom_up.model).__name__
-    size = building.bottom_up.input_size
-    return Report(source, size, scales, tuple(rows), tuple(building.notes), building.options)
+    size, laws = building.bottom_up.input_size, building.initialisation.laws
+    return Report(source, size, scales, tuple(rows), tuple(building.notes), building.options, laws)
 
 
 def _run_on_meta(building: Building, segments: list[Segment]) -> dict[fx.Node, torch.Tensor]:

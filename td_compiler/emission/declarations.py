@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import groupby
 
 from torch import fx, nn
@@ -16,6 +17,7 @@ from td_compiler.emission.leaves import is_of_torch, plain_layer, trace_forward
 from td_compiler.emission.sharing import Declaration, Draft, SharedClass, share
 from td_compiler.emission.tree import Tree, is_bare, is_numbered, own_children
 from td_compiler.emission.units import Unit, is_image, with_inner
+from td_compiler.graph.laws import Law
 from td_compiler.graph.names import is_attribute
 from td_compiler.layers.numbered import Numbered
 from td_compiler.layers.steps import TrainingStep
@@ -31,7 +33,9 @@ class Declarer:
         containers: the classes of containers that have a forward of their own, by the containers' paths.
     """
 
-    def __init__(self, tree: Tree, carrier: Carrier, arguments: Arguments, taken: set[str]) -> None:
+    def __init__(
+        self, tree: Tree, carrier: Carrier, arguments: Arguments, taken: set[str], laws: Mapping[str, Law]
+    ) -> None:
         self.classes: list[SharedClass] = []
         self.containers: dict[str, str] = {}
         self._tree = tree
@@ -40,6 +44,7 @@ class Declarer:
         self._constructors = Constructors(carrier)
         self._instances: dict[str, Doc] = {}
         self._taken = taken
+        self._laws = laws
 
     def add_units(self, units: list[Unit]) -> None:
         """Make the classes of units, of layers that are none of torch's, and of containers that hold parameters."""
@@ -97,8 +102,8 @@ class Declarer:
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
             persistent = name not in module._non_persistent_buffers_set
             if tensor is not None:
-                written = persistent or isinstance(self._carrier, Importer)  # an own tensor takes its place
-                kind, doc = declare_tensor(tensor, start + name, persistent=written)
+                law, in_place = self._laws.get(start + name), isinstance(self._carrier, Importer)
+                kind, doc = declare_tensor(tensor, start + name, law, persistent=persistent, in_place=in_place)
                 doc = self._arguments.mark(path, doc)
                 lines.append(Declaration(name, kind if persistent else "constant", doc))
         for name, child in own_children(module).items():
