@@ -25,7 +25,7 @@ are kept:
 | 2.6 sizes written as numbers | `rewrite_sizes` |
 | 2.14 layers and weights used twice | `split_layers`, `tie_weights` |
 | initial weights, 2.14 parametrised ones | `build_layers` |
-| 2.10 the cost: the same numbers in less time | `fold_upsampling`, `choose_layout`, `replace_dropout` |
+| 2.10 the cost: the same numbers in less time | `choose_layout`, and `assemble` by `td_compiler.network.fast` |
 | 2.10 the network and its report | `assemble` |
 """
 
@@ -50,13 +50,11 @@ from td_compiler.passes.choose_layout import ChooseLayout
 from td_compiler.passes.find_prologue import FindPrologue
 from td_compiler.passes.find_stages import find_stages
 from td_compiler.passes.find_units import find_units
-from td_compiler.passes.fold_upsampling import FoldUpsampling
 from td_compiler.passes.insert_entries import InsertEntries
 from td_compiler.passes.insert_merges import InsertMerges
 from td_compiler.passes.insert_transitions import InsertTransitions
 from td_compiler.passes.match_shortcuts import MatchShortcuts
 from td_compiler.passes.replace_downsampling import ReplaceDownsampling
-from td_compiler.passes.replace_dropout import ReplaceDropout
 from td_compiler.passes.replace_head import ReplaceHead
 from td_compiler.passes.reverse_stages import reverse_stages
 from td_compiler.passes.rewrite_sizes import RewriteSizes
@@ -90,8 +88,6 @@ TURN: tuple[Pass[TopDown], ...] = (
 
 BUILD: tuple[Pass[Building], ...] = (
     TieWeights(),
-    FoldUpsampling(),
-    ReplaceDropout(),
     ChooseLayout(),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -16,8 +17,9 @@ from td_compiler.errors import ConversionError
 from td_compiler.graph.notes import Plan, facts, noted, plan
 from td_compiler.graph.operators import Kind, Pair, lookup
 from td_compiler.graph.states import Building
-from td_compiler.layers.pyramid import Pyramid
+from td_compiler.layers.pyramid import Pyramid, factor_pair
 from td_compiler.network.base import TopDownNet, plant
+from td_compiler.network.fast import folded
 from td_compiler.network.segments import Segment, handed_on
 from td_compiler.passes.homes import homes_of
 from td_compiler.passes.nodes import place_of
@@ -37,13 +39,17 @@ def assemble(building: Building) -> TopDownNet:
     prologue = Segment("prologue", 1, building.prologue_graph) if building.prologue_graph is not None else None
     parts = _in_order_of_use(building)
     parts |= _second_names(building, parts)
-    report = _report(building, pyramid.scales)
-    for segment in filter(None, [prologue, *segments]):
-        for node in segment.graph.nodes:
+    unfolded = None
+    if building.options.fast:
+        pixels = [math.prod(building.map_size(stage.scale)) for stage in building.stages]
+        unfolded, segments = segments, [*folded(segments, pixels, building.modules)]
+    report = _report(building, pyramid.scales, segments)
+    for graph in {id(each): each.graph for each in (prologue, *segments, *(unfolded or ())) if each}.values():
+        for node in graph.nodes:
             known = plan(node)
             homes = homes_of(building, node)
             noted(node, Plan(known.unit, known.class_name, growth=known.growth, homes=homes))
-    network = TopDownNet(parts, segments, pyramid, report, prologue)
+    network = TopDownNet(parts, segments, pyramid, report, prologue, unfolded, building.channels_last)
     made = set(building.modules.values())
     for module in network.modules():
         if module not in made:
@@ -94,13 +100,14 @@ def _plain(scale: Pair) -> int | Pair:
     return scale[0] if scale[0] == scale[1] else scale
 
 
-def _report(building: Building, scales: tuple[int | Pair, ...]) -> Report:
+def _report(building: Building, scales: tuple[int | Pair, ...], segments: list[Segment]) -> Report:
     with ShapesOnly():
-        values = _run_on_meta(building)
+        values = _run_on_meta(building, segments)
+    by_name = {segment.name: segment.graph for segment in segments}
     rows = []
     # By rank, not by scale: with the stem's factors leading, the two networks' scales may differ.
     for native, stage in zip(building.bottom_up.stages, reversed(building.stages), strict=True):
-        graphs = [stage.graph]
+        graphs = [by_name[f"stage{stage.key}"]]
         if stage.scale == (1, 1) and building.prologue_graph is not None:
             graphs.insert(0, building.prologue_graph)
         rows.append(
@@ -113,14 +120,14 @@ def _report(building: Building, scales: tuple[int | Pair, ...]) -> Report:
         )
     head = building.bottom_up.head
     bottom_up = _cost(building.bottom_up.captured.module, lambda n: facts(n).value, head, (1, 1), 0) if head else None
-    top_down = _top_down_cost(building, values, building.graphs()[-1:], (1, 1), 0)
+    top_down = _top_down_cost(building, values, [segments[-1].graph], (1, 1), 0)
     rows.append(StageReport("head", 1, bottom_up, top_down))
     source = type(building.bottom_up.model).__name__
-    size = building.bottom_up.input_size
-    return Report(source, size, scales, tuple(rows), tuple(building.notes), building.options)
+    size, laws = building.bottom_up.input_size, building.initialisation.laws
+    return Report(source, size, scales, tuple(rows), tuple(building.notes), building.options, laws)
 
 
-def _run_on_meta(building: Building) -> dict[fx.Node, torch.Tensor]:
+def _run_on_meta(building: Building, segments: list[Segment]) -> dict[fx.Node, torch.Tensor]:
     """Every node's value for as many images as the source was traced with, without computing one."""
     bones = nn.Module()
     plant(bones, {**building.modules, **building.parameters})
@@ -133,8 +140,8 @@ def _run_on_meta(building: Building) -> dict[fx.Node, torch.Tensor]:
             values[node] = images if node.op == "placeholder" else _evaluate(node, bones, values)
         images = values[prologue.output_node()]
     carried: tuple[torch.Tensor, ...] = (images,)
-    for graph, scale in zip(building.graphs(), [*(s.scale for s in building.stages), (1, 1)], strict=True):
-        size = building.map_size(scale)
+    for segment in segments:
+        graph, size = segment.graph, building.map_size(factor_pair(segment.scale))
         for node in graph.nodes:
             if node.op == "placeholder":
                 is_image = node.target == "image"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from td_compiler.capture.copying import copy_module
 from td_compiler.capture.meta import META, is_meta
 from td_compiler.capture.spelling import works_in_place
 from td_compiler.errors import ConversionError
-from td_compiler.graph.initialise import initialise_he
+from td_compiler.graph.initialisation import Initialisation, read_initialisation
+from td_compiler.graph.laws import fans_of
 from td_compiler.graph.notes import plan, source_of
 from td_compiler.graph.operators import layer_row
 from td_compiler.graph.parametrised import (
@@ -37,8 +38,8 @@ def build_layers(top_down: TopDown) -> Building:
     """The network with a module for every layer, and a parameter for every one outside a layer, that its graphs read.
 
     A layer of the source keeps its class, its settings and its training mode. Under `init="keep"` parameters and
-    buffers of unchanged shape keep their values; everything else is drawn anew by the source's own `initialise`
-    method where it has one, else He-normal. On the meta device nothing is read or drawn.
+    buffers of unchanged shape keep their values; everything else is drawn anew as the source draws its own (SPEC 8.4;
+    `building.initialisation`). On the meta device nothing is read or drawn.
     """
     _requires(top_down)
     building = Building(
@@ -50,8 +51,8 @@ def build_layers(top_down: TopDown) -> Building:
         head_graph=top_down.head_graph,
         layers=top_down.layers,
         done=top_down.done,
+        initialisation=read_initialisation(top_down.bottom_up.model),
     )
-    initialise = getattr(top_down.bottom_up.model, "initialise", initialise_he)
     graphs = [*filter(None, [top_down.prologue_graph]), *top_down.graphs()]
     for graph in top_down.graphs():
         for node in graph.nodes:
@@ -61,9 +62,14 @@ def build_layers(top_down: TopDown) -> Building:
             for node in graph.nodes:
                 layer = layer_of(top_down, node)
                 if layer is not None and str(node.target) not in building.modules:
-                    building.modules[str(node.target)] = _build(building, node, layer, initialise)
+                    building.modules[str(node.target)] = _build(building, node, layer)
                 elif node.op == "get_attr" and node.target != "training":
                     building.parameters[str(node.target)] = _build_parameter(building, node)
+    if building.initialisation.shown is False:
+        building.notes.append(
+            "The values of the source's weights do not show how they were drawn, as if they had been trained: new"
+            " weights are He-normal, new biases zero."
+        )
     return building
 
 
@@ -90,14 +96,13 @@ def _is_spare(node: fx.Node, read: fx.Node) -> bool:
     return source is not None and own is not None and own in source.all_input_nodes
 
 
-def _build(building: Building, node: fx.Node, layer: Layer, initialise: Callable[[nn.Module], None]) -> nn.Module:
+def _build(building: Building, node: fx.Node, layer: Layer) -> nn.Module:
     inputs = [plan(n).width for n in node.all_input_nodes if plan(n).carries]
     if isinstance(layer.prototype, TransposedUpsample):
         with META:  # drawn below, in the network's own type
             module: nn.Module = TransposedUpsample(plan(node).width, layer.prototype.conv.kernel_size)  # type: ignore[arg-type]
-        module = module.to(building.bottom_up.dtype).to_empty(device=building.bottom_up.device)
-        module.conv.reset_parameters()  # type: ignore[operator, union-attr]
-        initialise(module.conv)  # type: ignore[arg-type]
+        module = module.to(building.bottom_up.dtype)
+        _fill(building, node, layer, module, None)
         return module.train(building.bottom_up.model.training)
     original = building.bottom_up.model.get_submodule(layer.source) if _in_model(building, layer.source) else None
     computed = computed_tensors(layer.prototype)
@@ -110,10 +115,10 @@ def _build(building: Building, node: fx.Node, layer: Layer, initialise: Callable
         module._reversed_padding_repeated_twice = _reversed_padding(module)
     _resize(building, node, module, layer, inputs[0], plan(node).width)
     if computed:
-        return _build_parametrised(building, node, layer, module, original, initialise)
+        return _build_parametrised(building, node, layer, module, original)
     if not layer.own:
         module.requires_grad_(True)  # a new layer, though modelled on one that may be frozen
-    _fill(building, module, original, initialise)
+    _fill(building, node, layer, module, original)
     return module
 
 
@@ -123,7 +128,6 @@ def _build_parametrised(
     layer: Layer,
     module: nn.Module,
     original: nn.Module | None,
-    initialise: Callable[[nn.Module], None],
 ) -> nn.Module:
     """A layer whose weights are computed of others: a copy where its shapes stay, else made anew in the same way.
 
@@ -143,7 +147,7 @@ def _build_parametrised(
         for name in {*layer.changes, "_reversed_padding_repeated_twice"} & vars(module).keys():
             setattr(copied, name, getattr(module, name))
         return copied if layer.own else copied.requires_grad_(True)
-    _fill(building, module, values if original is not None else None, initialise)
+    _fill(building, node, layer, module, values if original is not None else None)
     computed = computed_tensors(like)
     for name in apply_again(module, computed, like):
         what = f"the {name} of {layer.source or node.target} is computed ({name_of(computed[name])})"
@@ -168,6 +172,9 @@ def _build_parameter(building: Building, node: fx.Node) -> torch.Tensor:
     )
     widths: dict[int, int] = {**plan(node).widths, **dict(enumerate(plan(node).kernel_size or (), 2))}
     shape = [widths.get(axis, n) for axis, n in enumerate(value.shape)]
+    law = building.initialisation.of_source.get(path)
+    if law is not None:
+        building.initialisation.laws[str(node.target)] = law
     made = value.detach().clone()
     if (number := plan(node).picks) is not None:
         made = _indices(path, made, next(iter(widths.values())), number)
@@ -178,6 +185,9 @@ def _build_parameter(building: Building, node: fx.Node) -> torch.Tensor:
                 f"{path} has a value of its own for every channel: the {shape[next(iter(widths))]} here are those of"
                 f" the source's {value.shape[next(iter(widths))]}, in order."
             )
+    anew = building.options.init == "fresh" or (shape != list(value.shape) and building.initialisation.shown)
+    if law is not None and anew and value.requires_grad and not made.is_meta:
+        law.draw(made, fans_of(made))
     return nn.Parameter(made, value.requires_grad) if isinstance(value, nn.Parameter) else made
 
 
@@ -297,10 +307,9 @@ def _resize_others(module: nn.Module, before: nn.Module, known: Container[str], 
             module._parameters[name] = nn.Parameter(fresh, parameter.requires_grad)
 
 
-def _fill(
-    building: Building, module: nn.Module, original: nn.Module | None, initialise: Callable[[nn.Module], None]
-) -> None:
+def _fill(building: Building, node: fx.Node, layer: Layer, module: nn.Module, original: nn.Module | None) -> None:
     """Move a module to the source's device and give it values."""
+    building.initialisation.note(str(node.target), module, _modelled_on(building, layer), new=not layer.own)
     tensors = [*module.parameters(), *module.buffers()]
     device = next((t.device for t in (*original.parameters(), *original.buffers())), None) if original else None
     device = device or building.bottom_up.device
@@ -312,10 +321,18 @@ def _fill(
     kept = [name for name in values if name in source and source[name].shape == values[name].shape]
     with torch.no_grad():
         if len(kept) < len(values) or building.options.init == "fresh":
-            _draw(module, values, source, initialise)
+            _draw(building.initialisation, str(node.target), module, values, source)
         for name in kept:
             if building.options.init == "keep":
                 values[name].copy_(source[name])
+
+
+def _modelled_on(building: Building, layer: Layer) -> str:
+    """The path of the source's layer that a layer is or is modelled on; "" for none."""
+    if layer.source:
+        return layer.source
+    modules = building.bottom_up.captured.modules
+    return next((path for path, module in modules.items() if module is layer.prototype), "")
 
 
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -324,12 +341,13 @@ def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _draw(
+    initialisation: Initialisation,
+    path: str,
     module: nn.Module,
     values: dict[str, torch.Tensor],
     source: dict[str, torch.Tensor],
-    initialise: Callable[[nn.Module], None],
 ) -> None:
-    """Give every tensor a new value: by the layer's own reset and `initialise`, else values like the source's.
+    """Give every tensor a new value: by the layer's own reset and the source's laws, else values like the source's.
 
     Buffers that are constants, such as the taps of a filter, keep theirs.
     """
@@ -339,11 +357,7 @@ def _draw(
             continue
         known = name in source and source[name].numel() and source[name].dim() == value.dim()
         value.copy_(_of_a_kind(source[name], value.shape)) if known else value.zero_()
-    for part in module.modules():
-        reset = getattr(part, "reset_parameters", None)
-        if callable(reset):
-            reset()
-        initialise(part)
+    initialisation.draw(path, module)
 
 
 def _reversed_padding(conv: nn.Conv2d) -> list[int]:

@@ -31,11 +31,10 @@ class ChooseLayout(Pass[Building]):
 
     def apply(self, building: Building) -> None:
         plain = all(p.dim() != 5 for module in building.modules.values() for p in module.parameters())
-        if (
-            building.options.fast
-            and plain
-            and (_is_channels_last(building.bottom_up.model) or (_pays(building) and not _takes_views(building)))
-        ):
+        building.channels_last = plain and (
+            _is_channels_last(building.bottom_up.model) or (_pays(building) and not _takes_views(building))
+        )
+        if building.channels_last and building.options.fast:
             for module in building.modules.values():
                 module.to(memory_format=torch.channels_last)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from td_compiler.convert import reverse
     from td_compiler.graph.registry import register
     from td_compiler.network.base import TopDownNet
+    from td_compiler.network.fast import fast, plain
     from td_compiler.network.fuse import fuse
     from td_compiler.network.pretrained import from_pretrained, save_pretrained
     from td_compiler.verification.verify import verify
@@ -27,9 +28,11 @@ __all__ = [
     "ConversionError",
     "TopDownNet",
     "__version__",
+    "fast",
     "from_pretrained",
     "fuse",
     "leaf",
+    "plain",
     "register",
     "reverse",
     "save_pretrained",
@@ -41,9 +44,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "TopDownNet": "td_compiler.network.base",
+    "fast": "td_compiler.network.fast",
     "from_pretrained": "td_compiler.network.pretrained",
     "fuse": "td_compiler.network.fuse",
     "leaf": "td_compiler.capture.leaves",
+    "plain": "td_compiler.network.fast",
     "register": "td_compiler.graph.registry",
     "reverse": "td_compiler.convert",
     "save_pretrained": "td_compiler.network.pretrained",

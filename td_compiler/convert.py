@@ -46,9 +46,10 @@ def reverse(
         stem: where a stem's own downsampling is undone: `trailing`, at the end, so that the other stages keep their
             scales, or `leading`, before the first stage, as the authors do for Imagenette, at a far higher cost.
         head_width: widen the last unit to at least this many filters; the papers' remedy for a gap in accuracy.
-        init: `keep` leaves parameters and buffers whose shape did not change as they are and draws the others by the
-            model's `initialise(module)` if it has one, else He-normal; `fresh` draws all anew. Numbers are drawn from a
-            copy of torch's generator: they follow its seed, and it does not move, so seed anew for other weights.
+        init: `keep` leaves parameters and buffers whose shape did not change as they are and draws the others, `fresh`
+            draws all anew, as the model's own are drawn: by its `initialise(module)` if it has one, else as its values
+            show (SPEC 8.4), He-normal where they have been trained. Numbers are drawn from a copy of torch's generator:
+            they follow its seed, and it does not move, so seed anew for other weights.
         task: `classification` keeps the model's head. `segmentation` gives the network a classifier of pixels, a 1x1
             convolution `segmentation_head` on the last map, in place of the model's own classifier, if it has one
             (paper, experiment 3): images (N, C, H, W) become scores (N, num_classes, H, W).

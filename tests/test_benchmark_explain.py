@@ -187,7 +187,7 @@ def test_localisation_is_that_of_heat_maps_by_hand(machine: Machine, monkeypatch
     coarse = body(images)
     scores = {
         "bottom_up": (coarse, head(coarse)),
-        "top_down": (fine, top_down.segments[-1].run(top_down, x=fine)),
+        "top_down": (fine, top_down.forward_head(fine)),
     }
     for side, (maps, found) in scores.items():
         native = by_hand(maps, found.gather(1, labels[:, None]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ from benchmarks.experiments.segmentation.networks import NETWORKS, spec_of
 from benchmarks.lab.journal import Results
 from benchmarks.lab.packing import unpacked
 from benchmarks.training.fitting import plateau
+from benchmarks.training.recipes import RecipeError
 from benchmarks.training.tasks import task_of
-from tests.support.benchmark_data import machine, write_mnist
+from benchmarks.training.training import Training, trained
+from tests.support.benchmark_data import RECIPE, machine, write_mnist
 
 
 def some_images(count: int = 9, classes: int = 3) -> Images:
@@ -92,6 +95,20 @@ def test_the_metric_by_its_definition() -> None:
     assert float(intersection_over_union(5)(found, true)) == pytest.approx(np.mean(expected), rel=1e-6)
     both = overlaps(found, true, 5).double().sum(0)
     np.testing.assert_allclose(both[:, 0] / both[:, 1], expected)
+
+
+def test_options_of_reverse_reach_the_network(tmp_path: Path) -> None:
+    td = spec_of("td", 4).with_options((("merge", "add"),))
+    assert td.label == "mirror, width=4, merge=add"
+    counts = [sum(p.numel() for p in spec.build((1, 24, 24), 12).parameters()) for spec in (spec_of("td", 4), td)]
+    assert counts[1] < counts[0], "a sum has no convolution"
+
+
+def test_images_are_not_moved_without_their_labels(tmp_path: Path) -> None:
+    here = machine(tmp_path / "out", write_mnist(tmp_path, 16, 8))
+    plan = Training(spec_of("td", 2), "meshes:2:mnist", replace(RECIPE, augment="shift-flip"), task="segmentation")
+    with pytest.raises(RecipeError, match="moves the images and not the classes of their pixels"):
+        trained(plan, here)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

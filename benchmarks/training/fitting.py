@@ -198,6 +198,8 @@ class _Module(pl.LightningModule):
         """Read the data, in each process for itself."""
         plan = self.training_plan
         data = opened(plan.data, self.machine, train=True, limit=plan.train_images)
+        if data.labels.ndim > 1 and self.recipe.augment != "none":
+            raise RecipeError(f"augment={self.recipe.augment} moves the images and not the classes of their pixels.")
         task = task_of(plan.task)
         self.loss, self.score = task.loss(data), task.metric(len(data.classes))
         self.kept, self.held_out = split(len(data), self.recipe.held_out, plan.run)

@@ -12,9 +12,11 @@ from torch import nn
 
 from td_compiler.capture.meta import META
 from td_compiler.emission.carry import Carrier, Importer
+from td_compiler.emission.initial_values import first_values, kept_values
 from td_compiler.emission.layout import Doc, call, flat, has_literal, literal
 from td_compiler.emission.leaves import is_of_torch
 from td_compiler.errors import ConversionError
+from td_compiler.graph.laws import Law
 from td_compiler.graph.parametrised import computed_tensors, name_of, plain_copy, torch_function
 from td_compiler.layers.steps import FunctionStep
 
@@ -168,16 +170,23 @@ def _same(value: Any, default: Any) -> bool:
     return type(value) is type(default) and bool(value == default)
 
 
-def declare_tensor(tensor: torch.Tensor, path: str, *, persistent: bool = True) -> tuple[str, Doc]:
+def declare_tensor(
+    tensor: torch.Tensor, path: str, law: Law | None = None, *, persistent: bool = True, in_place: bool = False
+) -> tuple[str, Doc]:
     """How a parameter or buffer that belongs to no layer is declared: `parameter` or `buffer`, and its expression.
 
-    The values of persistent tensors come with the state_dict; those of other buffers are written out.
+    Args:
+        tensor: a buffer with its values; a parameter.
+        path: where it stands.
+        law: how a parameter's first values are drawn.
+        persistent: whether the state_dict has it; if not, its values are written out.
+        in_place: a tensor that there is already takes its place, so that its values do not matter.
 
     Raises:
         ConversionError: if a buffer outside the state_dict is too large to be written out.
     """
-    dtype = {} if tensor.dtype == torch.float32 else {"dtype": str(tensor.dtype)}
-    if not persistent:
+    dtype: dict[str, Doc] = {} if tensor.dtype == torch.float32 else {"dtype": str(tensor.dtype)}
+    if not persistent and not in_place:
         if tensor.numel() > 64 or tensor.is_meta:
             raise ConversionError(
                 f"{path}: a buffer of shape {tuple(tensor.shape)} outside the state_dict cannot be written into "
@@ -185,9 +194,14 @@ def declare_tensor(tensor: torch.Tensor, path: str, *, persistent: bool = True) 
             )
         return "buffer", call("torch.tensor", literal(tensor.tolist()), **dtype)
     roles = _KERNEL if tensor.dim() == len(_KERNEL) else ["channels"] * tensor.dim()
-    sizes = [literal(size, role if size > 1 else "") for size, role in zip(tensor.shape, roles, strict=True)]
-    empty = call("torch.empty", *(sizes or ["()"]), **dtype)
+    sizes = [literal(size, role) for size, role in zip(tensor.shape, roles, strict=True)]
+    if in_place:
+        values = call("torch.empty", *(sizes or ["()"]), **dtype)
+    elif isinstance(tensor, nn.Parameter):
+        values = first_values(path.rpartition(".")[2], tensor, law, sizes, dtype)
+    else:
+        values = kept_values(tensor, sizes, dtype)
     if not isinstance(tensor, nn.Parameter):
-        return "buffer", empty
+        return "buffer", values
     frozen = {} if tensor.requires_grad else {"requires_grad": "False"}
-    return "parameter", call("nn.Parameter", empty, **frozen)
+    return "parameter", call("nn.Parameter", values, **frozen)

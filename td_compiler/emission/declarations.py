@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import groupby
 
 from torch import fx, nn
 
-from td_compiler.emission.align import Body
 from td_compiler.emission.arguments import CLASSES, Arguments
-from td_compiler.emission.body import prepare
+from td_compiler.emission.body import write_body
 from td_compiler.emission.carry import Carrier, Importer
 from td_compiler.emission.constructors import Constructors, declare_tensor
-from td_compiler.emission.dense import MAPS
-from td_compiler.emission.families import family, fold_runs, numbered
 from td_compiler.emission.graph_steps import read_steps
-from td_compiler.emission.layout import Doc, Group, Join, Number, Repeat, Statement, call, flat, literal
+from td_compiler.emission.layout import WIDTH, Doc, Group, Join, Statement, call, flat, literal
 from td_compiler.emission.leaves import is_of_torch, plain_layer, trace_forward
-from td_compiler.emission.sharing import Declaration, Draft, SharedClass, Sharer
+from td_compiler.emission.sharing import Declaration, Draft, SharedClass, share
 from td_compiler.emission.tree import Tree, is_bare, is_numbered, own_children
 from td_compiler.emission.units import Unit, is_image, with_inner
+from td_compiler.graph.laws import Law
 from td_compiler.graph.names import is_attribute
 from td_compiler.layers.numbered import Numbered
 from td_compiler.layers.steps import TrainingStep
@@ -34,7 +33,9 @@ class Declarer:
         containers: the classes of containers that have a forward of their own, by the containers' paths.
     """
 
-    def __init__(self, tree: Tree, carrier: Carrier, arguments: Arguments, taken: set[str]) -> None:
+    def __init__(
+        self, tree: Tree, carrier: Carrier, arguments: Arguments, taken: set[str], laws: Mapping[str, Law]
+    ) -> None:
         self.classes: list[SharedClass] = []
         self.containers: dict[str, str] = {}
         self._tree = tree
@@ -42,7 +43,8 @@ class Declarer:
         self._arguments = arguments
         self._constructors = Constructors(carrier)
         self._instances: dict[str, Doc] = {}
-        self._sharer = Sharer(taken)
+        self._taken = taken
+        self._laws = laws
 
     def add_units(self, units: list[Unit]) -> None:
         """Make the classes of units, of layers that are none of torch's, and of containers that hold parameters."""
@@ -73,26 +75,24 @@ class Declarer:
         return found
 
     def _add(self, units: list[Unit]) -> None:
-        for shared in self._sharer.share(map(self._draft, units)):
+        for shared in share(map(self._draft, units), self._taken):
+            self._taken.add(shared.name)
             self.classes.append(shared)
             self._instances |= shared.instances
 
     def _draft(self, unit: Unit) -> Draft:
         declarations = tuple(self.declare(unit.path))
-        tree = self._tree.below(unit.path)
         if unit.result is None:
-            return Draft(unit, declarations, None, tree)
+            return Draft(unit, declarations, ())
+        tree = self._tree.below(unit.path)
         modules = {path: name for path, name in unit.arguments.items() if isinstance(path, str)}
         values = {node: name for node, name in unit.arguments.items() if not isinstance(node, str)}
         steps = read_steps(unit.nodes, tree, self._carrier, units=unit.inner, start=f"{unit.path}.", given=modules)
         fixed = {node for node, name in values.items() if is_image(node) and name == "image"}
-        body = Body(tuple(prepare(steps, tree, (unit.result,), fixed)), values, unit.result)
-        if any(step.loop == MAPS and flat(step.doc).startswith("xself.children()") for step in body.steps):
-            declarations = tuple(self._with_families(unit.path))
-        lead: tuple[Statement, ...] = ()
+        body = write_body(steps, tree, values, (unit.result,), fixed)
         if isinstance(self._tree.root.get_submodule(unit.path), TrainingStep):
-            lead = (Statement("if not self.training:"), Statement("return ", next(iter(values.values())), 1))
-        return Draft(unit, declarations, body, tree, lead)
+            body = [Statement("if not self.training:"), Statement("return ", next(iter(values.values())), 1), *body]
+        return Draft(unit, declarations, tuple(body))
 
     def declare(self, path: str, skip: frozenset[str] = frozenset()) -> list[Declaration]:
         """The children, parameters and buffers of the module at a path, but for those to skip."""
@@ -102,27 +102,14 @@ class Declarer:
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
             persistent = name not in module._non_persistent_buffers_set
             if tensor is not None:
-                written = persistent or isinstance(self._carrier, Importer)  # an own tensor takes its place
-                kind, doc = declare_tensor(tensor, start + name, persistent=written)
+                law, in_place = self._laws.get(start + name), isinstance(self._carrier, Importer)
+                kind, doc = declare_tensor(tensor, start + name, law, persistent=persistent, in_place=in_place)
                 doc = self._arguments.mark(path, doc)
                 lines.append(Declaration(name, kind if persistent else "constant", doc))
         for name, child in own_children(module).items():
             if name not in skip:
                 lines.append(Declaration(name, "module", self._expression(start + name, child)))
         return lines
-
-    def _with_families(self, path: str) -> list[Declaration]:
-        """The same, children that are named by number and differ in that alone as one declaration."""
-        lines = self.declare(path)
-        modules = [line for line in lines if line.kind == "module"]
-        found = numbered([line.name for line in modules])
-        item = family([line.doc for line in modules]) if found and len(modules) > 1 else None
-        if item is None or found is None:
-            return lines
-        word, first = found
-        count = Number(len(modules), "depth")
-        lines = [line for line in lines if line.kind != "module"]
-        return [*lines, Declaration(word, "family", Join((Number(first), Repeat(item, count, True))))]
 
     def classifier(self) -> dict[str, Doc]:
         """The layers that the number of classes is a number of, by path, in the order in which they run."""
@@ -137,7 +124,7 @@ class Declarer:
         children = {name: self._expression(f"{path}.{name}", child) for name, child in own_children(module).items()}
         kind = self.containers.get(path, "nn.Sequential")
         if is_numbered(children):
-            return Join((kind, Group("(", tuple(fold_runs(list(children.values()))), ")")))
+            return Join((kind, Group("(", tuple(_fold_runs(list(children.values()))), ")")))
         if path in self._tree.chains:
             pairs = tuple(Group("(", (literal(name), child), ")", is_tuple=True) for name, child in children.items())
             return call(kind, call("OrderedDict", Group("[", pairs, "]")))
@@ -187,3 +174,13 @@ def _layer_unit(path: str, name: str, graph: fx.Graph) -> Unit:
     assert isinstance(result, fx.Node)
     nodes = tuple(node for node in graph.nodes if node.op not in {"placeholder", "output"})
     return Unit(path, name if is_attribute(name) else "Layer", nodes, arguments, result)
+
+
+def _fold_runs(items: list[Doc]) -> list[Doc]:
+    """Three or more equal items in a row are written once: `*[Block(64) for _ in range(5)]`."""
+    folded: list[Doc] = []
+    for item, run in groupby(items):
+        count = len(list(run))
+        line = Join(("*[", item, f" for _ in range({count})]"))
+        folded += [line] if count > 2 and len(flat(line)) < WIDTH - 13 else [item] * count
+    return folded

@@ -13,11 +13,13 @@ from td_compiler.emission.arguments import CLASSES, Arguments
 from td_compiler.emission.body import write_body
 from td_compiler.emission.carry import Carrier
 from td_compiler.emission.graph_steps import read_steps
+from td_compiler.emission.initial_values import InitFunction
 from td_compiler.emission.layout import WIDTH, Doc, Join, Statement, call, flat, literal
 from td_compiler.emission.sharing import Declaration
 from td_compiler.emission.text import TENSOR, method
 from td_compiler.emission.tree import Tree, own_children
 from td_compiler.emission.units import Unit
+from td_compiler.graph.initialisation import kind_of
 from td_compiler.network.segments import handed_on
 
 if TYPE_CHECKING:
@@ -82,8 +84,10 @@ def with_classifier(declarations: Sequence[Declaration], layers: Mapping[str, Do
     ]
 
 
-def classifier_methods(tree: Tree, arguments: Arguments, layers: Mapping[str, Doc]) -> list[list[str]]:
-    """The methods that give the classifier and put another one in its place."""
+def classifier_methods(
+    tree: Tree, arguments: Arguments, layers: Mapping[str, Doc], first: InitFunction | None
+) -> list[list[str]]:
+    """The methods that give the classifier and put another one in its place, whose values `first` draws."""
     if arguments.classifier is None:
         refusal = call("NotImplementedError", literal("the head has no classifier to replace"))
         body, found = [Statement("raise ", refusal)], call("nn.Identity")
@@ -92,6 +96,8 @@ def classifier_methods(tree: Tree, arguments: Arguments, layers: Mapping[str, Do
         body = [Statement(f"self.{CLASSES} = ", CLASSES)]
         for path, layer in layers.items():
             body += assignment(tree, path, layer, instead="nn.Identity()")
+            if first is not None and kind_of(tree.root.get_submodule(path)) in first.kinds:
+                body.append(Statement("", first.call(tree.access(path), path)))
     summary = f"Put a new classifier of {CLASSES} in place; 0: none." if layers else ""
     return [
         method("get_classifier", {}, "nn.Module", "", [Statement("return ", found)]),

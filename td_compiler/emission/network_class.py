@@ -12,6 +12,7 @@ from td_compiler.emission.body import write_body
 from td_compiler.emission.carry import Carrier, Importer
 from td_compiler.emission.graph_steps import read_steps
 from td_compiler.emission.head import assignment, classifier_methods, head_method, number_statements, with_classifier
+from td_compiler.emission.initial_values import InitFunction
 from td_compiler.emission.layout import Doc, Group, Statement, call, flat, lay_out, literal
 from td_compiler.emission.sharing import Declaration
 from td_compiler.emission.text import TENSOR, docstring, init_lines, method
@@ -49,10 +50,12 @@ def network_class(
     carrier: Carrier,
     arguments: Arguments,
     layers: Mapping[str, Doc],
+    first: InitFunction | None,
 ) -> list[str]:
     """The lines of the network's class.
 
-    `layers` are the layers that the number of classes is a number of, by path, as they are made.
+    `layers` are the layers that the number of classes is a number of, by path, as they are made; `first` draws the
+    first values.
 
     Raises:
         ConversionError: if the pyramid's downsampling is a module or cannot be carried over as source.
@@ -65,7 +68,7 @@ def network_class(
     scores = Statement("return ", call("self.forward_head", "self.stage_maps(levels)[-1]"))
     stages = zip(td.parts[:-1], names if td.prologue is None else [prologue, *names], strict=True)
     methods = [
-        *classifier_methods(tree, arguments, layers),
+        *classifier_methods(tree, arguments, layers, first),
         *([] if isinstance(carrier, Importer) else [_pyramid_method(td, carrier, prologue)]),
         *(_segment_method(td, segment, name, tree, units, carrier) for segment, name in stages),
         _maps_method(td, names),
@@ -86,11 +89,12 @@ def network_class(
         "",
         *init_lines(
             {name: f"int = {value}" for name, value in arguments.values.items()},
-            {},
+            (),
             with_classifier(declarations, layers),
             number_statements(td, arguments),
         ),
         *_tie_lines(td, tree),
+        *(first.calls if first is not None and not isinstance(carrier, Importer) else []),  # that one has its values
         *(["        self.to(memory_format=torch.channels_last)"] if _is_channels_last(td) else []),
         *(line for lines in methods for line in ["", *lines]),
     ]

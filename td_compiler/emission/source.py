@@ -12,6 +12,7 @@ from td_compiler.emission.carry import Carrier, Importer
 from td_compiler.emission.containers import class_of_containers, find_containers
 from td_compiler.emission.declarations import Declarer
 from td_compiler.emission.head import splits_head
+from td_compiler.emission.initial_values import INIT, init_function
 from td_compiler.emission.network_class import listed, network_class
 from td_compiler.emission.text import class_lines, docstring
 from td_compiler.emission.tree import Tree
@@ -43,6 +44,7 @@ def emit_source(td: TopDownNet, *, class_name: str, origin: str, command: str = 
     """
     if not is_attribute(class_name) or class_name in RESERVED:
         raise ConversionError(f"{class_name!r} is no name for a class: give an identifier that means nothing else.")
+    _check_places(td)
     carrier = Carrier()
     classes = _classes(td, class_name, carrier)
     if both := sorted(classes.keys() & carrier.definitions.keys()):
@@ -58,6 +60,21 @@ def emit_source(td: TopDownNet, *, class_name: str, origin: str, command: str = 
     return "\n".join(head) + f"\n\n\n{body}\n"
 
 
+def _check_places(td: TopDownNet) -> None:
+    """Refuse a network in which modules have been put in the places of those that it was made of."""
+    modules = dict(td.named_modules(remove_duplicate=False))
+    for path in sorted(used_modules(td.parts)):
+        if path not in modules:
+            above = path
+            while above not in modules:
+                above = above.rpartition(".")[0]
+            rest, kind = path[len(above) :].lstrip("."), type(modules[above]).__name__
+            raise ConversionError(
+                f"{above} is a {kind} now and has no {rest}: a network is written as it was converted; write it before"
+                " its modules are replaced."
+            )
+
+
 def library_source(td: TopDownNet, class_name: str) -> tuple[str, dict[str, Any]]:
     """The text of a network's classes that runs where td-compiler is, and what the text names without defining it.
 
@@ -71,19 +88,21 @@ def library_source(td: TopDownNet, class_name: str) -> tuple[str, dict[str, Any]
 
 
 def _classes(td: TopDownNet, class_name: str, carrier: Carrier) -> dict[str, str]:
-    """The text of the classes by their names, what is used before what uses it, the network's last."""
+    """The text of the classes by their names, what is used before what uses it; at last how layers are initialised."""
     tree = Tree(td, used_modules(td.parts), set())
     arguments = find_arguments(td)
     units = [unit for unit in find_units(td.parts, tree) if not splits_head(unit, arguments)]
-    declarer = Declarer(tree, carrier, arguments, {class_name, *RESERVED})
+    declarer = Declarer(tree, carrier, arguments, {class_name, INIT, *RESERVED}, td.report.initialisation)
     declarer.add_units(units)
     called = find_containers(td.parts, units, tree)
-    taken = {class_name, *RESERVED, *(shared.name for shared in declarer.classes)}
+    taken = {class_name, INIT, *RESERVED, *(shared.name for shared in declarer.classes)}
     containers, declarer.containers = class_of_containers(called, tree, carrier, taken)
     declarations = declarer.declare("", frozenset({"pyramid"}))
-    network = network_class(td, class_name, tree, called, declarations, carrier, arguments, declarer.classifier())
+    layers, first = declarer.classifier(), init_function(td)
+    network = network_class(td, class_name, tree, called, declarations, carrier, arguments, layers, first)
     lines = {shared.name: "\n".join(class_lines(shared)) for shared in declarer.classes}
-    return {**lines, **containers, class_name: "\n".join(network)}
+    classes = {**lines, **containers, class_name: "\n".join(network)}
+    return {**classes, INIT: "\n".join(first.lines)} if first is not None else classes
 
 
 def _header(td: TopDownNet, class_name: str, origin: str, command: str) -> list[str]:

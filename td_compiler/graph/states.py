@@ -17,6 +17,7 @@ from torch import fx, nn
 
 from td_compiler.capture.captured import Capture
 from td_compiler.capture.meta import dtype_of
+from td_compiler.graph.initialisation import Initialisation
 from td_compiler.graph.names import free_name
 from td_compiler.graph.notes import facts, plan
 from td_compiler.graph.operators import Kind, Operator, Pair, convolution, lookup
@@ -215,10 +216,14 @@ class Building(TopDown):
     Attributes:
         modules: path -> module.
         parameters: path -> parameter or buffer that stands outside any layer.
+        channels_last: whether its maps are laid out so where it is fast.
+        initialisation: how the source draws its first values, and by which laws those of the network are.
     """
 
     modules: dict[str, nn.Module] = field(default_factory=dict)
     parameters: dict[str, torch.Tensor] = field(default_factory=dict)
+    channels_last: bool = False
+    initialisation: Initialisation = field(default_factory=Initialisation)
 
 
 def layer_of(top_down: TopDown, node: fx.Node) -> Layer | None:

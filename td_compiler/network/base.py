@@ -49,6 +49,9 @@ class TopDownNet(nn.Module):
             prologue.
         prologue: what is done to the images once, before they are scaled (SPEC 1.0); None where nothing is.
         segments: the stages, coarse to fine, then the head.
+        unfolded: the segments in the form of the paper, where their modules have their fast forms
+            (:func:`td_compiler.fast`); None where they have not.
+        channels_last: whether the fast form lays maps out channels last.
         report: what was found in the source and done to it, stage by stage.
         checkpointed: the names of the stages that :meth:`checkpoint_stages` chose.
     """
@@ -56,6 +59,8 @@ class TopDownNet(nn.Module):
     segments: list[Segment]
     report: Report
     prologue: Segment | None
+    unfolded: list[Segment] | None
+    channels_last: bool
     checkpointed: frozenset[str] = frozenset()
 
     def __init__(
@@ -65,11 +70,15 @@ class TopDownNet(nn.Module):
         pyramid: Pyramid,
         report: Report,
         prologue: Segment | None = None,
+        unfolded: Sequence[Segment] | None = None,
+        channels_last: bool = False,
     ) -> None:
         nn.Module.__init__(self)
         self.segments = list(segments)
         self.report = report
         self.prologue = prologue
+        self.unfolded = None if unfolded is None else list(unfolded)
+        self.channels_last = channels_last
         self._modules["pyramid"] = pyramid if prologue is None else PreparedPyramid(self, pyramid)
         plant(self, modules)
         take_form(self)
@@ -230,6 +239,18 @@ class TopDownNet(nn.Module):
         """
         self.checkpointed = chosen_stages(self.segments[:-1], stages)
         return self
+
+    def fast(self) -> Self:
+        """Give the modules their fast forms, in place (:func:`td_compiler.fast`)."""
+        from td_compiler.network.fast import fast
+
+        return fast(self)
+
+    def plain(self) -> Self:
+        """Give the modules the form of the paper, torch's own layers, in place (:func:`td_compiler.plain`)."""
+        from td_compiler.network.fast import plain
+
+        return plain(self)
 
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write a folder of source and weights (:func:`td_compiler.network.pretrained.save_pretrained`)."""

@@ -20,9 +20,8 @@ from td_compiler.emission.leaves import plain_layer
 from td_compiler.emission.units import used_modules
 from td_compiler.errors import ConversionError
 from td_compiler.graph.operators import LAYERS, Kind
-from td_compiler.layers.dropout import FastDropout
-from td_compiler.layers.folding import FoldedConv2d
 from td_compiler.network.base import TopDownNet
+from td_compiler.network.fast import fast, plain
 from td_compiler.network.segments import Segment
 from td_compiler.surroundings import neutral_surroundings
 
@@ -55,7 +54,7 @@ def fuse(td: TopDownNet) -> TopDownNet:
     """
     if not isinstance(td, TopDownNet):
         raise ConversionError(f"td is a {type(td).__name__}, no top-down network: pass what reverse(model) returns.")
-    network = copy.deepcopy(td).eval()
+    network = plain(copy.deepcopy(td).eval())
     alone = _called_once(network)
     for node, module in list(_calls(network)):
         if module in alone and _passes_on(module):
@@ -73,7 +72,8 @@ def fuse(td: TopDownNet) -> TopDownNet:
             node.graph.erase_node(node)
             folded += 1
     note = f"Fused for inference: {folded} batch norms are part of the layers in front of them; costs are those before."
-    return _with_used_layers(network, note)
+    fused = _with_used_layers(network, note)
+    return fused if td.unfolded is None else fast(fused)
 
 
 def _calls(network: TopDownNet) -> Iterator[tuple[fx.Node, nn.Module]]:
@@ -111,7 +111,7 @@ def _has_hooks(module: nn.Module) -> bool:
 def _passes_on(module: nn.Module) -> bool:
     """Whether a layer, in evaluation mode, returns its input: by its very class, since a user's may always drop."""
     row = LAYERS.get(type(module))
-    return type(module) is FastDropout or (row is not None and row.kind in {Kind.DROPOUT, Kind.IDENTITY})
+    return row is not None and row.kind in {Kind.DROPOUT, Kind.IDENTITY}
 
 
 def _is_fixed(norm: nn.Module) -> TypeGuard[_BatchNorm]:
@@ -125,7 +125,7 @@ def _is_linear(network: TopDownNet, layer: nn.Module) -> bool:
         return False  # an axis of its weight has the channels of one group
     if isinstance(layer, nn.Linear) and not _reads_vectors(network, layer):
         return False  # a batch norm takes another axis for the channels
-    return isinstance(layer, FoldedConv2d) or type(plain_layer(layer)) in _OUTPUT_AXIS
+    return type(plain_layer(layer)) in _OUTPUT_AXIS
 
 
 def _reads_vectors(network: TopDownNet, layer: nn.Module) -> bool:
@@ -155,6 +155,7 @@ def _with_used_layers(network: TopDownNet, note: str) -> TopDownNet:
     layers = {path: module for path, module in network.named_modules(remove_duplicate=False) if path in used}
     tensors = {path: attrgetter(path)(network) for path in _attributes(network.parts)}
     report = replace(network.report, notes=(*network.report.notes, note))
-    parts = [Segment(each.name, each.scale, each.graph) for each in network.parts]  # compiled from the new graphs
+    parts = [Segment(each.name, each.scale, each.graph) for each in network.parts]
     prologue = parts.pop(0) if network.prologue is not None else None
-    return TopDownNet({**layers, **tensors}, parts, network.pyramid, report, prologue).eval()
+    made = {**layers, **tensors}
+    return TopDownNet(made, parts, network.pyramid, report, prologue, channels_last=network.channels_last).eval()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from td_compiler.capture.copying import copy_module
 from td_compiler.emission.source import library_source
 from td_compiler.emission.tree import GENERATED, is_written
 from td_compiler.emission.units import RESERVED
@@ -27,7 +28,7 @@ from td_compiler.layers.numbered import Numbered
 if TYPE_CHECKING:
     from td_compiler.network.base import TopDownNet
 
-__all__ = ["Program", "take_form"]
+__all__ = ["Program", "bare", "take_form"]
 
 _programs: dict[tuple[str, tuple[int, ...]], Program] = {}
 _lock = threading.Lock()
@@ -96,19 +97,22 @@ class Program:
         return Program.of, (self.text, self.held, self.name)
 
 
-def take_form(network: TopDownNet) -> None:
+def take_form(network: TopDownNet, bones: TopDownNet | None = None) -> None:
     """Make a network of layers, bare containers and graphs an instance of the class that its text defines, in place.
 
     Layers, and modules that have been put in the place of what the text made, stay what they are.
+
+    Args:
+        network: the network.
+        bones: what its text is written from, if that is not the network itself.
     """
     name = f"{network.report.source}TD"
     if not is_attribute(name) or name in RESERVED:
         name = "Network"
-    program = Program.of(*library_source(network, name), name)
+    program = Program.of(*library_source(bones or network, name), name)
     own = dict(network.named_modules(remove_duplicate=False))
     for path, made in program.instance.named_modules(remove_duplicate=False):
-        module = own.get(path)
-        kind = type(made)
+        module, kind = own.get(path), type(made)
         if module is not None and _holds_others(module) and (kind in _BARE or is_written(kind)):
             module.__class__ = program.kind(kind.__name__) if is_written(kind) else kind
             _take_over(module, made)
@@ -118,11 +122,21 @@ def _take_over(module: nn.Module, made: nn.Module) -> None:
     """Give a module what the constructor of its new class sets besides layers and tensors."""
     for key, value in vars(made).items():
         if key[0] != "_" and key != "training":
-            module.__dict__[key] = value
+            module.__dict__.setdefault(key, value)
     for registry in ("_parameters", "_buffers", "_modules"):
         for key, value in vars(made)[registry].items():
             if value is None:
                 vars(module)[registry].setdefault(key, None)
+
+
+def bare(network: TopDownNet) -> TopDownNet:
+    """A network as its text makes it, without values, whatever has been put in the places of its modules since."""
+    program: Program = type(network).program  # type: ignore[attr-defined]
+    bones: TopDownNet = copy_module(program.instance)  # type: ignore[assignment]
+    bones.__class__ = program.network
+    bones._modules["pyramid"] = network.pyramid
+    bones.segments, bones.prologue, bones.report = network.segments, network.prologue, network.report
+    return bones
 
 
 def _holds_others(module: nn.Module) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from td_compiler.graph.laws import Law
     from td_compiler.options import Options
 
 __all__ = ["Cost", "ReceptiveField", "Report", "StageReport"]
@@ -73,6 +75,7 @@ class Report:
         stages: a row per scale, finest first, then the head.
         notes: what a user should know: parts dropped, sizes inferred, and the like; one sentence each.
         options: how it was converted; None where that is not known.
+        initialisation: parameter of the top-down network -> the law by which its first values are drawn (SPEC 8.4).
     """
 
     source: str
@@ -81,3 +84,4 @@ class Report:
     stages: tuple[StageReport, ...]
     notes: tuple[str, ...] = ()
     options: Options | None = None
+    initialisation: Mapping[str, Law] = field(default_factory=dict, repr=False, compare=False)

@@ -29,7 +29,6 @@ LATER = {
         *("block", "first block", "stage", "merge", "entry", "stem's copy", "block, plain form", "called alone"),
         "replaced",
     },
-    "47_emitted_source_made_fresh": {"bare parameters", "own initialisation"},
     "58_a_new_head_is_saved": {"dropout and layer", "two layers"},
 }
 

@@ -213,7 +213,8 @@ def _explain(
     ] = False,
 ) -> None:
     """Draw where networks look: Grad-CAM by stage, BU beside TD, saliency, guided backpropagation (paper, Exp. 3.a)."""
-    specs = [NetworkSpec(source, arrangement=way) for source in networks for way in ("bu", *arrangement)]
+    ways = [("bu", ()), *((way, setup.options) for way in arrangement)]
+    specs = [NetworkSpec(source, way, options) for source in networks for way, options in ways]
     if photo and not data:
         files = _by_arrangement(weights)
         if not untrained:

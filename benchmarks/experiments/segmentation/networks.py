@@ -17,7 +17,6 @@ from torch import nn
 from benchmarks.training.networks import NetworkSpec
 from td_compiler import ConversionError, reverse
 from td_compiler.graph.initialise import initialise_he
-from td_compiler.options import Filters
 
 __all__ = ["NETWORKS", "Entry", "FCNLight", "SegmentationSpec", "UNetEncoder", "UNetLike", "spec_of"]
 
@@ -110,30 +109,20 @@ class Entry:
 
     Attributes:
         arrangement: `bu`, or that of a top-down network.
-        make: it, from (C, H, W) of its images, the number of classes and its widths.
+        make: it, from its images' channels, the number of classes and its widths; None for the top-down network of
+            the U-Net's encoder, with a classifier of pixels.
     """
 
-    arrangement: str
-    make: Callable[[Size, int, tuple[int, ...]], nn.Module]
-
-
-def _top_down(filters: Filters) -> Callable[[Size, int, tuple[int, ...]], nn.Module]:
-    """Makes the top-down network of the U-Net's encoder, with a classifier of pixels."""
-
-    def make(size: Size, num_classes: int, widths: tuple[int, ...]) -> nn.Module:
-        encoder = UNetEncoder(size[0], widths)
-        options: dict[str, Any] = {"task": "segmentation", "num_classes": num_classes, "input_size": size}
-        return reverse(encoder, filters=filters, init="fresh", **options)
-
-    return make
+    arrangement: Any
+    make: Callable[[int, int, tuple[int, ...]], nn.Module] | None = None
 
 
 NETWORKS = {
-    "fcn-light": Entry("bu", lambda size, classes, widths: FCNLight(size[0], classes, widths)),
-    "unet-like": Entry("bu", lambda size, classes, widths: UNetLike(size[0], classes, widths)),
-    "td": Entry("mirror", _top_down("mirror")),
-    "td-uniform": Entry("uniform", _top_down("uniform")),
-    "td-reversed": Entry("reversed", _top_down("reversed")),
+    "fcn-light": Entry("bu", FCNLight),
+    "unet-like": Entry("bu", UNetLike),
+    "td": Entry("mirror"),
+    "td-uniform": Entry("uniform"),
+    "td-reversed": Entry("reversed"),
 }
 
 
@@ -146,10 +135,14 @@ class SegmentationSpec(NetworkSpec):
 
     def build(self, input_size: Size, num_classes: int) -> nn.Module:
         """The network with fresh weights."""
-        width = dict(self.options)["width"]
-        return NETWORKS[self.name.removeprefix(f"{_SOURCE}:")].make(
-            input_size, num_classes, (width, 2 * width, 4 * width)
-        )
+        options = dict(self.options)
+        width, make = options.pop("width"), NETWORKS[self.name.removeprefix(f"{_SOURCE}:")].make
+        widths = (width, 2 * width, 4 * width)
+        if make is not None:
+            return make(input_size[0], num_classes, widths)
+        filters: Any = self.arrangement
+        options |= {"task": "segmentation", "num_classes": num_classes, "input_size": input_size, "init": "fresh"}
+        return reverse(UNetEncoder(input_size[0], widths), filters=filters, **options)
 
 
 def spec_of(name: str, width: int) -> SegmentationSpec:
