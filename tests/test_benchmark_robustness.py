@@ -22,7 +22,7 @@ from benchmarks.attacks.pointwise import BatchedPointwiseAttack
 from benchmarks.attacks.single_pixel import SinglePixelAttack
 from benchmarks.experiments.robustness import main
 from benchmarks.experiments.robustness.curves import loss_curve
-from benchmarks.experiments.robustness.groups import AttackRun, compared
+from benchmarks.experiments.robustness.groups import AttackRun, Comparison, compared, corrupted
 from benchmarks.experiments.robustness.section import corruption_error
 from benchmarks.experiments.robustness.vulnerability import still_right
 from benchmarks.lab.journal import Result
@@ -367,6 +367,12 @@ def setting_of(attacks: dict[str, tuple[Any, Any]], runs: int = 3) -> Setting:
     return Setting({}, [arm(*each) for each in ways])
 
 
+def compared_mirror(setting: Setting) -> dict[str, Comparison]:
+    arm = setting.arm("mirror")
+    assert arm is not None
+    return compared(setting, arm)
+
+
 def test_networks_are_compared_image_by_image() -> None:
     chance = np.random.default_rng(0)
     bottom_up = np.exp(chance.normal(0, 1, (3, 200)))
@@ -379,7 +385,7 @@ def test_networks_are_compared_image_by_image() -> None:
         "shifts": (never, never),
         "Gaussian blur": (bottom_up, never),
     }
-    found = compared(setting_of(pairs), "mirror")
+    found = compared_mirror(setting_of(pairs))
     assert {name: each.word for name, each in found.items()} == {
         "single pixel": "larger",
         "salt and pepper": "smaller",
@@ -392,7 +398,27 @@ def test_networks_are_compared_image_by_image() -> None:
     assert ratio.value == pytest.approx(np.median(1.5 * noise), rel=0.01)
     assert found["shifts"].ratio.value == 1 and found["Gaussian blur"].ratio.low == np.inf
     assert found["Gaussian blur"].mcnemar < 1e-6 < found["shifts"].mcnemar == 1
-    assert not compared(setting_of({"shifts": (never, never)}, runs=2), "mirror"), "two runs are too few"
+    assert not compared_mirror(setting_of({"shifts": (never, never)}, runs=2)), "two runs are too few"
+
+
+def test_corruptions_are_compared_image_by_image() -> None:
+    """Of five severities BU fails at three, TD at two or, under the second corruption, at three more or less."""
+    chance, wrong = np.random.default_rng(0), {}
+    wrong["bu"] = np.full((3, 300, 2), 3)
+    wrong["mirror"] = np.stack([np.full((3, 300), 2), 3 + chance.integers(-1, 2, (3, 300))], 2)
+    names = ("fog", "snow")
+
+    def arm(way: str) -> Arm:
+        figures = [{"wrong": packed(each), "errors": dict.fromkeys(names)} for each in wrong[way]]
+        runs = {seed: Result("k", "robustness", "n", {}, {}, f, "c", {}, 1.0, "2026") for seed, f in enumerate(figures)}
+        return Arm({"arrangement": way, "options": ()}, runs)
+
+    setting = Setting({}, [arm("bu"), arm("mirror")])
+    found = corrupted(setting, setting.arms[1])
+    assert list(found) == list(names)
+    fog, snow = found["fog"], found["snow"]
+    assert (fog[0].value, fog[0].high) == pytest.approx((-20, -20)) and fog[1] < 0.01
+    assert snow[0].low < 0 < snow[0].high and snow[1] > 0.05
 
 
 def test_corruption_error_is_relative() -> None:

@@ -13,7 +13,7 @@ import typer
 from benchmarks.lab.experiment import Experiment
 from benchmarks.lab.journal import Result
 from benchmarks.lab.machine import Machine
-from benchmarks.lab.options import Setup, run_command
+from benchmarks.lab.options import Arrangements, DataSets, Networks, Setup, run_command
 from benchmarks.lab.packing import packed
 from benchmarks.lab.table import Arm, Setting, settings
 from benchmarks.show.plots import Bars, bars, legend
@@ -147,11 +147,9 @@ _NETWORKS, _DATA, _ALL = ["lenet_fc"], ["mnist"], list(ARRANGEMENTS)
 
 def _accuracy(
     setup: Setup,
-    networks: Annotated[
-        list[str], typer.Argument(help="zoo:NAME, torchvision:NAME, timm:NAME or FILE.py.")
-    ] = _NETWORKS,
-    data: Annotated[list[str], typer.Option(help="Data sets; repeat for several.")] = _DATA,
-    arrangement: Annotated[list[str], typer.Option(help="Of bu, mirror, uniform, reversed.")] = _ALL,
+    networks: Networks = _NETWORKS,
+    data: DataSets = _DATA,
+    arrangement: Arrangements = _ALL,
     head_width: Annotated[int | None, typer.Option(min=1, help="Also mirror with so many filters at the end.")] = None,
 ) -> None:
     """Train networks and their top-down networks and compare accuracy and cost (paper, Exp. 1)."""

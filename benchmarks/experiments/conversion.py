@@ -16,7 +16,7 @@ from benchmarks.lab.experiment import Experiment
 from benchmarks.lab.journal import Result
 from benchmarks.lab.machine import Machine
 from benchmarks.lab.measuring import measure, progress, run_measuring_command
-from benchmarks.lab.options import Setup
+from benchmarks.lab.options import Count, Networks, Setup
 from benchmarks.lab.powers import fit_power
 from benchmarks.lab.resident import growth_at_peak, in_own_process
 from benchmarks.show.plots import legend
@@ -216,9 +216,9 @@ EXPERIMENT = Experiment("conversion", _section)
 
 def _conversion(
     setup: Setup,
-    networks: Annotated[list[str], typer.Argument(help="zoo:NAME, torchvision:NAME, timm:NAME or FILE.py.")] = NETWORKS,
+    networks: Networks = NETWORKS,
     depth: Annotated[list[int], typer.Option(metavar="N", help="ResNets of so many layers, 6n + 2.")] = DEPTHS,
-    repeats: Annotated[int | None, typer.Option(min=1, metavar="N", help="Conversions of each network.")] = None,
+    repeats: Count = None,
 ) -> None:
     """Measure time and memory of conversions."""
     count, device = repeats or _REPEATS[setup.profile.name], setup.machine.describe()

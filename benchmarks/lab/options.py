@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from benchmarks.training.networks import NetworkSpec
     from benchmarks.training.training import Training
 
-__all__ = ["Setup", "check_device", "check_profile", "run_command", "run_plain_command"]
+__all__ = [
+    *("Arrangements", "Count", "DataSets", "Networks", "Setup"),
+    *("check_device", "check_profile", "run_command", "run_plain_command"),
+]
 
 # Options that change no figure, and whose values are paths of one computer: results do not keep them.
 _PRIVATE = ("--data-root", "--out")
@@ -70,6 +73,12 @@ class Setup:
 def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
     return typer.Option(*names, help=text, rich_help_panel=panel, **more)
 
+
+# What several commands take.
+Networks = Annotated[list[str], typer.Argument(help="zoo:NAME, torchvision:NAME, timm:NAME or FILE.py.")]
+DataSets = Annotated[list[str], typer.Option(help="Data sets; repeat for several.")]
+Arrangements = Annotated[list[str], typer.Option(help="Of bu, mirror, uniform, reversed; repeat for several.")]
+Count = Annotated[int | None, typer.Option(metavar="N", min=1, help="Measurements of each time.")]
 
 _SIZE, _TRAINING, _PLACES, _COMPUTE = "Size", "Training", "Data and results", "Computing"
 _COUNT: dict[str, Any] = {"metavar": "N", "min": 1}

@@ -184,8 +184,8 @@ def _robustness(
             if arm is None or bottom_up is None:
                 continue
 
-            def judge(mine: Setting = mine) -> tuple[str, str, int]:
-                found = compared(mine, "mirror")
+            def judge(mine: Setting = mine, arm: Arm = arm) -> tuple[str, str, int]:
+                found = compared(mine, arm)
                 words = [f"{name} {each.word} ({each.ratio.text()})" for name, each in found.items()]
                 return "; ".join(words), outcome(found), max((each.ratio.images for each in found.values()), default=0)
 

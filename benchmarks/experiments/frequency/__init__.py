@@ -10,7 +10,7 @@ import typer
 from benchmarks.data.parts import PARTS
 from benchmarks.experiments.frequency.section import frequency_section
 from benchmarks.lab.experiment import Experiment
-from benchmarks.lab.options import Setup, run_command
+from benchmarks.lab.options import Arrangements, DataSets, Networks, Setup, run_command
 
 __all__ = ["EXPERIMENT", "main"]
 
@@ -22,12 +22,10 @@ _PARTS, _RADII = list(PARTS), [5.0]
 
 def _frequency(
     setup: Setup,
-    networks: Annotated[
-        list[str], typer.Argument(help="zoo:NAME, torchvision:NAME, timm:NAME or FILE.py.")
-    ] = _NETWORKS,
+    networks: Networks = _NETWORKS,
     part: Annotated[list[str], typer.Option(metavar="NAME", help=f"Of {', '.join(PARTS)}; repeatable.")] = _PARTS,
-    data: Annotated[list[str], typer.Option(help="Data sets; repeat for several.")] = _DATA,
-    arrangement: Annotated[list[str], typer.Option(help="Of bu, mirror, uniform, reversed; repeatable.")] = _WAYS,
+    data: DataSets = _DATA,
+    arrangement: Arrangements = _WAYS,
     radius: Annotated[
         list[float], typer.Option(min=0, help="Of the Fourier masks, in cycles per image side; repeatable.")
     ] = _RADII,

@@ -16,7 +16,7 @@ from benchmarks.experiments.heatmaps.figures import section
 from benchmarks.lab.experiment import Experiment
 from benchmarks.lab.files import checksum
 from benchmarks.lab.machine import Machine
-from benchmarks.lab.options import Setup, run_command
+from benchmarks.lab.options import Networks, Setup, run_command
 from benchmarks.lab.packing import packed
 from benchmarks.training.networks import NetworkSpec
 from benchmarks.training.training import Training, trained
@@ -192,9 +192,7 @@ _NETWORKS, _ARRANGEMENTS, _NONE, _NO_PHOTOS = ["nin_light"], ["mirror"], list[st
 
 def _explain(
     setup: Setup,
-    networks: Annotated[
-        list[str], typer.Argument(help="zoo:NAME, torchvision:NAME, timm:NAME or FILE.py.")
-    ] = _NETWORKS,
+    networks: Networks = _NETWORKS,
     data: Annotated[
         list[str], typer.Option(help="Train on this and, without --photo, explain its test images.")
     ] = _NONE,

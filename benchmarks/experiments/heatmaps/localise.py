@@ -24,7 +24,7 @@ from benchmarks.experiments.heatmaps.explainer import Explainer, at_image_size, 
 from benchmarks.experiments.heatmaps.tables import FORMS, section
 from benchmarks.lab.experiment import Experiment
 from benchmarks.lab.machine import Machine
-from benchmarks.lab.options import Setup, run_command
+from benchmarks.lab.options import Networks, Setup, run_command
 from benchmarks.lab.packing import packed
 from benchmarks.training.networks import NetworkSpec
 from benchmarks.training.training import Training, answers, trained, untrained
@@ -147,9 +147,7 @@ _DATA, _NETWORKS, _ARRANGEMENTS = ["mnist", "fashion-mnist"], ["nin_light"], ["m
 
 def _localise(
     setup: Setup,
-    networks: Annotated[
-        list[str], typer.Argument(help="zoo:NAME, torchvision:NAME, timm:NAME or FILE.py.")
-    ] = _NETWORKS,
+    networks: Networks = _NETWORKS,
     data: Annotated[list[str], typer.Option(help="Grey images of bright objects on black ground.")] = _DATA,
     arrangement: Annotated[list[str], typer.Option(help="Top-down arrangements beside BU.")] = _ARRANGEMENTS,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Of objects and heat maps.")] = 0.2,

@@ -9,7 +9,7 @@ import typer
 
 from benchmarks.experiments.refine.section import refine_section
 from benchmarks.lab.experiment import Experiment
-from benchmarks.lab.options import Setup, run_command
+from benchmarks.lab.options import DataSets, Setup, run_command
 
 __all__ = ["EXPERIMENT", "main"]
 
@@ -28,7 +28,7 @@ def _refine(
     part: Annotated[list[str], typer.Option(metavar="NAME", help=f"Of {', '.join(_PARTS)}; repeatable.")] = _PARTS,
     cost: Annotated[list[str], typer.Option(metavar="NAME", help="Measured, not trained; repeatable.")] = _COSTS,
     side: Annotated[int, typer.Option(min=1, help="Of the images that cost is measured at.")] = 224,
-    data: Annotated[list[str], typer.Option(help="Data sets; repeat for several.")] = _DATA,
+    data: DataSets = _DATA,
     patch: Annotated[
         list[float], typer.Option(min=0.01, max=1, help="Windows' shares of the image's sides; repeatable.")
     ] = _PATCHES,

@@ -13,7 +13,7 @@ import typer
 from benchmarks.experiments.robustness.jobs import AttackJob, CorruptionJob
 from benchmarks.experiments.robustness.section import section
 from benchmarks.lab.experiment import Experiment
-from benchmarks.lab.options import Setup, run_command
+from benchmarks.lab.options import Arrangements, DataSets, Networks, Setup, run_command
 from benchmarks.training.networks import NetworkSpec
 
 __all__ = ["EXPERIMENT", "main"]
@@ -28,11 +28,9 @@ _NETWORKS, _DATA, _ARRANGEMENTS, _NONE = ["lenet_fc"], ["mnist"], ["bu", "mirror
 
 def _robustness(
     setup: Setup,
-    networks: Annotated[
-        list[str], typer.Argument(help="zoo:NAME, torchvision:NAME, timm:NAME or FILE.py.")
-    ] = _NETWORKS,
-    data: Annotated[list[str], typer.Option(help="Data sets; repeat for several.")] = _DATA,
-    arrangement: Annotated[list[str], typer.Option(help="Of bu, mirror, uniform, reversed.")] = _ARRANGEMENTS,
+    networks: Networks = _NETWORKS,
+    data: DataSets = _DATA,
+    arrangement: Arrangements = _ARRANGEMENTS,
     attack: Annotated[list[str], typer.Option(help="Attacks; all by default.")] = _NONE,
     images: Annotated[int | None, typer.Option(min=1, help="Attack so many test images; else by profile.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of an attack's search; else by profile.")] = None,

@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 
 from benchmarks.lab.journal import Result
 from benchmarks.lab.packing import unpacked
-from benchmarks.lab.statistics import FEWEST_RUNS, Estimate, holm, mcnemar, median_of
+from benchmarks.lab.statistics import FEWEST_RUNS, Estimate, difference_of_means, holm, mcnemar, median_of
 from benchmarks.lab.table import COMPARED, Arm, Setting, settings
 
-__all__ = ["AttackRun", "AttackRuns", "Comparison", "attack_settings", "attacked", "compared", "corruption_settings"]
+__all__ = [
+    *("AttackRun", "AttackRuns", "Comparison"),
+    *("attack_settings", "attacked", "compared", "corrupted", "corruption_settings"),
+]
 
 Array = NDArray[np.float64]
 
@@ -112,16 +115,24 @@ class Comparison:
         return "larger" if self.ratio.value > 1 else "smaller"
 
 
-def compared(setting: Setting, label: str) -> dict[str, Comparison]:
+def beside_bottom_up(setting: Setting, arm: Arm) -> tuple[list[Result], list[Result]]:
+    """The runs of a top-down network and of the BU network trained alike, by seed; none where they are too few."""
+    theirs = setting.arm("BU", beside=arm)
+    seeds = [seed for seed in arm.runs if theirs and seed in theirs.runs]
+    if theirs is None or len(seeds) < FEWEST_RUNS:
+        return [], []
+    return [arm.runs[seed] for seed in seeds], [theirs.runs[seed] for seed in seeds]
+
+
+def compared(setting: Setting, arm: Arm) -> dict[str, Comparison]:
     """A network beside the BU network trained alike, under every attack that both have enough runs of."""
     found: dict[str, tuple[Estimate, float]] = {}
     for attack, each in setting.by("attack").items():
-        ours = each.arm(label)
-        theirs = each.arm("BU", beside=ours) if ours else None
-        seeds = [seed for seed in ours.runs if seed in theirs.runs] if ours and theirs else []
-        if ours and theirs and len(seeds) >= FEWEST_RUNS:
-            pairs = [(_run(ours, seed), _run(theirs, seed)) for seed in seeds]
-            found[attack] = _log_ratio(pairs), max(_mcnemar(*pair) for pair in pairs)
+        mine = each.arm(arm.label, beside=arm)
+        pair = beside_bottom_up(each, mine) if mine else ([], [])
+        runs = [(AttackRun.of(ours.figures), AttackRun.of(theirs.figures)) for ours, theirs in zip(*pair, strict=True)]
+        if runs:
+            found[attack] = _log_ratio(runs), max(_mcnemar(*each) for each in runs)
     adjusted = holm([ratio.p for ratio, _ in found.values()])
     return {
         attack: Comparison(ratio.map(_exp), p, successes)
@@ -129,8 +140,15 @@ def compared(setting: Setting, label: str) -> dict[str, Comparison]:
     }
 
 
-def _run(arm: Arm, seed: int) -> AttackRun:
-    return AttackRun.of(arm.runs[seed].figures)
+def corrupted(setting: Setting, arm: Arm) -> dict[str, tuple[Estimate, float]]:
+    """By how many points its error is above BU's under each corruption, with p adjusted by Holm, if runs are enough."""
+    pair = beside_bottom_up(setting, arm)
+    if not pair[0]:
+        return {}
+    ours, theirs = (np.stack([unpacked(run.figures["wrong"]) for run in runs]) / 5 for runs in pair)
+    found = [difference_of_means(ours[..., place], theirs[..., place]) for place in range(ours.shape[2])]
+    adjusted = holm([each.p for each in found])
+    return dict(zip(pair[0][0].figures["errors"], zip(found, adjusted, strict=True), strict=True))
 
 
 def _log_ratio(pairs: Sequence[tuple[AttackRun, AttackRun]]) -> Estimate:

@@ -115,7 +115,7 @@ class CorruptionJob:
     """
 
     experiment: ClassVar[str] = "robustness"
-    revision: ClassVar[int] = 3
+    revision: ClassVar[int] = 4
 
     training: Training
     images: int | None = None
@@ -130,7 +130,10 @@ class CorruptionJob:
         return f"robustness {self.training.name}, corruptions"
 
     def run(self, machine: Machine) -> dict[str, Any]:
-        """`right`: as of attacks; and for every corruption at five severities the share of `errors`, from 0 to 1."""
+        """`right`: as of attacks; and for every corruption at five severities the share of `errors`, from 0 to 1.
+
+        `wrong` (N, corruptions) is at how many of the severities each image is misclassified.
+        """
         import torch
 
         from benchmarks.attacks.corruptions import CORRUPTIONS, SEVERITIES
@@ -138,20 +141,25 @@ class CorruptionJob:
         found = trained(self.training, machine)
         images, labels = _test_images(self.data, self.images, machine)
         torch.manual_seed(self.training.run)
-        wrong = {name: [0] * len(SEVERITIES) for name in CORRUPTIONS}
-        right = []
+        right, wrong = [], []
         for batch, truth in zip(images.split(self.at_once), labels.split(self.at_once), strict=True):
             pixels = as_float(batch)
             right.append((answered(found.network, pixels) == truth).cpu())
-            for name, corrupt in CORRUPTIONS.items():
-                for place, severity in enumerate(SEVERITIES):
-                    answers = answered(found.network, corrupt(pixels, severity))
-                    wrong[name][place] += int((answers != truth).sum())
-        count = len(images)
-        errors = {name: [each / count for each in counts] for name, counts in wrong.items()}
-        whether = torch.cat(right)
-        figures = {"train_images": found.train_images, "test_images": count, "right": packed(whether)}
-        return {**figures, "clean": 1 - float(whether.double().mean()), "errors": errors}
+            answers = [
+                torch.stack([answered(found.network, corrupt(pixels, severity)) for severity in SEVERITIES])
+                for corrupt in CORRUPTIONS.values()
+            ]
+            wrong.append((torch.stack(answers) != truth).cpu())
+        whether, failed = torch.cat(right), torch.cat(wrong, 2)  # (corruptions, severities, N)
+        shares = failed.double().mean(2).tolist()
+        return {
+            "train_images": found.train_images,
+            "test_images": len(images),
+            "right": packed(whether),
+            "clean": 1 - float(whether.double().mean()),
+            "errors": dict(zip(CORRUPTIONS, shares, strict=True)),
+            "wrong": packed(failed.sum(1).T),
+        }
 
 
 def _test_images(data: str, limit: int | None, machine: Machine) -> tuple[Tensor, Tensor]:

@@ -14,9 +14,11 @@ from benchmarks.experiments.robustness.groups import (
     attack_settings,
     attacked,
     compared,
+    corrupted,
     corruption_settings,
 )
 from benchmarks.lab.journal import Result
+from benchmarks.lab.statistics import FEWEST_RUNS
 from benchmarks.lab.table import Arm, Setting
 from benchmarks.show.tables import Cell, Figure, Section, Table, mean_and_deviation
 
@@ -32,7 +34,7 @@ def section(results: Sequence[Result]) -> Section:
     figures: list[Figure] = []
     for setting in attack_settings(results):
         runs = attacked(setting)
-        tables += [_success_table(setting, runs), *_comparisons(setting, runs)]
+        tables += [_success_table(setting, runs), *_comparisons(setting)]
         tables += [*_bound_tables(setting, runs), *_vulnerability_tables(setting, runs)]
         figures += [_curve_figure(setting, runs), *_vulnerability_figures(setting, runs)]
     for setting in corruption_settings(results):
@@ -80,24 +82,26 @@ def _success_table(setting: Setting, runs: AttackRuns) -> Table:
     )
 
 
-def _comparisons(setting: Setting, runs: AttackRuns) -> list[Table]:
+def _comparisons(setting: Setting) -> list[Table]:
     """Every top-down network beside BU, where there are runs enough."""
     tables = []
-    for label in dict.fromkeys(arm.label for arm in setting.arms if arm.label != "BU"):
+    first = next(iter(setting.by("attack").values()))
+    for arm in first.arms:
+        found = compared(setting, arm) if arm.label != "BU" else {}
         rows: list[tuple[Cell, ...]] = [
             (
                 attack,
-                f"{found.ratio.value:.2f} [{found.ratio.low:.2f}, {found.ratio.high:.2f}]",
-                found.p,
-                found.mcnemar,
-                found.word,
+                f"{each.ratio.value:.2f} [{each.ratio.low:.2f}, {each.ratio.high:.2f}]",
+                each.p,
+                each.mcnemar,
+                each.word,
             )
-            for attack, found in compared(setting, label).items()
+            for attack, each in found.items()
         ]
         if rows:
             tables.append(
                 Table(
-                    f"{label} beside BU, image by image: {setting.title}",
+                    f"{setting.name(arm)} beside BU, image by image: {setting.title}",
                     ("attack", "distance over BU's [95 %]", "p (Holm)", "p of success (McNemar)", "perturbations"),
                     tuple(rows),
                     "Median over the images that both classify rightly, failures infinite, by bootstrap over runs and"
@@ -201,34 +205,44 @@ def _corruption_table(setting: Setting) -> Table:
     names = list(setting.results[0].figures["errors"])
     references = {id(arm): setting.arm("BU", beside=arm) for arm in setting.arms if arm.label != "BU"}
     others = [arm for arm in setting.arms if references.get(id(arm))]
-    relative = {id(arm): _relative(arm, references[id(arm)], names) for arm in others}
     clean = [mean_and_deviation(arm.values("clean"), 1, 100) for arm in setting.arms]
-    rows: list[tuple[Cell, ...]] = [("none", *clean, *(None for _ in others))]
-    for name in names:
-        shown = [mean_and_deviation(arm.values(partial(_error, names=(name,))), 1, 100) for arm in setting.arms]
-        rows.append((name, *shown, *(_percent([relative[id(arm)][name]]) for arm in others)))
-    means = [mean_and_deviation(arm.values(partial(_error, names=names)), 1, 100) for arm in setting.arms]
-    rows.append(("mean", *means, *(_percent(list(relative[id(arm)].values())) for arm in others)))
+    columns = [_beside(setting, arm, references[id(arm)], names) for arm in others]
+    rows: list[tuple[Cell, ...]] = [("none", *clean, *(None for _ in others for _ in range(3)))]
+    for name in [*names, "mean"]:
+        over = names if name == "mean" else [name]
+        shown = [mean_and_deviation(arm.values(partial(_error, names=over)), 1, 100) for arm in setting.arms]
+        rows.append((name, *shown, *(cell for column in columns for cell in column[name])))
     labels = [f"{setting.name(arm)}: error (%)" for arm in setting.arms]
+    more = [f"{setting.name(arm)}: {what}" for arm in others for what in ("CE (%)", "- BU [95 %]", "p (Holm)")]
     return Table(
         f"Corruptions: {setting.title}",
-        ("corruption", *labels, *(f"{setting.name(arm)}: CE (%)" for arm in others)),
+        ("corruption", *labels, *more),
         tuple(rows),
         "Mean error over five severities. CE: the errors relative to those of BU; their mean is the mCE of Hendrycks"
-        f" and Dietterich (2019), without frost. Below 100 is more robust than BU. {setting.recipe}",
+        " and Dietterich (2019), without frost. Below 100 is more robust than BU. Differences in points, of at least"
+        f" {FEWEST_RUNS} runs, by bootstrap over runs and images. {setting.recipe}",
     )
+
+
+def _beside(
+    setting: Setting, arm: Arm, reference: Arm | None, names: Sequence[str]
+) -> dict[str, tuple[Cell, Cell, Cell]]:
+    """For every corruption and their `mean` the CE, the difference to BU and its p."""
+    assert reference is not None
+    ours, theirs = arm.values("errors"), reference.values("errors")
+    relative = {name: corruption_error(_severities(ours, name), _severities(theirs, name)) for name in names}
+    differences = corrupted(setting, arm)
+    found: dict[str, tuple[Cell, Cell, Cell]] = {}
+    for name in names:
+        difference = differences.get(name)
+        text, p = (difference[0].text(digits=1), difference[1]) if difference else (None, None)
+        found[name] = (_percent([relative[name]]), text, p)
+    return {**found, "mean": (_percent(list(relative.values())), None, None)}
 
 
 def _error(figures: Mapping[str, Any], names: Sequence[str]) -> float:
     """A run's mean error over severities and some corruptions."""
     return mean(mean(figures["errors"][name]) for name in names)
-
-
-def _relative(arm: Arm, reference: Arm | None, names: Sequence[str]) -> dict[str, float | None]:
-    """The CE of every corruption, of errors that are means over runs."""
-    assert reference is not None
-    ours, theirs = arm.values("errors"), reference.values("errors")
-    return {name: corruption_error(_severities(ours, name), _severities(theirs, name)) for name in names}
 
 
 def _severities(runs: Sequence[Mapping[str, Sequence[float]]], name: str) -> list[float]:

@@ -11,7 +11,7 @@ import typer
 from benchmarks.experiments.scaling.section import scaling_section
 from benchmarks.lab.experiment import Experiment
 from benchmarks.lab.measuring import measure, run_measuring_command
-from benchmarks.lab.options import Setup
+from benchmarks.lab.options import Count, Setup
 
 __all__ = ["EXPERIMENT", "main"]
 
@@ -26,7 +26,7 @@ def _scaling(
     batch: Annotated[list[int], typer.Option(metavar="N", min=1, help="Batch sizes; repeat for several.")] = _NONE,
     side: Annotated[list[int], typer.Option(metavar="N", min=8, help="Sides of the images; likewise.")] = _NONE,
     depth: Annotated[list[int], typer.Option(metavar="N", min=8, help="Layers of ResNets, 6n + 2.")] = _NONE,
-    repeats: Annotated[int | None, typer.Option(metavar="N", min=1, help="Measurements of each time.")] = None,
+    repeats: Count = None,
     seconds: Annotated[float | None, typer.Option(help="Leave out what takes longer for one step.")] = None,
     memory: Annotated[float | None, typer.Option(help="Leave out what takes more GiB.")] = None,
 ) -> None:

@@ -10,7 +10,7 @@ import typer
 from benchmarks.experiments.speed.section import speed_section
 from benchmarks.lab.experiment import Experiment
 from benchmarks.lab.measuring import measure, run_measuring_command
-from benchmarks.lab.options import Setup
+from benchmarks.lab.options import Count, Setup
 
 __all__ = ["EXPERIMENT", "main"]
 
@@ -27,7 +27,7 @@ def _speed(
     ] = _NONE,
     batch: Annotated[int | None, typer.Option(metavar="N", min=1, help="Images in a step; else by network.")] = None,
     side: Annotated[int | None, typer.Option(metavar="N", min=8, help="Of the images; else by network.")] = None,
-    repeats: Annotated[int | None, typer.Option(metavar="N", min=1, help="Measurements of each time.")] = None,
+    repeats: Count = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Also with torch.compile, which takes minutes.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Also under autocast to bfloat16; always on a GPU.")] = False,
 ) -> None:
