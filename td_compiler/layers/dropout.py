@@ -19,9 +19,9 @@ class FastDropout(nn.Dropout):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        eager = not torch.compiler.is_compiling()
+        eager = not (torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy))
         dropped = round(self.p * 2**16)
-        if not (self.training and x.is_cpu and eager and dropped < 2**16):
+        if not (self.training and eager and x.is_cpu and dropped < 2**16):
             return super().forward(x)
         last = torch.channels_last
         if not (x.is_contiguous() or x.is_contiguous(memory_format=last)):
