@@ -60,7 +60,8 @@ def downsample_gaussian(
         rows = (size + factor - 1) // factor  # no negative sizes: ONNX truncates
         index = torch.arange(rows, device=images.device, dtype=dtype)
         distance = (pixels - ((index + 0.5) * factor - 0.5)[:, None]).abs()
-        weights = torch.exp(-2 * (distance / factor) ** 2) * (distance < 1.5 * factor)
+        weights = torch.exp(-2 * (distance / factor) ** 2)
+        weights = weights.masked_fill(distance >= 1.5 * factor, 0)
         return weights / weights.sum(dim=1, keepdim=True)
 
     dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
