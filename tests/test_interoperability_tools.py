@@ -28,6 +28,7 @@ from tests.support.families import FAMILIES, converted
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what the tools say of torch
 
+
 class Own(nn.Module):
     """A network of a user's: functions in the forward, and a block without a name of its own."""
 
