@@ -23,6 +23,7 @@ EXPERIMENTS = {
     "scaling": ("benchmarks.experiments.scaling", "cost against batch size, image side and depth"),
     "refine": ("benchmarks.experiments.refine", "finer stages on one window: cost and accuracy"),
     "coverage": ("benchmarks.experiments.coverage", "which networks convert, and what their top-down networks cost"),
+    "emission": ("benchmarks.experiments.emission", "how emitted source reads: lines, numbered classes, indices"),
     "report": ("benchmarks.show.command", "one page from all results so far"),
 }
 

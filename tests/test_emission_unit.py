@@ -297,14 +297,16 @@ def test_units_of_one_structure_share_a_class(folder: Path) -> None:
 
 def test_forward_calls_whole_containers_loops_and_operators(folder: Path) -> None:
     residual, plain = (folder / "residual.py").read_text(), (folder / "plain.py").read_text()
-    assert "x = self.entry[4](image)\n        return self.layer3(x)" in residual
+    assert "return self.layer3(self.entry[4](image))" in residual
     assert "return self.layer2(x, image, self.entry[2], self.merge[2])" in residual
-    assert "x = merge(x, e)\n        for block in blocks:\n            x = block(x)" in residual
+    assert "x = merge(x, entry(image))\n        for block in blocks:\n            x = block(x)" in residual
     assert "y = self.conv2(y)\n        y += x\n        return self.relu(y)" in residual
     assert "return self.classifier[:2](x) if pre_logits else self.classifier(x)" in plain
     assert "for i in range(5, 8):\n            x = self.features[i](x)" in plain
     assert "x = F.max_pool2d(x, kernel_size=3, stride=1, padding=1)" in plain
-    assert "return laplacian_bands(levels)" in plain
+    assert (
+        "return laplacian_bands([images, *(downsample_gaussian(images, scale) for scale in self.scales[1:])])" in plain
+    )
 
 
 def test_emission_is_deterministic() -> None:

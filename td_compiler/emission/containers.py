@@ -17,8 +17,8 @@ from torch import fx
 from td_compiler.emission.body import write_body
 from td_compiler.emission.carry import Carrier
 from td_compiler.emission.graph_steps import read_steps
-from td_compiler.emission.layout import Doc, Statement, Value, call, flat
-from td_compiler.emission.steps import Step
+from td_compiler.emission.layout import Doc, Statement, Value, call, flat, substitute
+from td_compiler.emission.steps import Step, count_uses
 from td_compiler.emission.text import TENSOR, docstring, method
 from td_compiler.emission.tree import Tree, own_children
 from td_compiler.emission.units import Unit, is_image
@@ -26,11 +26,12 @@ from td_compiler.emission.units import Unit, is_image
 if TYPE_CHECKING:
     from td_compiler.network.segments import Segment
 
-__all__ = ["Container", "class_of_containers", "find_containers", "free_class_name"]
+__all__ = ["Container", "class_of_containers", "find_containers", "with_entries"]
 
 NEW = ("entry", "merge", "transition", "upsample", "projection")
 """What the conversion puts between the source's layers, by the first name of its path."""
 
+_ROOM = 92  # columns for a call with calls in it
 _COUNTING = ("first", "second", "third")
 
 
@@ -180,6 +181,23 @@ def _tail(run: Sequence[_Call], own: Sequence[str]) -> int:
     return count
 
 
+def with_entries(steps: Sequence[Step], results: Sequence[fx.Node]) -> list[Step]:
+    """An entry's map, or a map that grows, is written where it is read: in the call of a merge or a container."""
+    uses = count_uses(steps, results)
+    made: list[Step] = []
+    for step in steps:
+        while made and not step.members and step.is_unit and uses[made[-1].node] == 1 and made[-1].node in step.inputs:
+            inner = made[-1]
+            grows = inner.node.op == "call_function" and inner.form == "atom"
+            doc = substitute(step.doc, lambda atom, inner=inner: inner.doc if atom == Value(inner.node) else atom)  # type: ignore[misc]
+            if inner.members or not (grows or inner.hint == "e") or len(flat(doc)) > _ROOM:
+                break
+            made.pop()
+            step = replace(step, doc=doc, path="")
+        made.append(step)
+    return made
+
+
 def _statements(unit: Container, tree: Tree, carrier: Carrier) -> list[Statement]:
     tail = _tail(unit.calls, unit.children)
     lead, own = unit.calls[: len(unit.calls) - tail], unit.children[: len(unit.children) - tail]
@@ -197,6 +215,7 @@ def _statements(unit: Container, tree: Tree, carrier: Carrier) -> list[Statement
             steps.append(Step(each.result, call(given[each.path], *read), hint=hint, is_unit=True))
     values = {value: name for value, name in unit.arguments.items() if isinstance(value, fx.Node)}
     fixed = {value for value in values if is_image(value)}
+    steps = with_entries(steps, (lead[-1].result,))
     body = write_body(steps, tree, values, (lead[-1].result,), fixed)
     if tail:
         last = body.pop()
@@ -214,7 +233,7 @@ def _with_inner(units: Iterable[Unit]) -> Iterator[Container]:
             yield unit
 
 
-def free_class_name(name: str, taken: set[str]) -> str:
+def _free(name: str, taken: set[str]) -> str:
     """A class's name that no other one has."""
     return next(each for each in (name, *(f"{name}{i}" for i in range(2, len(taken) + 3))) if each not in taken)
 
@@ -230,7 +249,7 @@ def class_of_containers(
         statements = _statements(unit, tree, carrier)
         key = (unit.base, tuple(unit.arguments.values()), tuple((s.prefix, flat(s.doc), s.level) for s in statements))
         if key not in known:
-            name = known[key] = free_class_name(unit.base, {*taken, *texts})
+            name = known[key] = _free(unit.base, {*taken, *texts})
             kinds = {name: "nn.Module" if isinstance(key, str) else TENSOR for key, name in unit.arguments.items()}
             head = [f"class {name}(nn.Sequential):", *docstring(_DOCUMENTED[unit.base], indent=4), ""]
             texts[name] = "\n".join([*head, *method("forward", kinds, TENSOR, "", statements)])

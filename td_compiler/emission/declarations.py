@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from td_compiler.emission.arguments import CLASSES, Arguments
 from td_compiler.emission.body import write_body
+from td_compiler.emission.by_number import by_number
 from td_compiler.emission.carry import Carrier, Importer
 from td_compiler.emission.constructors import Constructors, declare_tensor
 from td_compiler.emission.graph_steps import read_steps
@@ -129,8 +130,7 @@ class Declarer:
             pairs = tuple(Group("(", (literal(name), child), ")", is_tuple=True) for name, child in children.items())
             return call(kind, call("OrderedDict", Group("[", pairs, "]")))
         if self._tree.kind(path) == "numbers":
-            items = tuple(Join((name, ": ", child)) for name, child in children.items())
-            return call(self._carrier.carry(Numbered, path), Group("{", items, "}"))
+            return by_number(self._carrier.carry(Numbered, path), children)
         items = tuple(Join((literal(name), ": ", child)) for name, child in children.items())
         return call("nn.ModuleDict", Group("{", items, "}")) if items else call("nn.ModuleDict")
 

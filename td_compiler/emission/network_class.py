@@ -10,11 +10,13 @@ from torch import fx, nn
 from td_compiler.emission.arguments import Arguments
 from td_compiler.emission.body import write_body
 from td_compiler.emission.carry import Carrier, Importer
+from td_compiler.emission.containers import with_entries
 from td_compiler.emission.graph_steps import read_steps
 from td_compiler.emission.head import assignment, classifier_methods, head_method, number_statements, with_classifier
 from td_compiler.emission.initial_values import InitFunction
-from td_compiler.emission.layout import Doc, Group, Statement, call, flat, lay_out, literal
+from td_compiler.emission.layout import Doc, Group, Statement, call, lay_out, literal
 from td_compiler.emission.sharing import Declaration
+from td_compiler.emission.steps import call_sequences, make_loops
 from td_compiler.emission.text import TENSOR, docstring, init_lines, method
 from td_compiler.emission.tree import Tree
 from td_compiler.emission.units import Unit, is_image
@@ -26,15 +28,10 @@ if TYPE_CHECKING:
     from td_compiler.network.base import TopDownNet
     from td_compiler.network.segments import Segment
 
-__all__ = ["listed", "network_class"]
+__all__ = ["network_class"]
 
 _LEVELS = f"list[{TENSOR}]"
 _IMAGES = {"images": TENSOR}
-
-
-def listed(scales: Sequence[int | tuple[int, int]]) -> str:
-    """Scales as a reader wants them: `1, 2, 4`."""
-    return ", ".join(map(_scale, scales))
 
 
 def _scale(scale: int | tuple[int, int]) -> str:
@@ -83,7 +80,7 @@ def network_class(
     declarations = sorted(declarations, key=lambda line: used.get(line.name, len(used)))
     return [
         f"class {class_name}(nn.Module):",
-        *docstring(f"Class scores from images, coarse to fine over the scales {listed(td.scales)}.", indent=4),
+        *docstring(f"Top-down {td.report.source or 'network'}: class scores from images (N, C, H, W).", indent=4),
         "",
         *lay_out("scales = ", literal(td.scales), 4),
         "",
@@ -148,14 +145,12 @@ def _pyramid_method(td: TopDownNet, carrier: Carrier, prologue: str) -> list[str
             "has no place for; give downsample as a function (images, factor) at the top level of a module."
         )
     function = DOWNSAMPLERS[downsample] if isinstance(downsample, str) else downsample
-    statements = [
-        *([Statement("images = ", call(f"self.{prologue}", "images"))] if td.prologue is not None else []),
-        Statement("levels = ", "[images]"),
-        Statement(f"for scale in {flat(literal(td.scales[1:]))}:"),
-        Statement("", call("levels.append", f"{carrier.carry(function, 'pyramid')}(images, scale)"), 1),
-    ]
-    result = f"{carrier.carry(laplacian_bands, 'pyramid')}(levels)" if downsample == "laplacian" else "levels"
-    statements.append(Statement("return ", result))
+    resized = f"{carrier.carry(function, 'pyramid')}(images, scale) for scale in self.scales[1:]"
+    levels = f"[images, *({resized})]" if td.scales[1:] else "[images]"
+    result = f"{carrier.carry(laplacian_bands, 'pyramid')}({levels})" if downsample == "laplacian" else levels
+    statements = [Statement("return ", result)]
+    if td.prologue is not None:
+        statements.insert(0, Statement("images = ", call(f"self.{prologue}", "images")))
     return method("pyramid", _IMAGES, _LEVELS, "The images at every scale, finest first.", statements)
 
 
@@ -182,12 +177,10 @@ def _segment_method(
     nodes = list(segment.graph.nodes)
     placeholders: dict[fx.Node, str] = {node: str(node.target) for node in nodes if node.op == "placeholder"}
     results = handed_on(segment.graph)
-    steps = read_steps(nodes, tree, carrier, units=units)
-    statements = write_body(steps, tree, placeholders, results, {node for node in placeholders if is_image(node)})
-    if segment is td.prologue:
-        summary = "The prologue: what is done to the images before they are scaled."
-    else:
-        widths = [row.top_down.width for row in td.report.stages if row.name == segment.name]
-        summary = f"Scale {_scale(segment.scale)}" + (f", {widths[0]} filters." if widths else ".")
+    fixed = {node for node in placeholders if is_image(node)}
+    steps = call_sequences(read_steps(nodes, tree, carrier, units=units), tree, results)
+    steps = with_entries(make_loops(steps, tree, results, fixed), results)
+    statements = write_body(steps, tree, placeholders, results, fixed)
+    summary = "What is done to the images before they are scaled." if segment is td.prologue else ""
     returns = TENSOR if len(results) == 1 else f"tuple[{', '.join([TENSOR] * len(results))}]"
     return method(name, dict.fromkeys(placeholders.values(), TENSOR), returns, summary, statements)

@@ -13,7 +13,7 @@ from td_compiler.emission.containers import class_of_containers, find_containers
 from td_compiler.emission.declarations import Declarer
 from td_compiler.emission.head import splits_head
 from td_compiler.emission.initial_values import INIT, init_function
-from td_compiler.emission.network_class import listed, network_class
+from td_compiler.emission.network_class import network_class
 from td_compiler.emission.text import class_lines, docstring
 from td_compiler.emission.tree import Tree
 from td_compiler.emission.units import RESERVED, find_units, used_modules
@@ -108,16 +108,26 @@ def _classes(td: TopDownNet, class_name: str, carrier: Carrier) -> dict[str, str
 def _header(td: TopDownNet, class_name: str, origin: str, command: str) -> list[str]:
     dtypes = {tensor.dtype for tensor in td.parameters() if tensor.is_floating_point()}
     cast = f".to({dtypes.pop()})" if len(dtypes) == 1 and torch.float32 not in dtypes else ""
-    made = f"Written by td-compiler {__version__}"
+    made = f"The top-down counterpart (Lelekas et al., CVPRW 2020) of {origin}, written by td-compiler {__version__}"
     return docstring(
-        f"{class_name}: the top-down network of {origin}.",
+        f"Top-down {td.report.source or 'network'}: coarse to fine over an image pyramid.",
         [
             *([f"{made} with", f"    {command}"] if command else [f"{made}."]),
             "",
-            f"It reads images (N, {td.report.input_size[0]}, H, W) at the scales {listed(td.scales)}, coarse to fine.",
-            "",
             f"    model = {class_name}(){cast}",
             "    model.load_state_dict(state)  # of the converted network",
-            "    scores = model(images)",
+            f"    scores = model(images)  # images (N, {td.report.input_size[0]}, H, W)",
+            *_stage_table(td),
         ],
     )
+
+
+def _stage_table(td: TopDownNet) -> list[str]:
+    """A line for every stage, coarse to fine: its scale, width, and number of blocks."""
+    rows = [("stage", "scale", "width", "blocks")]
+    for row in reversed(td.report.stages[:-1]):
+        name, blocks = row.name.removeprefix("stage"), str(row.top_down.units or "-")
+        rows.append((name, f"1/{name}" if row.scale != 1 else "1", str(row.top_down.width), blocks))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return ["", *lines] if len(rows) > 1 else []

@@ -1,7 +1,6 @@
 """Dropout whose mask costs little on a CPU, where torch draws it number by number.
 
-Everything here uses torch alone and keeps to 88 columns: emitted source carries these
-definitions verbatim.
+Everything here uses torch alone: emitted source carries these definitions verbatim.
 """
 
 import torch

@@ -9,8 +9,7 @@ map again.
 
 Parameters are those of the plain convolution, so a state_dict fits both forms.
 
-Everything here uses torch alone and keeps to 88 columns: emitted source carries these
-definitions verbatim.
+Everything here uses torch alone: emitted source carries these definitions verbatim.
 """
 
 from collections.abc import Callable
@@ -35,11 +34,7 @@ def spread(taps: int, factor: int, like: torch.Tensor) -> torch.Tensor:
     return ((shift >= 0) & (shift < factor)).to(like.dtype)
 
 
-def transposed_kernel(
-    weight: torch.Tensor,
-    factor: tuple[int, int],
-    groups: int,
-) -> torch.Tensor:
+def transposed_kernel(weight: torch.Tensor, factor: tuple[int, int], groups: int) -> torch.Tensor:
     """The kernel that upsamples by `factor`, then convolves with `weight`.
 
     From (out, in / groups, kh, kw) to the (in, out / groups, kh + fh - 1, kw + fw - 1)
@@ -84,14 +79,7 @@ class FoldedConv2d(nn.Conv2d):
         groups: int = 1,
         bias: bool = True,
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            padding=padding,
-            groups=groups,
-            bias=bias,
-        )
+        super().__init__(in_channels, out_channels, kernel_size, padding=padding, groups=groups, bias=bias)
         self.factor = (factor, factor) if isinstance(factor, int) else factor
 
     def derive(self) -> tuple[torch.Tensor, ...]:
@@ -120,32 +108,16 @@ class FoldedConv2d(nn.Conv2d):
             return weight
         return transposed_kernel(weight, self.factor, self.groups).contiguous()
 
-    def convolve(
-        self,
-        x: torch.Tensor,
-        kernel: torch.Tensor,
-        bias: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def convolve(self, x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Upsample a map and convolve it, in one step, with a kernel that is grown."""
         if self.factor == (1, 1):
             return F.conv2d(x, kernel, bias, padding=self.padding, groups=self.groups)
         assert not isinstance(self.padding, str)
         down, across = self.padding
         padding = (self.kernel_size[0] - 1 - down, self.kernel_size[1] - 1 - across)
-        return F.conv_transpose2d(
-            x,
-            kernel,
-            bias,
-            stride=self.factor,
-            padding=padding,
-            groups=self.groups,
-        )
+        return F.conv_transpose2d(x, kernel, bias, stride=self.factor, padding=padding, groups=self.groups)
 
-    def _apply(
-        self,
-        fn: Callable[[torch.Tensor], torch.Tensor],
-        recurse: bool = True,
-    ) -> "FoldedConv2d":
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "FoldedConv2d":
         self._kept = None  # `to` writes past the version that the weight counts
         return super()._apply(fn, recurse)
 

@@ -1,7 +1,6 @@
 """Modules that a number names, such as the merge of a scale.
 
-Everything here uses torch alone and keeps to 88 columns: emitted source carries these
-definitions verbatim.
+Everything here uses torch alone: emitted source carries these definitions verbatim.
 """
 
 from torch import nn

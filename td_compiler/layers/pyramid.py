@@ -1,6 +1,6 @@
 """How the image is brought to every scale (SPEC 3; paper section 3.1; thesis 3.2.3 for the frequency bands).
 
-The functions use torch alone and keep to 88 columns: emitted source carries these definitions verbatim. The maps
+The functions use torch alone: emitted source carries these definitions verbatim. The maps
 between sizes are matrices made in the forward from the sizes that the images have, so that any size works, on any
 device, and under torch.export.
 """
@@ -43,15 +43,8 @@ def working_dtype(images: torch.Tensor) -> torch.dtype:
 
 
 @fx.wrap
-def downsample_gaussian(
-    images: torch.Tensor,
-    factor: int | tuple[int, int],
-) -> torch.Tensor:
-    """Anti-aliased Gaussian resize, the filter centred on each output pixel.
-
-    Images (N, C, H, W) become (N, C, ceil(H / factor), ceil(W / factor)); sigma is
-    factor / 2 pixels, taps are those nearer than 1.5 factor that the image has.
-    """
+def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
+    """Anti-aliased resize of (N, C, H, W) to (N, C, ceil(H / factor), ceil(W / factor)); sigma = factor / 2 pixels."""
 
     def matrix(size: int, factor: int) -> torch.Tensor:
         if factor == 1:
@@ -70,11 +63,7 @@ def downsample_gaussian(
     return (rows @ images.to(dtype) @ columns.mT).to(images.dtype)
 
 
-def filter_and_subsample(
-    images: torch.Tensor,
-    taps: torch.Tensor,
-    factor: int,
-) -> torch.Tensor:
+def filter_and_subsample(images: torch.Tensor, taps: torch.Tensor, factor: int) -> torch.Tensor:
     """Filter the last axis with an odd number of taps and keep every factor-th pixel.
 
     Borders are reflected, again and again where the filter is wider than the image.
@@ -103,10 +92,7 @@ def gaussian_taps(factor: int, images: torch.Tensor) -> torch.Tensor:
 
 
 @fx.wrap
-def downsample_blur(
-    images: torch.Tensor,
-    factor: int | tuple[int, int],
-) -> torch.Tensor:
+def downsample_blur(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
     """Gaussian blur (sigma = factor / 2, extent ceil(3 sigma)), then subsampling.
 
     Images (N, C, H, W) become (N, C, ceil(H / factor), ceil(W / factor)).
@@ -127,10 +113,7 @@ def binomial_taps(factor: int, images: torch.Tensor) -> torch.Tensor:
 
 
 @fx.wrap
-def downsample_blurpool(
-    images: torch.Tensor,
-    factor: int | tuple[int, int],
-) -> torch.Tensor:
+def downsample_blurpool(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
     """Max-pooling with stride 1, a binomial blur, then subsampling (Zhang 2019).
 
     Images (N, C, H, W) become (N, C, ceil(H / factor), ceil(W / factor)). A maximum is
@@ -145,10 +128,7 @@ def downsample_blurpool(
     return small.to(images.dtype)
 
 
-def downsample_pool(
-    images: torch.Tensor,
-    factor: int | tuple[int, int],
-) -> torch.Tensor:
+def downsample_pool(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
     """Maximum over windows of factor x factor pixels.
 
     Images (N, C, H, W) become (N, C, ceil(H / factor), ceil(W / factor)).
@@ -156,10 +136,7 @@ def downsample_pool(
     return F.max_pool2d(images, factor, stride=factor, ceil_mode=True)
 
 
-def downsample_area(
-    images: torch.Tensor,
-    factor: int | tuple[int, int],
-) -> torch.Tensor:
+def downsample_area(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
     """Mean over windows of factor x factor pixels.
 
     Images (N, C, H, W) become (N, C, ceil(H / factor), ceil(W / factor)).
@@ -168,10 +145,7 @@ def downsample_area(
     return F.avg_pool2d(images, factor, stride=factor, ceil_mode=True)
 
 
-def downsample_none(
-    images: torch.Tensor,
-    factor: int | tuple[int, int],
-) -> torch.Tensor:
+def downsample_none(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
     """Every factor-th pixel, from the first.
 
     Images (N, C, H, W) become (N, C, ceil(H / factor), ceil(W / factor)).

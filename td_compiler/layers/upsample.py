@@ -1,19 +1,13 @@
 """How a map grows to the size of the next finer scale (SPEC 2.9; paper section 3.1).
 
-Everything here uses torch alone and keeps to 88 columns: emitted source carries these
-definitions verbatim.
+Everything here uses torch alone: emitted source carries these definitions verbatim.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = [
-    "TransposedUpsample",
-    "upsample_aligned",
-    "upsample_bilinear",
-    "upsample_nearest",
-]
+__all__ = ["TransposedUpsample", "upsample_aligned", "upsample_bilinear", "upsample_nearest"]
 
 
 def upsample_nearest(x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
@@ -38,12 +32,7 @@ class TransposedUpsample(nn.Module):
     not divide: the map is cropped, (h f, w f) to (H, W).
     """
 
-    def __init__(
-        self,
-        channels: int,
-        factor: tuple[int, int],
-        bias: bool = True,
-    ) -> None:
+    def __init__(self, channels: int, factor: tuple[int, int], bias: bool = True) -> None:
         super().__init__()
         self.channels = channels
         self.factor = factor
