@@ -181,8 +181,8 @@ def _register(top_down: TopDown, node: fx.Node, copy: fx.Node) -> None:
 def _copy_head(top_down: TopDown) -> None:
     """Fill the head's graph. Reshapes to (N, features) become `flatten`; a pooling to one pixel becomes a global one.
 
-    Before a reshape that counts the map's pixels the map is averaged to the size that it has in the bottom-up network
-    (SPEC 2.12).
+    Before a reshape that counts the map's pixels the map is averaged to the size that it has in the bottom-up network;
+    with `head="pooled"` before whatever the head begins with, but a pooling (SPEC 2.12).
     """
     head, graph = top_down.bottom_up.head, top_down.head_graph
     x = graph.placeholder("x")
@@ -190,12 +190,15 @@ def _copy_head(top_down: TopDown) -> None:
     features = top_down.bottom_up.features
     copies = {features: in_order(graph, x, facts(features).axis)}
     pooled: set[fx.Node] = set()  # maps whose size does not follow the image's
+    if top_down.options.head == "pooled" and _works_before_pooling(top_down):
+        copies[features] = _average(top_down, graph, copies[features], features, "head='pooled': the last map")
+        pooled.add(features)
     for node in head:
         kind, maps = top_down.bottom_up.kind(node), [n for n in node.all_input_nodes if is_map(n)]
         if kind is Kind.GLOBAL_POOL or averages_all(top_down.bottom_up, node) or (maps and pooled.issuperset(maps)):
             pooled.add(node)
         elif maps and _counts_pixels(top_down, node):
-            copies[maps[0]] = _average(top_down, graph, copies[maps[0]], maps[0])
+            copies[maps[0]] = _average(top_down, graph, copies[maps[0]], maps[0], "The head flattens its map: it")
             pooled.add(maps[0])
         if kind is Kind.FLATTEN and facts(node).value.dim() == 2:
             copy = graph.call_function(torch.flatten, (copies[node.all_input_nodes[0]], 1))
@@ -223,12 +226,27 @@ def _counts_pixels(top_down: TopDown, node: fx.Node) -> bool:
     return reshapes and (value.dim() == 2 or (mixes and value.shape[-1] == pixels))
 
 
-def _average(top_down: TopDown, graph: fx.Graph, copy: fx.Node, source: fx.Node) -> fx.Node:
-    """Average a map of the head to the size that it has in the bottom-up network."""
+def _works_before_pooling(top_down: TopDown) -> bool:
+    """Whether a head begins with layers that compute something of every pixel of a map."""
+    bottom_up = top_down.bottom_up
+    if top_down.options.task != "classification" or not is_map(bottom_up.features):
+        return False
+    works = {Kind.CONV, Kind.LINEAR, Kind.NORM, Kind.ACTIVATION}
+    reached = {bottom_up.features}
+    for node in bottom_up.head:
+        kind = bottom_up.kind(node)
+        if not reached.intersection(node.all_input_nodes) or kind is Kind.GLOBAL_POOL or averages_all(bottom_up, node):
+            continue
+        if kind in works:
+            return True
+        reached.add(node)
+    return False
+
+
+def _average(top_down: TopDown, graph: fx.Graph, copy: fx.Node, source: fx.Node, what: str) -> fx.Node:
+    """Average a map of the head to the size that it has in the bottom-up network; `what` it is, for the report."""
     size = sides_of(source)
     made = graph.call_function(F.adaptive_avg_pool2d, (in_order(graph, copy, 1), size))
     noted(made, Plan(axis=1))
-    top_down.notes.append(
-        f"The head flattens its map: it is averaged to {size[0]}x{size[1]} before, the size that it has in the source."
-    )
+    top_down.notes.append(f"{what} is averaged to {size[0]}x{size[1]} before, the size that it has in the source.")
     return in_order(graph, made, facts(source).axis)

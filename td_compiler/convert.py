@@ -9,7 +9,7 @@ from td_compiler.capture.skeleton import unwrapped
 from td_compiler.errors import ConversionError, no_other_error
 from td_compiler.layers.pyramid import Downsample
 from td_compiler.network.base import TopDownNet
-from td_compiler.options import Downsampler, Filters, Init, Merge, Options, Stem, Task, Upsample
+from td_compiler.options import Downsampler, Filters, Head, Init, Merge, Options, Stem, Task, Upsample
 from td_compiler.passes import build, read, turn
 from td_compiler.surroundings import neutral_surroundings
 
@@ -24,6 +24,7 @@ def reverse(
     upsample: Upsample = "nearest",
     downsample: Downsample | Downsampler = "gaussian",
     stem: Stem = "trailing",
+    head: Head = "full",
     head_width: int | None = None,
     init: Init = "keep",
     task: Task = "classification",
@@ -45,6 +46,9 @@ def reverse(
             `laplacian`, or a module or callable `(images (N, C, H, W), factor) -> images`.
         stem: where a stem's own downsampling is undone: `trailing`, at the end, so that the other stages keep their
             scales, or `leading`, before the first stage, as the authors do for Imagenette, at a far higher cost.
+        head: at which size the layers run that stand before the head's global pooling: the image's (`full`), or that of
+            the source's last map (`pooled`), to which the last map is averaged then: far cheaper where these layers
+            are wide, as MobileNetV2's are. Where pooling and classifier are all the head there is, both are the same.
         head_width: widen the last unit to at least this many filters; the papers' remedy for a gap in accuracy.
         init: `keep` leaves parameters and buffers whose shape did not change as they are and draws the others, `fresh`
             draws all anew, as the model's own are drawn: by its `initialise(module)` if it has one, else as its values
@@ -72,6 +76,7 @@ def reverse(
         upsample=upsample,
         downsample=downsample,
         stem=stem,
+        head=head,
         head_width=head_width,
         init=init,
         task=task,

@@ -12,12 +12,13 @@ import torch
 from td_compiler.errors import ConversionError
 from td_compiler.layers.pyramid import Downsample
 
-__all__ = ["Downsampler", "Filters", "Init", "Merge", "Options", "Stem", "Task", "Upsample"]
+__all__ = ["Downsampler", "Filters", "Head", "Init", "Merge", "Options", "Stem", "Task", "Upsample"]
 
 Filters = Literal["mirror", "uniform", "reversed"]
 Merge = Literal["combined", "add", "concat"]
 Upsample = Literal["nearest", "bilinear", "transposed"]
 Stem = Literal["trailing", "leading"]
+Head = Literal["full", "pooled"]
 Init = Literal["keep", "fresh"]
 Task = Literal["classification", "segmentation"]
 _LARGEST = 2**20  # of a channel count, height or width: beyond it torch cannot count a map's values
@@ -37,6 +38,7 @@ class Options:
     upsample: Upsample = "nearest"
     downsample: Downsample | Downsampler = "gaussian"
     stem: Stem = "trailing"
+    head: Head = "full"
     head_width: int | None = None
     init: Init = "keep"
     task: Task = "classification"
@@ -45,7 +47,10 @@ class Options:
     input_size: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
-        choices = {"filters": Filters, "merge": Merge, "upsample": Upsample, "stem": Stem, "init": Init, "task": Task}
+        choices = {
+            **{"filters": Filters, "merge": Merge, "upsample": Upsample, "stem": Stem},
+            **{"head": Head, "init": Init, "task": Task},
+        }
         for name, allowed in choices.items():
             _check_choice(name, getattr(self, name), get_args(allowed))
         if not callable(self.downsample):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
 
 from td_compiler import reverse, verify
@@ -138,3 +139,31 @@ def test_poolings_side_by_side_are_of_the_head(how: str, filters: Filters) -> No
         16,
         32,
     ]
+
+
+def test_a_pooled_head_runs_at_the_sources_last_size() -> None:
+    """MobileNetV2's 1280 filters, two thirds of its products, read 7x7 pixels of the averaged last map (SPEC 2.12)."""
+    torch.manual_seed(0)
+    model = torchvision.models.mobilenet_v2(num_classes=5)
+    full, pooled = (reverse(model, head=head, input_size=(3, 64, 64)).eval() for head in ("full", "pooled"))
+    pooled.load_state_dict(full.state_dict())
+    macs = [td.report.stages[-1].top_down.macs for td in (full, pooled)]
+    last = full.get_submodule("features.18.0")
+    assert isinstance(last, nn.Conv2d)
+    products = last.in_channels * last.out_channels
+    assert macs[0] - macs[1] == products * (64 * 64 - 2 * 2), "the source's last map is 2x2 for an image of 64x64"
+    images = torch.rand(2, 3, 64, 64)
+    maps = nn.functional.adaptive_avg_pool2d(full.forward_features(images), 2)
+    head = nn.Sequential(*(full.get_submodule(f"features.18.{i}") for i in range(3)))
+    scores = full.get_submodule("classifier.1")(head(maps).mean((2, 3)))
+    torch.testing.assert_close(pooled(images), scores)
+    assert any("averaged to 2x2" in note for note in pooled.report.notes)
+
+
+def test_a_pooled_head_changes_no_head_that_only_pools() -> None:
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=5)
+    full, pooled = (reverse(model, head=head, input_size=(3, 64, 64)).eval() for head in ("full", "pooled"))
+    pooled.load_state_dict(full.state_dict())
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(full(images), pooled(images)) and not pooled.report.notes

@@ -31,7 +31,8 @@ from td_compiler.network.base import TopDownNet
 from td_compiler.network.pretrained import storable_state
 from td_compiler.options import Options
 from td_compiler.report.receptive_fields import with_receptive_fields
-from td_compiler.report.tables import as_data, print_report, print_verification, total
+from td_compiler.report.savings import savings
+from td_compiler.report.tables import as_data, print_report, print_savings, print_verification, total
 from td_compiler.sources.construct import nearest
 from td_compiler.sources.names import LIBRARIES, LoadedSource, SourceError, load_source, model_names, source_name
 
@@ -151,6 +152,9 @@ def inspect(request: Request, *, as_json: bool = False, plot: str | None = None,
         print(json.dumps(as_data(report), indent=2))
     else:
         print_report(report, Console())
+        with contextlib.redirect_stdout(sys.stderr):
+            found = savings(loaded.model, td.report, request.options)
+        print_savings(found, td.report, Console())
     if picture is not None:
         from td_compiler.report.plot import plot_networks  # needs matplotlib, which is an extra
 

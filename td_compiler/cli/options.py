@@ -55,6 +55,9 @@ def read_given(
         _choice("gaussian|blur|blurpool|pool|none|area|laplacian", "How the image is brought to each scale."),
     ] = None,
     stem: Annotated[str | None, _choice("trailing|leading", "Where the stem's downsampling is undone.")] = None,
+    head: Annotated[
+        str | None, _choice("full|pooled", "Run layers before the head's pooling at the image's size, or the source's.")
+    ] = None,
     head_width: Annotated[int | None, _choice("N", "Widen the last unit to at least N filters.")] = None,
     init: Annotated[
         str | None, _choice("keep|fresh", "Keep weights whose shape did not change, or draw all anew.")
@@ -89,6 +92,7 @@ def read_given(
         "upsample": upsample,
         "downsample": downsample,
         "stem": stem,
+        "head": head,
         "head_width": head_width,
         "init": init,
         "task": task,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,10 @@ from td_compiler.layers.pyramid import factor_pair
 from td_compiler.report.report import Cost, ReceptiveField, Report
 
 if TYPE_CHECKING:
+    from td_compiler.report.savings import Saving
     from td_compiler.verification.verify import Verification
 
-__all__ = ["as_data", "byte_count", "print_report", "print_verification", "short_count", "total"]
+__all__ = ["as_data", "byte_count", "print_report", "print_savings", "print_verification", "short_count", "total"]
 
 
 def short_count(number: float) -> str:
@@ -101,6 +102,20 @@ def print_report(report: Report, console: Console) -> None:
     console.width = narrow
     for note in report.notes:
         console.print(f"note: {note}", highlight=False, markup=False)
+
+
+def print_savings(savings: Sequence[Saving], report: Report, console: Console) -> None:
+    """Print where most of the cost is, and which option would lower it by how much."""
+    for field, name in (("macs", "products"), ("activation_bytes", "memory")):
+        costs = {row.name: getattr(row.top_down, field) for row in report.stages}
+        where = max(costs, key=lambda name: costs[name])
+        console.print(f"{where} has {costs[where] / sum(costs.values()):.0%} of the {name}", highlight=False)
+    for saving in savings:
+        console.print(
+            f"--{saving.option} {saving.value} would leave {saving.macs:.0%} of the products,"
+            f" {saving.activation_bytes:.0%} of the memory",
+            highlight=False,
+        )
 
 
 def print_verification(verification: Verification, console: Console) -> None:
