@@ -113,9 +113,10 @@ def test_text_is_plain_unless_fast_forms_are_asked_for(folder: Path) -> None:
     assert plain == classes("--no-fast")
     assert not any("Conv2d" in name or "Fast" in name for name in plain)
     fast = classes("--fast")
-    network = fast.index("NinLightTD")
-    assert {"CombinedConv2d", "FastDropout"} <= set(fast[network + 1 :])
-    assert not any("Conv2d" in name or "Fast" in name for name in fast[:network])
+    forms = [i for i, name in enumerate(fast) if "Conv2d" in name or "Fast" in name]
+    assert {"CombinedConv2d", "FastDropout"} <= {fast[i] for i in forms}
+    assert fast[-1] == "NinLightTD" and forms == list(range(forms[0], len(fast) - 1)), "behind the blocks"
+    assert forms[0] >= len(plain) - 1
     assert plain_weights.keys() == load_file("nin_light_td.safetensors").keys()
 
 

@@ -28,7 +28,7 @@ class Carrier:
 
     Attributes:
         definitions: source text by name, what is called before what calls it.
-        fast: the names of those that compute in less time what a layer of torch does: they stand at the file's end.
+        fast: the names of those that compute in less time what a layer of torch does: they stand behind the blocks.
         foreign: whether a definition came from the user's own code, whose style is the user's.
     """
 

@@ -13,8 +13,8 @@ from torch import nn
 from td_compiler.capture.meta import META
 from td_compiler.emission.carry import Carrier, Importer
 from td_compiler.emission.initial_values import first_values, kept_values
-from td_compiler.emission.layout import Doc, call, flat, has_literal, literal
-from td_compiler.emission.leaves import is_of_torch
+from td_compiler.emission.layout import Doc, Group, call, flat, has_literal, literal
+from td_compiler.emission.leaves import is_of_torch, plain_layer
 from td_compiler.errors import ConversionError
 from td_compiler.graph.laws import Law
 from td_compiler.graph.parametrised import computed_tensors, name_of, plain_copy, torch_function
@@ -59,6 +59,12 @@ class Constructors:
 
     def _write(self, module: nn.Module, path: str) -> Doc:
         kind = type(module)
+        if kind is nn.Sequential:  # which someone has put in the place of a layer
+            children = {n: self.write(plain_layer(child), f"{path}.{n}") for n, child in module.named_children()}
+            if list(children) == [str(i) for i in range(len(children))]:
+                return call("nn.Sequential", *children.values())
+            pairs = tuple(Group("(", (literal(n), child), ")", is_tuple=True) for n, child in children.items())
+            return call("nn.Sequential", call("OrderedDict", Group("[", pairs, "]")))
         if isinstance(module, FunctionStep):
             return call(self._carrier.carry(kind, path), self._carrier.carry(module.function, path))
         if computed := computed_tensors(module):

@@ -53,7 +53,9 @@ def emit_source(td: TopDownNet, *, class_name: str, origin: str, command: str = 
         )
     first = [text for name, text in carrier.definitions.items() if name not in carrier.fast]
     last = [text for name, text in carrier.definitions.items() if name in carrier.fast]
-    body = "\n\n\n".join([*first, *classes.values(), *last])
+    blocks = [text for name, text in classes.items() if name not in (class_name, INIT)]
+    network = [text for name, text in classes.items() if name in (class_name, INIT)]
+    body = "\n\n\n".join([*first, *blocks, *last, *network])
     carrier.use(body)
     head = ["# ruff: noqa"] if carrier.foreign else []
     head += [*_header(td, class_name, origin, command), "", *carrier.import_lines()]

@@ -22,16 +22,6 @@ from td_compiler import ConversionError, reverse
 
 HERE = Path(__file__).parent
 
-# What is right only once the network that comes out has modules with forwards of their own.
-FORM = "the network's own modules are not called yet"
-LATER = {
-    "46_hooks_on_blocks": {
-        *("block", "first block", "stage", "merge", "entry", "stem's copy", "block, plain form", "called alone"),
-        "replaced",
-    },
-    "58_a_new_head_is_saved": {"dropout and layer", "two layers"},
-}
-
 
 def load(path: Path) -> types.ModuleType:
     spec = importlib.util.spec_from_file_location(f"fault_{path.stem}", path)
@@ -50,8 +40,7 @@ def cases() -> Iterator[Any]:
     for path in sorted(HERE.glob("[0-9]*_*.py")):
         module = load(path)
         for label, make, size, options in module.CASES:
-            marks = [pytest.mark.xfail(strict=True, reason=FORM)] if label in LATER.get(path.stem, ()) else []
-            yield pytest.param(module, label, make, size, options, id=f"{path.stem}[{label}]", marks=marks)
+            yield pytest.param(module, label, make, size, options, id=f"{path.stem}[{label}]")
 
 
 def given(module: types.ModuleType, name: str, default: Any, label: str) -> Any:
