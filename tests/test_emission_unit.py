@@ -284,15 +284,24 @@ def test_emitted_source_is_clean_and_formatted(folder: Path, tmp_path: Path) -> 
         assert ruff("format", "--isolated", "--check", str(place)) == ""
 
 
-def test_units_of_one_structure_share_a_class(folder: Path) -> None:
+def test_units_of_one_kind_share_a_class(folder: Path) -> None:
     source = (folder / "residual.py").read_text()
     names = [line[6:].partition("(")[0] for line in source.splitlines() if line.startswith("class ")]
-    assert names == ["Numbered", "Entry", "BasicBlock", "BasicBlockUp", "Merge", "Stage", "Net"]
+    assert names == ["Numbered", "Entry", "BasicBlock", "Merge", "Stage", "Net"]
     assert "in_chans, out_channels, kernel_size=3, padding=1, bias=False" in source
     assert "Numbered({4: Entry(in_chans, 16), 2: Entry(in_chans, 8), 1: Entry(in_chans, 4)})" in source
-    assert "nn.Conv2d(2 * channels, channels, kernel_size=1, bias=False)" in source
-    assert "self.layer3 = nn.Sequential(BasicBlock(16), BasicBlock(16))" in source
-    assert "self.layer2 = Stage(BasicBlockUp(8), *[BasicBlock(8) for _ in range(3)])" in source
+    assert "self.layer3 = nn.Sequential(BasicBlock(16, 16), BasicBlock(16, 16))" in source
+    assert "self.layer2 = Stage(BasicBlock(16, 8), *[BasicBlock(8, 8) for _ in range(3)])" in source
+
+
+def test_what_some_units_of_a_kind_lack_stands_under_a_condition(folder: Path) -> None:
+    source = (folder / "residual.py").read_text()
+    assert (
+        "self.downsample = None\n        if in_channels != out_channels:\n            self.downsample = nn.Seq"
+        in source
+    )
+    assert "if self.downsample is not None:\n            x = self.downsample(x)\n" in source
+    assert "y = x if image is None else upsample_nearest(x, image)" in source
 
 
 def test_forward_calls_whole_containers_loops_and_operators(folder: Path) -> None:
@@ -300,7 +309,7 @@ def test_forward_calls_whole_containers_loops_and_operators(folder: Path) -> Non
     assert "return self.layer3(self.entry[4](image))" in residual
     assert "return self.layer2(x, image, self.entry[2], self.merge[2])" in residual
     assert "x = merge(x, entry(image))\n        for block in blocks:\n            x = block(x)" in residual
-    assert "y = self.conv2(y)\n        y += x\n        return self.relu(y)" in residual
+    assert "y += x\n        return self.relu(y)" in residual
     assert "return self.classifier[:2](x) if pre_logits else self.classifier(x)" in plain
     assert "for i in range(5, 8):\n            x = self.features[i](x)" in plain
     assert "x = F.max_pool2d(x, kernel_size=3, stride=1, padding=1)" in plain

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx, nn
 
-from td_compiler.emission.layout import Doc, Number, Value, substitute
+from td_compiler.emission.layout import Atom, Doc, Number, substitute
 from td_compiler.graph.operators import Kind, lookup
 
 if TYPE_CHECKING:
@@ -43,10 +43,11 @@ class Arguments:
         if not roles:
             return doc
 
-        def marked(atom: Number | Value) -> Doc:
+        def marked(atom: Atom) -> Doc:
             argument = roles.get(atom.role) if isinstance(atom, Number) else None
-            is_it = argument is not None and isinstance(atom, Number) and atom.value == self.values[argument]
-            return replace(atom, argument=argument) if is_it else atom
+            if not isinstance(atom, Number) or argument is None or atom.value != self.values[argument]:
+                return atom
+            return replace(atom, argument=argument)
 
         return substitute(doc, marked)
 

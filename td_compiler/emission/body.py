@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import fx
 
+from td_compiler.emission.dense import MAPS, collect
 from td_compiler.emission.layout import Doc, Group, Join, Statement, Value, atoms, call, literal, substitute
 from td_compiler.emission.steps import SIZE_NAMES, Step, call_sequences, make_loops, nest
 from td_compiler.emission.tree import Tree
 
-__all__ = ["write_body"]
+__all__ = ["prepare", "write_body", "write_steps"]
 
 _POOL = ("y", "z", "u", "v", "w")
 
@@ -22,10 +24,21 @@ def write_body(
 
     `fixed` are arguments whose names keep their value throughout, such as the image.
     """
-    steps = call_sequences(steps, tree, results)
-    steps = make_loops(steps, tree, results, fixed)
+    return write_steps(prepare(steps, tree, results, fixed), tree, arguments, results, fixed)
+
+
+def prepare(steps: list[Step], tree: Tree, results: tuple[fx.Node, ...], fixed: set[fx.Node]) -> list[Step]:
+    """Calls of whole Sequentials, and loops, in place of calls of their children."""
+    return make_loops(collect(call_sequences(steps, tree, results), tree, results), tree, results, fixed)
+
+
+def write_steps(
+    steps: list[Step], tree: Tree, arguments: Mapping[fx.Node, str], results: tuple[fx.Node, ...], fixed: set[fx.Node]
+) -> list[Statement]:
+    """Steps as statements; where several steps make the value of one node, which of them does is told by `when`."""
     steps = nest(steps, results)
-    last_use = {node: i for i, step in enumerate(steps) for node in step.inputs}
+    last_use = {node: i for i, step in enumerate(steps) for node in (*step.inputs, step.node)}
+    read = {node for step in steps for node in step.inputs} | set(results)
     last_use.update(dict.fromkeys(results, len(steps)))
     names = dict(arguments)
     kept = {names[node] for node in fixed if node in names}
@@ -33,16 +46,17 @@ def write_body(
     for i, step in enumerate(steps):
         live = kept | {name for node, name in names.items() if last_use.get(node, -1) > i}
         dying = [node for node in step.inputs if last_use[node] == i]
-        if step.node not in last_use:
-            statements.append(Statement("", _named(step.doc, names)))
+        if step.node not in read:
+            statements.append(Statement("", _named(step.doc, names), when=step.when))
             continue
         if step.form == "inplace":  # the first operand's name is bound anew before the others are read
             first, *others = _operands(step)
             dying = [node for node in first if node in dying]
             live |= {names[node] for operand in others for node in operand}
-        target = _target(step, names, live, dying)
-        is_last = i == len(steps) - 1 and results == (step.node,)
-        statements += _statements(step, tree, names, target, is_last=is_last)
+        target = names[step.node] if step.node in names else _target(step, names, live, dying)
+        is_last = i == len(steps) - 1 and results == (step.node,) and not step.when
+        made = _statements(step, tree, names, target, is_last=is_last)
+        statements += [replace(statement, when=step.when) for statement in made]
         names[step.node] = target
     if not statements or not statements[-1].prefix.startswith("return"):
         statements.append(Statement("return ", ", ".join(names[result] for result in results)))
@@ -66,6 +80,21 @@ def _target(step: Step, names: Mapping[fx.Node, str], live: set[str], dying: lis
 
 
 def _statements(step: Step, tree: Tree, names: Mapping[fx.Node, str], target: str, *, is_last: bool) -> list[Statement]:
+    if step.loop == MAPS:
+        assert isinstance(step.doc, Join)
+        source, layers, inner, joined = step.doc.parts
+        return [
+            Statement(f"{MAPS} = ", Group("[", (_named(source, names),), "]")),
+            Statement("for layer in ", Join((layers, ":"))),
+            Statement("", call(f"{MAPS}.append", inner), 1),
+            Statement("return " if is_last else f"{target} = ", joined),
+        ]
+    if step.loop:
+        assert isinstance(step.doc, Join)
+        part, _, source, _ = step.doc.parts
+        alias = [] if _named(source, names) == target else [Statement(f"{target} = ", _named(source, names))]
+        head = Statement(f"for {step.loop} in ", Join((_named(part, names), ":")))
+        return [*alias, head, Statement(f"{target} = ", f"{step.loop}({target})", 1)]
     if step.members:
         return _loop(step, tree, target)
     if step.form == "inplace":
@@ -84,15 +113,6 @@ def _loop(step: Step, tree: Tree, target: str) -> list[Statement]:
     parent = step.members[0].rpartition(".")[0]
     children = [path.rpartition(".")[2] for path in step.members]
     container = tree.access(parent)
-    if tree.kind(parent) == "sequence":
-        size = len(tree.root.get_submodule(parent)._modules)
-        first, last = int(children[0]), int(children[-1])
-        part = f"[{first or ''}:{last + 1 if last + 1 < size else ''}]"
-        variable = "layer" if all(tree.is_layer(path) for path in step.members) else "block"
-        return [
-            Statement(f"for {variable} in {container}{part}:"),
-            Statement(f"{target} = ", f"{variable}({target})", 1),
-        ]
     numbers = [int(name) if name.isdecimal() and str(int(name)) == name else -1 for name in children]
     if tree.kind(parent) == "numbers":
         start = f"{numbers[0]}, " if numbers[0] else ""

@@ -200,7 +200,7 @@ def declare_tensor(
             )
         return "buffer", call("torch.tensor", literal(tensor.tolist()), **dtype)
     roles = _KERNEL if tensor.dim() == len(_KERNEL) else ["channels"] * tensor.dim()
-    sizes = [literal(size, role) for size, role in zip(tensor.shape, roles, strict=True)]
+    sizes = [literal(size, role if size > 1 else "") for size, role in zip(tensor.shape, roles, strict=True)]
     if in_place:
         values = call("torch.empty", *(sizes or ["()"]), **dtype)
     elif isinstance(tensor, nn.Parameter):

@@ -104,7 +104,7 @@ def _above(path: str) -> Iterator[str]:
     return (path[:end] for end, letter in enumerate(path) if letter == ".")
 
 
-def _calls(nodes: Sequence[fx.Node], owners: Mapping[fx.Node, Unit]) -> Iterator[_Call]:
+def _calls(nodes: Iterable[fx.Node], owners: Mapping[fx.Node, Unit]) -> Iterator[_Call]:
     done: set[str] = set()
     for node in nodes:
         unit = owners.get(node)

@@ -7,15 +7,18 @@ from itertools import groupby
 
 from torch import fx, nn
 
+from td_compiler.emission.align import Body
 from td_compiler.emission.arguments import CLASSES, Arguments
-from td_compiler.emission.body import write_body
+from td_compiler.emission.body import prepare
 from td_compiler.emission.by_number import by_number
 from td_compiler.emission.carry import Carrier, Importer
 from td_compiler.emission.constructors import Constructors, declare_tensor
+from td_compiler.emission.dense import MAPS
+from td_compiler.emission.families import family, fold_runs, numbered
 from td_compiler.emission.graph_steps import read_steps
-from td_compiler.emission.layout import WIDTH, Doc, Group, Join, Statement, call, flat, literal
+from td_compiler.emission.layout import Doc, Group, Join, Number, Repeat, Statement, call, flat, literal
 from td_compiler.emission.leaves import is_of_torch, plain_layer, trace_forward
-from td_compiler.emission.sharing import Declaration, Draft, SharedClass, share
+from td_compiler.emission.sharing import Declaration, Draft, SharedClass, Sharer
 from td_compiler.emission.tree import Tree, is_bare, is_numbered, own_children
 from td_compiler.emission.units import Unit, is_image, with_inner
 from td_compiler.graph.laws import Law
@@ -44,7 +47,7 @@ class Declarer:
         self._arguments = arguments
         self._constructors = Constructors(carrier)
         self._instances: dict[str, Doc] = {}
-        self._taken = taken
+        self._sharer = Sharer(taken)
         self._laws = laws
 
     def add_units(self, units: list[Unit]) -> None:
@@ -76,24 +79,26 @@ class Declarer:
         return found
 
     def _add(self, units: list[Unit]) -> None:
-        for shared in share(map(self._draft, units), self._taken):
-            self._taken.add(shared.name)
+        for shared in self._sharer.share(map(self._draft, units)):
             self.classes.append(shared)
             self._instances |= shared.instances
 
     def _draft(self, unit: Unit) -> Draft:
         declarations = tuple(self.declare(unit.path))
-        if unit.result is None:
-            return Draft(unit, declarations, ())
         tree = self._tree.below(unit.path)
+        if unit.result is None:
+            return Draft(unit, declarations, None, tree)
         modules = {path: name for path, name in unit.arguments.items() if isinstance(path, str)}
         values = {node: name for node, name in unit.arguments.items() if not isinstance(node, str)}
         steps = read_steps(unit.nodes, tree, self._carrier, units=unit.inner, start=f"{unit.path}.", given=modules)
         fixed = {node for node, name in values.items() if is_image(node) and name == "image"}
-        body = write_body(steps, tree, values, (unit.result,), fixed)
+        body = Body(tuple(prepare(steps, tree, (unit.result,), fixed)), values, unit.result)
+        if any(step.loop == MAPS and flat(step.doc).startswith("xself.children()") for step in body.steps):
+            declarations = tuple(self._with_families(unit.path))
+        lead: tuple[Statement, ...] = ()
         if isinstance(self._tree.root.get_submodule(unit.path), TrainingStep):
-            body = [Statement("if not self.training:"), Statement("return ", next(iter(values.values())), 1), *body]
-        return Draft(unit, declarations, tuple(body))
+            lead = (Statement("if not self.training:"), Statement("return ", next(iter(values.values())), 1))
+        return Draft(unit, declarations, body, tree, lead)
 
     def declare(self, path: str, skip: frozenset[str] = frozenset()) -> list[Declaration]:
         """The children, parameters and buffers of the module at a path, but for those to skip."""
@@ -112,6 +117,19 @@ class Declarer:
                 lines.append(Declaration(name, "module", self._expression(start + name, child)))
         return lines
 
+    def _with_families(self, path: str) -> list[Declaration]:
+        """The same, children that are named by number and differ in that alone as one declaration."""
+        lines = self.declare(path)
+        modules = [line for line in lines if line.kind == "module"]
+        found = numbered([line.name for line in modules])
+        item = family([line.doc for line in modules]) if found and len(modules) > 1 else None
+        if item is None or found is None:
+            return lines
+        word, first = found
+        count = Number(len(modules), "depth")
+        lines = [line for line in lines if line.kind != "module"]
+        return [*lines, Declaration(word, "family", Join((Number(first), Repeat(item, count, True))))]
+
     def classifier(self) -> dict[str, Doc]:
         """The layers that the number of classes is a number of, by path, in the order in which they run."""
         paths = [path for path, roles in self._arguments.roles.items() if CLASSES in roles.values()]
@@ -125,7 +143,7 @@ class Declarer:
         children = {name: self._expression(f"{path}.{name}", child) for name, child in own_children(module).items()}
         kind = self.containers.get(path, "nn.Sequential")
         if is_numbered(children):
-            return Join((kind, Group("(", tuple(_fold_runs(list(children.values()))), ")")))
+            return Join((kind, Group("(", tuple(fold_runs(list(children.values()))), ")")))
         if path in self._tree.chains:
             pairs = tuple(Group("(", (literal(name), child), ")", is_tuple=True) for name, child in children.items())
             return call(kind, call("OrderedDict", Group("[", pairs, "]")))
@@ -174,13 +192,3 @@ def _layer_unit(path: str, name: str, graph: fx.Graph) -> Unit:
     assert isinstance(result, fx.Node)
     nodes = tuple(node for node in graph.nodes if node.op not in {"placeholder", "output"})
     return Unit(path, name if is_attribute(name) else "Layer", nodes, arguments, result)
-
-
-def _fold_runs(items: list[Doc]) -> list[Doc]:
-    """Three or more equal items in a row are written once: `*[Block(64) for _ in range(5)]`."""
-    folded: list[Doc] = []
-    for item, run in groupby(items):
-        count = len(list(run))
-        line = Join(("*[", item, f" for _ in range({count})]"))
-        folded += [line] if count > 2 and len(flat(line)) < WIDTH - 13 else [item] * count
-    return folded

@@ -11,7 +11,7 @@ from torch import fx
 
 from td_compiler.emission.carry import Carrier
 from td_compiler.emission.functions import write_call
-from td_compiler.emission.layout import Doc, Number, Value, call, literal, substitute
+from td_compiler.emission.layout import Atom, Doc, Value, call, literal, substitute
 from td_compiler.emission.steps import SIZE_NAMES, Step
 from td_compiler.emission.tree import Tree
 from td_compiler.emission.units import Unit, unit_of
@@ -57,7 +57,7 @@ def read_steps(
             hint = _size_hint(node) or _hint(unit_of(node))
             steps.append(Step(node, doc, form, hint=hint, depth=0 if is_access else 1))
 
-    def named(atom: Number | Value) -> Doc:
+    def named(atom: Atom) -> Doc:
         if isinstance(atom, Value) and atom.node.op == "get_attr":
             return tree.access(str(atom.node.target).removeprefix(start))
         return atom

@@ -12,7 +12,21 @@ import torch
 from torch import fx
 
 __all__ = [
-    *("WIDTH", "Doc", "Group", "Join", "Name", "Number", "Statement", "Value"),
+    *(
+        "WIDTH",
+        "Atom",
+        "Doc",
+        "Group",
+        "Join",
+        "Maybe",
+        "Name",
+        "Number",
+        "Repeat",
+        "Slice",
+        "Slot",
+        "Statement",
+        "Value",
+    ),
     *("call", "flat", "has_literal", "lay_out", "literal", "quoted"),
 ]
 
@@ -43,6 +57,13 @@ class Value:
 
 
 @dataclass(frozen=True)
+class Slot:
+    """The place of a template where its instances differ, by number."""
+
+    index: int
+
+
+@dataclass(frozen=True)
 class Join:
     """Parts written one after the other."""
 
@@ -70,16 +91,46 @@ class Slice:
     bounds: tuple[Doc, ...]
 
 
-Doc: TypeAlias = str | Number | Value | Join | Group | Slice
+@dataclass(frozen=True)
+class Maybe:
+    """An item of a call's arguments that is there in some variants alone, `when`: under a condition."""
+
+    doc: Doc
+    when: frozenset[int]
+    condition: str = ""
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Items of a call's arguments that are written once; in the expression `i` counts them, if it `counts`."""
+
+    doc: Doc
+    count: Doc
+    counts: bool = False
+
+    @property
+    def ending(self) -> str:
+        """What stands behind the expression."""
+        return f"for {'i' if self.counts else '_'} in range({flat(self.count)})"
+
+
+Doc: TypeAlias = str | Number | Value | Slot | Join | Group | Slice | Maybe | Repeat
+
+
+Atom: TypeAlias = Number | Value | Slot
 
 
 @dataclass(frozen=True)
 class Statement:
-    """One statement, `prefix` and expression, `level` levels deeper than its function's body."""
+    """One statement, `prefix` and expression, `level` levels deeper than its function's body.
+
+    `when`: the variants of a block in which it runs, as in `Step`; None for all.
+    """
 
     prefix: str
     doc: Doc = ""
     level: int = 0
+    when: tuple[frozenset[int], str] | None = None
 
 
 def call(function: Doc, *args: Doc, **kwargs: Doc) -> Doc:
@@ -149,6 +200,12 @@ def flat(doc: Doc) -> str:
             return argument or _number(value)
         case Value():
             return "x"
+        case Slot():
+            return "_"
+        case Repeat(inner):
+            return f"*[{flat(inner)} {doc.ending}]"
+        case Maybe(inner, _, condition):
+            return f"*([{flat(inner)}] if {condition} else [])"
         case Join(parts):
             return "".join(map(flat, parts))
         case Group(opening, items, closing, is_tuple):
@@ -167,29 +224,38 @@ def _slice(bounds: list[str]) -> str:
     return text
 
 
-def substitute(doc: Doc, replace: Callable[[Number | Value], Doc]) -> Doc:
-    """The expression with its numbers and values replaced, in reading order."""
+def substitute(doc: Doc, replace: Callable[[Atom], Doc]) -> Doc:
+    """The expression with its numbers, values and slots replaced, in reading order."""
     match doc:
-        case Number() | Value():
+        case Number() | Value() | Slot():
             return replace(doc)
         case Join(parts):
             return Join(tuple(substitute(part, replace) for part in parts))
         case Group(opening, items, closing, is_tuple, hug):
             return Group(opening, tuple(substitute(item, replace) for item in items), closing, is_tuple, hug)
+        case Repeat(inner, count, counts):
+            return Repeat(substitute(inner, replace), substitute(count, replace), counts)
+        case Maybe(inner, when, condition):
+            return Maybe(substitute(inner, replace), when, condition)
         case Slice(bounds):
             return Slice(tuple(substitute(bound, replace) for bound in bounds))
         case str():
             return doc
 
 
-def atoms(doc: Doc) -> Iterator[Number | Value]:
-    """The numbers and values of an expression, in reading order."""
+def atoms(doc: Doc) -> Iterator[Atom]:
+    """The numbers, values and slots of an expression, in reading order."""
     match doc:
-        case Number() | Value():
+        case Number() | Value() | Slot():
             yield doc
         case Join(parts) | Group(_, parts) | Slice(parts):
             for part in parts:
                 yield from atoms(part)
+        case Maybe(inner):
+            yield from atoms(inner)
+        case Repeat(inner, count):
+            yield from atoms(inner)
+            yield from atoms(count)
 
 
 def lay_out(prefix: str, doc: Doc, indent: int, suffix: str = "") -> list[str]:
@@ -206,6 +272,13 @@ def lay_out(prefix: str, doc: Doc, indent: int, suffix: str = "") -> list[str]:
             head = "".join(map(flat, parts[:last]))
             tail = "".join(map(flat, parts[last + 1 :]))
             return lay_out(prefix + head, parts[last], indent, tail + suffix)
+        case Repeat(repeat):
+            repeated = lay_out("", repeat, indent + 4)
+            return [f"{margin}{prefix}*[", *repeated, f"{margin}    {doc.ending}", f"{margin}]{suffix}"]
+        case Maybe(choice, _, condition):
+            chosen = lay_out("", Group("[", (choice,), "]", hug=True), indent + 4)
+            ending = [f"{margin}    if {condition}", f"{margin}    else []", f"{margin}){suffix}"]
+            return [f"{margin}{prefix}*(", *chosen, *ending]
         case Group(opening, items, closing, hug=hug) if items:
             row = " " * 4 + margin + ", ".join(map(flat, items))
             if hug and len(row) <= WIDTH:

@@ -86,7 +86,7 @@ def network_class(
         "",
         *init_lines(
             {name: f"int = {value}" for name, value in arguments.values.items()},
-            (),
+            {},
             with_classifier(declarations, layers),
             number_statements(td, arguments),
         ),

@@ -1,11 +1,15 @@
-"""The parameters of a shared class: found among the numbers in which its instances differ, and named."""
+"""The parameters of a shared class: found among the values in which its instances differ, and named."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from td_compiler.emission.layout import Doc, Number
+from torch import nn
+
+from td_compiler.emission.layout import Doc
+from td_compiler.emission.unify import MISSING, Argument, Text, show
 
 __all__ = ["POSITIONAL", "Hole", "Parameters", "find_parameters"]
 
@@ -19,41 +23,49 @@ _CHANNELS = {*_INPUTS, *_OUTPUTS, "num_features", "num_channels", "normalized_sh
 
 @dataclass(frozen=True)
 class Hole:
-    """The numbers that stand at one place of a structure, one per instance.
+    """The values that stand at one place of a template, one per instance.
 
     Attributes:
         role: the constructor's parameter that they are given for; "" in the forward.
-        values: the numbers.
+        values: the values; MISSING for an instance that has no such place.
         in_forward: whether the place is in the forward.
-        arguments: which arguments of the network's class the numbers are, one per instance; "" for none.
+        home: the declaration that the place is in.
     """
 
     role: str
-    values: tuple[int | float, ...]
+    values: tuple[Any, ...]
     in_forward: bool
-    arguments: tuple[str, ...] = ()
+    home: str = ""
 
     @property
     def kind(self) -> str:
-        """Holes of one kind with equal numbers share a parameter."""
-        if any(self.arguments):
-            return self.arguments[0] if len(set(self.arguments)) == 1 else self.role
-        return "channels" if self.role in _CHANNELS else self.role or "size"
+        """Holes of one kind with equal values share a parameter."""
+        named = {value.argument for value in self.present if isinstance(value, Argument)}
+        if named:
+            return named.pop() if len(named) == 1 else self.role
+        if self.role == "layer":
+            return _layer_kind(self.present)
+        is_width = self.role in _CHANNELS or self.role.endswith(("channels", "hidden"))
+        return "channels" if is_width else self.role or "size"
 
     @property
-    def key(self) -> tuple[str, tuple[int | float, ...]]:
-        """What tells this hole's numbers from others."""
+    def key(self) -> Key:
+        """What tells this hole's values from others."""
         return self.kind, self.values
+
+    @property
+    def present(self) -> list[Any]:
+        """The values that there are."""
+        return [value for value in self.values if value is not MISSING]
 
     @property
     def varies(self) -> bool:
         """Whether the instances differ here, or the network's class says what the number is."""
-        return any(self.arguments) or any(
-            value != self.values[0] or type(value) is not type(self.values[0]) for value in self.values
-        )
+        first, *others = self.present
+        return isinstance(first, Argument) or any(value != first or type(value) is not type(first) for value in others)
 
 
-Key = tuple[str, tuple[int | float, ...]]
+Key = tuple[str, tuple[Any, ...]]
 
 
 @dataclass
@@ -63,65 +75,104 @@ class Parameters:
     Attributes:
         values: every parameter's values, one per instance, by name; in the order in which `__init__` takes them.
         stored: the parameters that the forward reads.
-        arguments: which arguments of the network's class a parameter's values are, as in `Hole`.
     """
 
-    values: dict[str, tuple[int | float, ...]] = field(default_factory=dict)
-    arguments: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    values: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     stored: list[str] = field(default_factory=list)
     _expressions: dict[Key, str] = field(default_factory=dict)
 
     def expression(self, hole: Hole) -> Doc:
         """What stands at a place: a number, a parameter, a multiple of one, or what the forward reads of it."""
         if not hole.varies:
-            return Number(hole.values[0], hole.role)
+            return show(hole.present[0], hole.role)
         if hole.in_forward:
-            return "self." + next(name for name in self.stored if self.values[name] == hole.values)
+            return "self." + next(name for name in self.stored if _fits(hole.values, self.values[name]))
         return self._expressions[hole.key]
 
 
 def find_parameters(holes: Sequence[Hole], taken: Collection[str]) -> Parameters:
     """The parameters behind the holes of a class; `taken` are names that the class has for something else."""
-    varying = {hole.key: hole for hole in holes if hole.varies and not hole.in_forward}
-    derived = _derive(list(varying))
+    varying = list(dict.fromkeys(hole.key for hole in holes if hole.varies and not hole.in_forward))
+    derived = _derive(varying)
     bases = [key for key in varying if key not in derived]
     for hole in holes:
-        if hole.in_forward and hole.varies and all(values != hole.values for _, values in bases):
+        if hole.in_forward and hole.varies and not any(_fits(hole.values, values) for _, values in bases):
             derived.pop(hole.key, None)  # what the forward reads is a parameter, not a multiple of one
             bases.append(hole.key)
     names = _name(bases, derived, holes, taken)
     parameters = Parameters({names[key]: key[1] for key in sorted(bases, key=lambda key: _rank(names[key]))})
-    parameters.arguments = {
-        name: next(h.arguments for h in holes if names.get(h.key) == name) or ("",) * len(values)
-        for name, values in parameters.values.items()
-    }
     parameters._expressions = dict(names)
-    for key, (base, form) in derived.items():
-        parameters._expressions[key] = form.format(names[base])
+    for key in derived:
+        parameters._expressions[key] = _expression(key, derived, names)
     for hole in holes:
         if hole.in_forward and hole.varies:
-            name = next(name for name, values in parameters.values.items() if values == hole.values)
+            name = next(name for name, values in parameters.values.items() if _fits(hole.values, values))
             if name not in parameters.stored:
                 parameters.stored.append(name)
     return parameters
 
 
+def _layer_kind(values: list[Any]) -> str:
+    """What classes of layers are: all activations, all normalisations, or neither."""
+    homes = {
+        getattr(getattr(nn, v.text.removeprefix("nn."), None), "__module__", "") for v in values if isinstance(v, Text)
+    }
+    kinds = {_LAYER_KINDS.get(home.rpartition(".")[2], "layer") for home in homes}
+    return kinds.pop() if len(kinds) == 1 else "layer"
+
+
+_LAYER_KINDS = {"activation": "activation", "batchnorm": "norm", "normalization": "norm", "instancenorm": "norm"}
+
+
+def _fits(part: tuple[Any, ...], whole: tuple[Any, ...]) -> bool:
+    """Whether values are those of a parameter in every instance that has them."""
+    return all(a is MISSING or (a == b and type(a) is type(b)) for a, b in zip(part, whole, strict=True))
+
+
 def _derive(keys: list[Key]) -> dict[Key, tuple[Key, str]]:
-    """Numbers that are always a multiple of others, or the padding that keeps a kernel's map size."""
+    """Values that are always those of others, a multiple of them, or the padding that keeps a kernel's map size."""
     derived: dict[Key, tuple[Key, str]] = {}
-    for key in sorted(keys, key=lambda key: sum(key[1])):
-        kind, values = key
+    for key in sorted(keys, key=lambda key: (-key[1].count(MISSING), _total(key[1]))):
         for base in keys:
-            if base == key or base in derived or not all(isinstance(v, int) and v > 0 for v in (*values, *base[1])):
+            if base == key or base in derived:
                 continue
-            factor = int(values[0] // base[1][0])
-            if kind == base[0] == "channels" and factor > 1 and values == tuple(factor * v for v in base[1]):
-                derived[key] = base, f"{factor} * {{}}"
-            elif (kind, base[0]) == ("padding", "kernel_size") and values == tuple(v // 2 for v in base[1]):
-                derived[key] = base, "{} // 2"
-            if key in derived:
+            form = _form(key, base)
+            if form:
+                derived[key] = base, form
                 break
     return derived
+
+
+def _total(values: tuple[Any, ...]) -> float:
+    return sum(value for value in values if isinstance(value, (int, float)))
+
+
+def _form(key: Key, base: Key) -> str:
+    (kind, values), (other, given) = key, base
+    if kind == other and _fits(values, given):
+        return "{}"
+    pairs = [(a, b) for a, b in zip(values, given, strict=True) if a is not MISSING]
+    if not all(type(a) is int and type(b) is int and b > 0 for a, b in pairs):
+        return ""
+    factor = pairs[0][0] // pairs[0][1]
+    if kind == other == "channels" and factor > 1 and all(a == factor * b for a, b in pairs):
+        return f"{factor} * {{}}"
+    if (kind, other) == ("padding", "kernel_size") and all(a == b // 2 for a, b in pairs):
+        return "{} // 2"
+    return ""
+
+
+def _expression(key: Key, derived: dict[Key, tuple[Key, str]], names: dict[Key, str]) -> str:
+    if key not in derived:
+        return names[key]
+    base, form = derived[key]
+    return form.format(_expression(base, derived, names))
+
+
+def _root(key: Key, derived: dict[Key, tuple[Key, str]]) -> Key:
+    while key in derived:
+        key = derived[key][0]
+    return key
 
 
 def _name(
@@ -131,7 +182,12 @@ def _name(
     placed = [hole for hole in holes if hole.kind == "channels" and not hole.in_forward]
     first = next((hole.key for hole in placed if hole.role not in _OUTPUTS), None)
     last = next((hole.key for hole in reversed(placed) if hole.role in _OUTPUTS), None)
-    reads = {derived.get(hole.key, (hole.key,))[0] for hole in placed if hole.role in _INPUTS}
+    first = _root(first, derived) if first else None
+    last = _root(last, derived) if last else None
+    reads = {_root(hole.key, derived) for hole in placed if hole.role in _INPUTS}
+    homes: dict[Key, Hole] = {}
+    for hole in holes:
+        homes.setdefault(_root(hole.key, derived), hole)
     names: dict[Key, str] = {}
     for key in bases:
         if key[0] != "channels":
@@ -141,11 +197,14 @@ def _name(
         elif key in (first, last):
             name = "channels" if first == last else "in_channels" if key == first else "out_channels"
         else:
-            name = "width"
+            name = "groups" if homes[key].role == "groups" else "hidden"
         used = {*names.values(), *taken}
-        names[key] = next(n for n in (name, *(f"{name}{i}" for i in range(2, len(used) + 3))) if n not in used)
+        home = homes[key].home if homes[key].home.isidentifier() else ""
+        candidates = [name, *([f"{home}_{name}"] if home else []), *(f"{name}{i}" for i in range(2, len(used) + 3))]
+        names[key] = next(n for n in candidates if n not in used)
     return names
 
 
 def _rank(name: str) -> tuple[int, str]:
-    return (POSITIONAL.index(name), "") if name in POSITIONAL else (len(POSITIONAL), name)
+    order = (*POSITIONAL, "hidden")
+    return (order.index(name), "") if name in order else (len(order), name)

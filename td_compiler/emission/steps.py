@@ -10,10 +10,10 @@ from itertools import pairwise
 from torch import fx
 
 from td_compiler.emission.functions import Form
-from td_compiler.emission.layout import Doc, Join, Value, atoms, call, flat, substitute
+from td_compiler.emission.layout import Doc, Join, Number, Slice, Value, atoms, call, flat, substitute
 from td_compiler.emission.tree import Tree, own_children
 
-__all__ = ["SIZE_NAMES", "Step", "call_sequences", "count_uses", "make_loops", "nest"]
+__all__ = ["SIZE_NAMES", "Step", "call_sequences", "count_uses", "make_loops", "nest", "part_of"]
 
 SIZE_NAMES = ("n", "c", "h", "w", "size")
 """Hints for values that are sizes; no map is ever called so."""
@@ -27,8 +27,11 @@ class Step:
         form: atom, operator or inplace, see `functions.Form`.
         path: the module that is called on one value and nothing else; "" for anything else.
         members: a loop over children of one container: their paths, in order.
+        loop: of a loop over a part of a Sequential: what a layer is called; the expression is a call of that part.
         hint: a name for the value where its first argument's cannot be used again.
         weight: layers with weights in the expression; depth: calls nested in it.
+        when: the variants of a block in which it runs, by number, and the attribute that those alone have, which it
+            calls; None for all.
     """
 
     node: fx.Node
@@ -36,10 +39,12 @@ class Step:
     form: Form = "atom"
     path: str = ""
     members: tuple[str, ...] = ()
+    loop: str = ""
     hint: str = ""
     is_unit: bool = False
     weight: int = 0
     depth: int = 1
+    when: tuple[frozenset[int], str] | None = None
 
     @property
     def inputs(self) -> list[fx.Node]:
@@ -95,19 +100,38 @@ def make_loops(steps: list[Step], tree: Tree, results: Sequence[fx.Node], fixed:
             continue
         run = steps[start:end]
         if len(run) >= (2 if any(step.is_unit for step in run) else 3):
-            made.append(replace(run[0], node=run[-1].node, members=tuple(step.path for step in run), is_unit=True))
+            made.append(_loop(run, tree))
         else:
             made += run
         start = end
     return made
 
 
+def _loop(run: list[Step], tree: Tree) -> Step:
+    parent = _parent(run[0].path)
+    members = tuple(step.path for step in run)
+    if tree.kind(parent) != "sequence":
+        return replace(run[0], node=run[-1].node, members=members, is_unit=True)
+    part = part_of(tree, parent, int(_name(members[0])), int(_name(members[-1])) + 1, run[0].inputs[0], run[-1].node)
+    return replace(part, hint=run[0].hint, members=members)
+
+
+def part_of(tree: Tree, container: str, start: int, stop: int, source: fx.Node, node: fx.Node) -> Step:
+    """The step that runs some layers of a Sequential, from `start` to before `stop`, one after the other."""
+    children = own_children(tree.root.get_submodule(container))
+    layers = all(tree.is_layer(f"{container}.{name}") for name in children)
+    bounds = Slice((Number(start, "split") if start else "", Number(stop, "split") if stop < len(children) else ""))
+    part = Join((tree.access(container), "[", bounds, "]"))
+    return Step(node, Join((part, "(", Value(source), ")")), loop="layer" if layers else "block", is_unit=True)
+
+
 def nest(steps: list[Step], results: Sequence[fx.Node], room: int = 68, depth: int = 3) -> list[Step]:
     """A value that only the next step reads is written inside it, a layer with weights a line."""
     uses = count_uses(steps, results)
+    again = {node for node, count in Counter(step.node for step in steps).items() if count > 1}
     made: list[Step] = []
     for step in steps:
-        if made and _can_nest(made[-1], step, uses):
+        if made and made[-1].when == step.when and made[-1].node not in again and _can_nest(made[-1], step, uses):
             inner = made[-1]
             doc = substitute(step.doc, lambda atom, inner=inner: inner.doc if atom == Value(inner.node) else atom)  # type: ignore[misc]
             total = inner.depth + step.depth

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from td_compiler.emission.layout import WIDTH, Group, Join, Statement, call, lay_out, literal
+from td_compiler.emission.layout import WIDTH, Group, Join, Repeat, Statement, call, flat, lay_out, literal
 from td_compiler.emission.sharing import Declaration, SharedClass
 from td_compiler.graph.names import is_attribute
 
@@ -26,6 +26,8 @@ def docstring(summary: str, more: Sequence[str] = (), indent: int = 0) -> list[s
     if not more and len(margin) + len(summary) + 6 <= WIDTH:
         return [f'{margin}"""{summary}"""']
     lines = _wrap('"""' + summary, WIDTH - indent)
+    if len(lines) == 1 and not more:  # fits without the closing quotes alone, which would stand by themselves
+        lines = _wrap('"""' + summary, WIDTH - indent - 3)
     lines += [part for line in ["", *more] for part in _wrap(_escape(line), WIDTH - indent)] if more else []
     return [margin + line if line else "" for line in [*lines, '"""']]
 
@@ -59,31 +61,62 @@ def _signature(name: str, arguments: Mapping[str, str], returns: str) -> list[st
 
 def init_lines(
     parameters: Mapping[str, str],
-    stored: Sequence[str],
+    stored: Mapping[str, str],
     declarations: Sequence[Declaration],
     statements: Sequence[Statement] = (),
 ) -> list[str]:
-    """An `__init__` that takes parameters by name and type, keeps those that the forward reads, and declares layers.
+    """An `__init__` that takes parameters by name and type, keeps what the forward reads, and declares layers.
 
     `statements`: what it does before it declares layers.
     """
     lines = [*_signature("__init__", parameters, "None"), "        super().__init__()"]
-    lines += [f"        self.{name} = {name}" for name in stored]
+    lines += [f"        self.{name} = {value}" for name, value in stored.items()]
     lines += [line for each in statements for line in lay_out(each.prefix, each.doc, 8 + 4 * each.level)]
+    before = ""
     for declaration in declarations:
-        name, doc = declaration.name, declaration.doc
-        if declaration.kind == "call":
-            lines += lay_out("", doc, 8)
-            continue
-        if declaration.kind in ("buffer", "constant"):
-            keywords = {"persistent": "False"} if declaration.kind == "constant" else {}
-            lines += lay_out("", call("self.register_buffer", literal(name), doc, **keywords), 8)
-        elif is_attribute(name):
-            lines += lay_out(f"self.{name} = ", doc, 8)
-        else:
-            register = "self.register_parameter" if declaration.kind == "parameter" else "self.add_module"
-            lines += lay_out("", call(register, literal(name), doc), 8)
+        if declaration.condition and declaration.kind in ("module", "parameter") and is_attribute(declaration.name):
+            lines.append(f"        self.{declaration.name} = None")
+        if declaration.condition and (declaration.condition != before or "None" in lines[-1]):
+            lines.append(f"        if {declaration.condition}:")
+        lines += _declare(declaration, 12 if declaration.condition else 8)
+        before = declaration.condition
     return lines
+
+
+def _declare(declaration: Declaration, indent: int) -> list[str]:
+    name, doc = declaration.name, declaration.doc
+    if declaration.kind == "call":
+        return lay_out("", doc, indent)
+    if declaration.kind == "family":
+        assert isinstance(doc, Join)
+        first, repeat = doc.parts
+        assert isinstance(repeat, Repeat)
+        place = "{i}" if flat(first) == "0" else f"{{i + {flat(first)}}}"
+        head = f"{' ' * indent}{repeat.ending}:"
+        return [head, *lay_out("", call("self.add_module", f'f"{name}{place}"', repeat.doc), indent + 4)]
+    if declaration.kind in ("buffer", "constant"):
+        keywords = {"persistent": "False"} if declaration.kind == "constant" else {}
+        return lay_out("", call("self.register_buffer", literal(name), doc, **keywords), indent)
+    if is_attribute(name):
+        return lay_out(f"self.{name} = ", doc, indent)
+    register = "self.register_parameter" if declaration.kind == "parameter" else "self.add_module"
+    return lay_out("", call(register, literal(name), doc), indent)
+
+
+def _listed_lines(parameters: Mapping[str, str], declarations: Sequence[Declaration]) -> list[str]:
+    """The `__init__` of a Sequential without names."""
+    lines = _signature("__init__", parameters, "None")
+    if not any(declaration.condition for declaration in declarations):
+        items = tuple(declaration.doc for declaration in declarations)
+        return lines + lay_out("", call("super().__init__", *items), 8)
+    lines.append("        layers: list[nn.Module] = []")
+    before = ""
+    for declaration in declarations:
+        if declaration.condition and declaration.condition != before:
+            lines.append(f"        if {declaration.condition}:")
+        lines += lay_out("", call("layers.append", declaration.doc), 12 if declaration.condition else 8)
+        before = declaration.condition
+    return [*lines, "        super().__init__(*layers)"]
 
 
 def class_lines(shared: SharedClass) -> list[str]:
@@ -93,10 +126,10 @@ def class_lines(shared: SharedClass) -> list[str]:
     place, _, inside = paths[0].partition(".")
     role = "" if "." in inside else _ROLES.get(place, "")
     summary = f"{role}: `{paths[0]}`{more}." if role else f"`{paths[0]}`{more}."
-    lines = [f"class {shared.name}(nn.Module):", *docstring(summary, indent=4), ""]
+    lines = [f"class {shared.name}({shared.base}):", *docstring(summary, indent=4), ""]
+    if shared.base == "nn.Sequential" and not any(is_attribute(d.name) for d in shared.declarations):
+        return lines + _listed_lines(shared.parameters, shared.declarations)
     lines += init_lines(shared.parameters, shared.stored, shared.declarations)
-    unit = shared.drafts[0].unit
-    if unit.result is not None:
-        arguments = {name: "nn.Module" if isinstance(key, str) else TENSOR for key, name in unit.arguments.items()}
-        lines += ["", *method("forward", arguments, TENSOR, "", shared.statements)]
+    if shared.statements:
+        lines += ["", *method("forward", shared.arguments, TENSOR, "", shared.statements)]
     return lines

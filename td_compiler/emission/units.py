@@ -211,10 +211,9 @@ def _name_arguments(values: list[fx.Node], modules: list[str], base: str) -> dic
     for i, node in enumerate(maps):
         name = "x" if i == 0 else "e" if i == 1 and base == "Merge" else f"x{i + 1}"
         arguments[node] = name
-    arguments |= dict.fromkeys(images, "image")
     for path in modules:
         name = path.partition(".")[0]
         name = free_name(name, RESERVED) if is_attribute(name) else "layer"
         taken = sum(other.rstrip("0123456789") == name for other in arguments.values())
         arguments[path] = f"{name}{taken + 1}" if taken else name
-    return arguments
+    return arguments | dict.fromkeys(images, "image")
