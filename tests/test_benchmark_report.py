@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import re
 from collections.abc import Callable
@@ -275,6 +276,13 @@ def test_the_command_writes_page_markdown_and_figures(tmp_path: Path, capsys: py
     images = re.findall(r"!\[[^]]*\]\(([^)]*)\)", text)
     assert len(images) == 3 and all((tmp_path / "report" / image).is_file() for image in images)
     assert "Top-down networks: results" in (tmp_path / "report" / "report.html").read_text()
+    with (tmp_path / "report" / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 5 and {row["experiment"] for row in rows} == {"accuracy", "localise"}
+    assert {
+        (row["arrangement"], row["run"], row["precision"], row["threshold"]) for row in rows if row["accuracy"]
+    } == {(way, run, "32-true", "") for way in ("bu", "mirror") for run in "01"}
+    assert rows[0]["milestones"] == "[0.5, 0.8]" and float(rows[0]["accuracy"]) == 0.989
 
 
 def test_one_folder_is_read_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

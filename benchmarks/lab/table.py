@@ -6,7 +6,9 @@ filter arrangement, its options, the recipe that goes with it, ...) are a settin
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -17,7 +19,7 @@ from benchmarks.lab.journal import Result
 from benchmarks.training.networks import ARRANGEMENTS, NetworkSpec
 from benchmarks.training.recipes import RECIPES, Recipe, epochs_in_words, recipe_for
 
-__all__ = ["COMPARED", "Arm", "Setting", "Value", "columns", "settings", "slug"]
+__all__ = ["COMPARED", "Arm", "Setting", "Value", "as_csv", "columns", "settings", "slug"]
 
 Value = str | int | float | bool | tuple[Any, ...] | None
 Columns = Mapping[str, Value]
@@ -42,6 +44,23 @@ def columns(result: Result) -> dict[str, Value]:
             raise KeyError(f"{result.experiment}: two columns {name!r}")
         found[name] = value
     return found
+
+
+def as_csv(results: Sequence[Result]) -> str:
+    """One line for each result: its experiment, its row, every figure that is one number, and the command."""
+    rows: list[dict[str, Value]] = []
+    for result in results:
+        row = {"experiment": result.experiment, **columns(result)}
+        numbers = {name: each for name, each in result.figures.items() if isinstance(each, int | float)}
+        row |= {f"{name}, counted" if name in row else name: each for name, each in numbers.items()}
+        row |= {"seconds": result.seconds, "finished": result.finished, "command": result.command}
+        rows.append({name: _words(each) if isinstance(each, tuple) else each for name, each in row.items()})
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _flat(path: tuple[str, ...], value: Any) -> Iterator[tuple[str, Value]]:

@@ -14,6 +14,7 @@ from benchmarks.data.images import DataError
 from benchmarks.lab.experiment import Experiment
 from benchmarks.lab.journal import Result, Results
 from benchmarks.lab.options import run_plain_command
+from benchmarks.lab.table import as_csv
 from benchmarks.show.document import Document
 from benchmarks.show.findings import findings
 from benchmarks.show.style import save
@@ -94,20 +95,15 @@ def _report(
         float | None, typer.Option(help="Accuracy in % that a BU network must reach where no paper gives one.")
     ] = None,
 ) -> None:
-    """Write report.html (one self-contained page), report.md and its figures from all results so far."""
+    """Write report.html (one self-contained page), report.md, its figures and results.csv from all results so far."""
     target = out or (folders[0] if folders else Path("build/benchmarks"))
     results = _read(folders or [target])
     target.mkdir(parents=True, exist_ok=True)
     said = document(results, floor)
     for figure in [figure for section in said.sections for figure in section.figures]:
         save(figure.draw, target / "figures" / f"{figure.name}.svg")
-    page, text = said.html(), said.markdown("figures")
-    write_together(
-        {
-            target / "report.html": partial(_write, text=page),
-            target / "report.md": partial(_write, text=text),
-        }
-    )
+    texts = {"report.html": said.html(), "report.md": said.markdown("figures"), "results.csv": as_csv(results)}
+    write_together({target / name: partial(_write, text=text) for name, text in texts.items()})
     print(f"{len(results)} results: {target / 'report.html'}, {target / 'report.md'}")
 
 

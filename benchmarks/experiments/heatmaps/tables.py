@@ -32,6 +32,11 @@ _PLACES = {"last": "last map", "stage": "last stage"}
 _SIDES = ("bottom_up", "top_down")
 _MORE = ("IoU, TD - it", "published", "runs")
 
+_NAMES = {
+    **{"bottom_up": "BU", "top_down": "TD", "blob": "a blob in the middle"},
+    **{"bottom_up, random": "BU, random weights", "top_down, random": "TD, random weights"},
+}
+
 Counts = NDArray[np.int64]
 
 
@@ -134,7 +139,7 @@ def _row(arm: Arm, place: str, form: str, who: str) -> tuple[Cell, ...]:
     return (
         _PLACES[place],
         form if who in _SIDES or "," in who else None,
-        {"bottom_up": "BU", "top_down": "TD", "blob": "a blob in the middle"}.get(who, who),
+        _NAMES.get(who, who),
         *(mean_and_deviation(_values(arm, who, place, form, measure), 1, 100) for measure in _MEASURES),
         difference,
         shown or None,
