@@ -124,6 +124,7 @@ def _report(building: Building, scales: tuple[int | Pair, ...], segments: list[S
     rows.append(StageReport("head", 1, bottom_up, top_down))
     source = type(building.bottom_up.model).__name__
     size, laws = building.bottom_up.input_size, building.initialisation.laws
+    size = (building.options.in_chans or size[0], *size[1:])
     return Report(source, size, scales, tuple(rows), tuple(building.notes), building.options, laws)
 
 
@@ -139,6 +140,8 @@ def _run_on_meta(building: Building, segments: list[Segment]) -> dict[fx.Node, t
         for node in prologue.nodes:
             values[node] = images if node.op == "placeholder" else _evaluate(node, bones, values)
         images = values[prologue.output_node()]
+    else:
+        images = images.new_empty(len(images), building.image_channels, *images.shape[2:])
     carried: tuple[torch.Tensor, ...] = (images,)
     for segment in segments:
         graph, size = segment.graph, building.map_size(factor_pair(segment.scale))

@@ -76,9 +76,9 @@ class SetWidths(Pass[TopDown]):
 
 def _note_features(top_down: TopDown) -> None:
     """A network without classifier returns its pooled features: as many as its last stage has, not as the source's."""
-    width, bottom_up = top_down.width, top_down.bottom_up
-    expected = top_down.options.num_classes or facts(bottom_up.captured.output).value.shape[1]
-    if width == expected:
+    width, bottom_up, num_classes = top_down.width, top_down.bottom_up, top_down.options.num_classes
+    expected = num_classes or facts(bottom_up.captured.output).value.shape[1]
+    if width == expected or num_classes == 0:
         return
     read = plan(next(iter(top_down.head_graph.nodes))).width
     if width * facts(bottom_up.features).width != expected * read:
@@ -117,7 +117,7 @@ class _Solver:
                 if node.op == "output":
                     carried = [self.channels[n] for n in handed_on(graph)]
                 elif node.op == "placeholder":
-                    image = fresh(channels := self.top_down.bottom_up.image_size[0], channels)
+                    image = fresh(channels := self.top_down.image_channels, channels)
                     is_image = node.target == "image" or not carried
                     self.channels[node] = image if is_image else carried[node.target == "older"]
                 elif self._carries(node):

@@ -29,6 +29,7 @@ def reverse(
     init: Init = "keep",
     task: Task = "classification",
     num_classes: int | None = None,
+    in_chans: int | None = None,
     fast: bool = True,
     input_size: tuple[int, int, int] | None = None,
 ) -> TopDownNet:
@@ -57,7 +58,11 @@ def reverse(
         task: `classification` keeps the model's head. `segmentation` gives the network a classifier of pixels, a 1x1
             convolution `segmentation_head` on the last map, in place of the model's own classifier, if it has one
             (paper, experiment 3): images (N, C, H, W) become scores (N, num_classes, H, W).
-        num_classes: the number of classes that a pixel can have, for `segmentation` alone.
+        num_classes: the number of classes to score: the classifier is a new one, drawn as the model's, if it is not the
+            model's own number; 0: none, the network returns what the classifier would read. For `segmentation` it must
+            be given: the classes that a pixel can have.
+        in_chans: the channels of the images, if they are to be others than the model's: the layers that read an image
+            are new ones.
         fast: compute the same in less time: convolutions of upsampled and of merged maps from the small map
             (:mod:`td_compiler.layers.folding`), maps laid out channels last, dropout masks drawn four at a time, each
             where it pays. Parameters and their names do not depend on it. False: the network as it is written in the
@@ -81,6 +86,7 @@ def reverse(
         init=init,
         task=task,
         num_classes=num_classes,
+        in_chans=in_chans,
         fast=fast,
         input_size=input_size,
     )

@@ -43,6 +43,7 @@ class Options:
     init: Init = "keep"
     task: Task = "classification"
     num_classes: int | None = None
+    in_chans: int | None = None
     fast: bool = True
     input_size: tuple[int, int, int] | None = None
 
@@ -58,6 +59,8 @@ class Options:
         if self.head_width is not None and not _positive(self.head_width):
             raise ConversionError(f"head_width={self.head_width!r} must be a positive number of filters or None.")
         self._check_classes()
+        if self.in_chans is not None and not _positive(self.in_chans):
+            raise ConversionError(f"in_chans={self.in_chans!r} must be a positive number of channels or None.")
         if not isinstance(self.fast, bool):
             raise ConversionError(f"fast={self.fast!r} must be True or False.")
         if self.input_size is not None:
@@ -72,9 +75,10 @@ class Options:
             object.__setattr__(self, "input_size", tuple(size))
 
     def _check_classes(self) -> None:
-        if self.task == "classification" and self.num_classes is not None:
+        none = self.num_classes is None or (type(self.num_classes) is int and self.num_classes == 0)
+        if self.task == "classification" and not none and not _positive(self.num_classes):
             raise ConversionError(
-                f"num_classes={self.num_classes!r} is for task='segmentation': a classifier keeps the source's classes."
+                f"num_classes={self.num_classes!r} must be a number of classes, 0 for none, or None for the source's."
             )
         if self.task == "segmentation" and not _positive(self.num_classes):
             raise ConversionError(

@@ -28,7 +28,7 @@ from td_compiler.network.base import TopDownNet
 from td_compiler.options import Options
 from td_compiler.sources.timm_families import convolutional_names
 
-_OPTIONS = {field.name for field in dataclasses.fields(Options)} - {"num_classes"}  # timm's, but for segmentation
+_OPTIONS = {field.name for field in dataclasses.fields(Options)}
 _NO_WEIGHTS: dict[str, Any] = {
     "url": None,
     "file": None,
@@ -78,14 +78,10 @@ def _create(source: str, pretrained: bool, arguments: dict[str, Any]) -> TopDown
 
 def _network(source: str, pretrained: bool, arguments: dict[str, Any]) -> TopDownNet:
     options = {name: arguments.pop(name) for name in _OPTIONS & arguments.keys()}
-    if options.get("task") == "segmentation":
-        options["num_classes"] = arguments.pop("num_classes", None)
     model = model_entrypoint(source)(pretrained=pretrained, **arguments)
     config = getattr(model, "pretrained_cfg", {})
-    channels, *size = config.get("input_size", (3, 224, 224))
-    channels = arguments.get("in_chans", channels)
-    td = reverse(model, **{"input_size": (channels, *size), **options})
-    td.in_chans = channels
+    td = reverse(model, **{"input_size": config.get("input_size", (3, 224, 224)), **options})
+    td.in_chans = td.report.input_size[0]
     td.pretrained_cfg = td.default_cfg = {**config, "architecture": f"td_{source}"}
     return td
 

@@ -66,7 +66,11 @@ def read_given(
         str | None,
         _choice("classification|segmentation", "Keep the source's head, or classify every pixel."),
     ] = None,
-    num_classes: Annotated[int | None, _choice("N", "Classes of a pixel, for segmentation.")] = None,
+    num_classes: Annotated[
+        int | None,
+        _choice("N", "Classes: a new classifier if the source has others; 0: none. For segmentation needed."),
+    ] = None,
+    in_chans: Annotated[int | None, _choice("N", "Channels of the images, where they are not the source's.")] = None,
     fast: Annotated[
         bool | None,
         typer.Option(
@@ -97,6 +101,7 @@ def read_given(
         "init": init,
         "task": task,
         "num_classes": num_classes,
+        "in_chans": in_chans,
         "fast": fast,
         "input_size": input_size,
     }

@@ -70,6 +70,8 @@ def find_arguments(td: TopDownNet) -> Arguments:
 
 def _find_classifier(td: TopDownNet, modules: dict[str, nn.Module], once: set[str], found: Arguments) -> None:
     """Walk back from the scores to the layer that makes them, past what keeps their number."""
+    if td.report.options is not None and td.report.options.num_classes == 0:
+        return  # the classifier has been left out
     value = td.segments[-1].graph.output_node().args[0]
     roles: dict[str, dict[str, str]] = {}
     numbers: set[int] = set()

@@ -58,7 +58,9 @@ def _reads(td: TopDownNet, arguments: Arguments) -> int:
 
 
 def _scores(td: TopDownNet) -> int:
-    """How many numbers the head puts out; 0 where it has no weights, so that these are features."""
+    """How many numbers the head puts out; 0 where these are features: it has no weights, or lost its classifier."""
+    if td.report.options is not None and td.report.options.num_classes == 0:
+        return 0
     calls = (str(node.target) for node in td.segments[-1].graph.nodes if node.op == "call_module")
     has_weights = any(True for path in calls for _ in td.get_submodule(path).parameters())
     return td.report.stages[-1].top_down.width if has_weights and td.report.stages else 0

@@ -188,6 +188,11 @@ class TopDown:
         return f"{self.names.get(first, first)}{dot}{rest}"
 
     @property
+    def image_channels(self) -> int:
+        """How many channels the images have that the pyramid scales: the source's, unless others are asked for."""
+        return self.options.in_chans or self.bottom_up.image_size[0]
+
+    @property
     def width(self) -> int:
         """How many class scores or features the network returns, once the widths are known."""
         return plan(self.head_graph.output_node().all_input_nodes[0]).width

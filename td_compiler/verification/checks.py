@@ -100,13 +100,13 @@ def gradients(subject: Subject) -> str:
 
 def _without_gradient(subject: Subject, *, of_source: bool) -> set[str]:
     """The parameters that the loss of two images does not reach: seen on the meta device, if that will do."""
-    network = subject.model if of_source else subject.td
+    network, size = (subject.model, subject.small) if of_source else (subject.td, subject.top_down(subject.small))
     try:
-        return _unreached(skeleton(network), subject.images(subject.small, META))
+        return _unreached(skeleton(network), subject.images(size, META))
     except Exception as error:
         if subject.on_meta or not needs_values(error):
             raise
-    return _unreached(copy.deepcopy(network), subject.images(subject.small))
+    return _unreached(copy.deepcopy(network), subject.images(size))
 
 
 def _unreached(network: nn.Module, images: torch.Tensor) -> set[str]:
@@ -209,7 +209,10 @@ def _concatenates(td: TopDownNet, stage: str) -> bool:
 
 def settings(subject: Subject) -> str:
     """Kernel, groups, norm and activation settings, drop rates, modes: all but what SPEC 2 changes."""
-    count, differences = compare_settings(subject.model, subject.td, subject.options.filters)
+    options = subject.options
+    count, differences = compare_settings(
+        subject.model, subject.td, options.filters, without_classifier=options.num_classes == 0
+    )
     if differences:
         raise Violation(_few(differences))
     if not count:
@@ -317,7 +320,7 @@ def emitted_bits(subject: Subject) -> str:
     """In evaluation mode it puts out the same bits, the same random numbers given."""
     if subject.on_meta:
         raise Skipped("there are no values on the meta device")
-    network, images = subject.emitted[0], subject.images(subject.small)
+    network, images = subject.emitted[0], subject.images(subject.top_down(subject.small))
     scores = []
     for each in (network, subject.td.eval()):
         with neutral_surroundings(), torch.no_grad():

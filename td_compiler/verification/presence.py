@@ -191,6 +191,8 @@ def changed_filters(subject: Subject) -> tuple[int, list[str]]:
         if isinstance(before, nn.Conv2d) and isinstance(after, nn.Conv2d)
         if not is_depthwise(before) and sizes.get(path) != (1, 1) and path not in followers
     ]
+    wanted, scores = subject.options.num_classes, subject.source_shape(subject.sizes[0])
+    compared = [row for row in compared if wanted is None or row[1:] != (scores[1], wanted)]  # of the classifier
     return len(compared), [f"{path} ({old} to {new})" for path, old, new in compared if old != new]
 
 

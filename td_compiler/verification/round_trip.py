@@ -339,7 +339,7 @@ def round_trip(subject: Subject) -> str:
     """Put together again, the parts compute what the source does: outputs, gradients, statistics (SPEC 9.1)."""
     if subject.on_meta:
         raise Skipped("there are no values on the meta device")
-    size = subject.td.report.input_size
+    size = subject.own_size
     again = bottom_up_again(cut(read(subject.model, size), subject.options))
     source = _copied(subject.model)
     seen: dict[str, list[str]] = {}

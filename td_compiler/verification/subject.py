@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from td_compiler.capture.input_size import find_input_size
 from td_compiler.capture.meta import META, ShapesOnly
 from td_compiler.capture.skeleton import skeleton
 from td_compiler.emission import emit_source
@@ -64,13 +65,25 @@ class Subject:
         return skeleton(self.model), top_down
 
     @cached_property
+    def own_size(self) -> Size:
+        """The size (C, H, W) at which the source was read, whose images may have other channels than the network's."""
+        size: Size = self.td.report.input_size
+        if self.options.in_chans is None:
+            return size
+        return (self.options.input_size or find_input_size(self.model)[1])[0], *size[1:]
+
+    def top_down(self, size: Size) -> Size:
+        """A size of the source's images as one of the network's."""
+        return self.td.report.input_size[0], *size[1:]
+
+    @cached_property
     def sizes(self) -> tuple[Size, ...]:
         """The size (C, H, W) at which the network was read, and an odd, oblong one if the source takes any.
 
         A source that flattens its last map takes sizes beside its own only where its roundings happen to agree: it
         counts as made for one size, and so it shows at twice that.
         """
-        own = self.td.report.input_size
+        own = self.own_size
         channels, height, width = own
         if not self.takes((channels, 2 * height + 1, 2 * width - 1)):
             return (own,)
@@ -93,7 +106,7 @@ class Subject:
         """
         try:
             shape = self.source_shape(size)
-            return shape[0] == _BATCH and (len(shape) > 2 or shape == self.source_shape(self.td.report.input_size))
+            return shape[0] == _BATCH and (len(shape) > 2 or shape == self.source_shape(self.own_size))
         except Exception:
             return False
 
@@ -107,7 +120,7 @@ class Subject:
     def prepared(self, size: Size) -> Size:
         """The size (C, H, W) of the images that the pyramid scales: those given, or what a prologue makes of them."""
         if self.td.prologue is None:
-            return size
+            return self.top_down(size)
         _, channels, height, width = self.maps(size)[0][0].shape
         return channels, height, width
 
@@ -117,6 +130,10 @@ class Subject:
         Without a classifier the features follow the width of the last stage, in the source and here.
         """
         given = self.source_shape(size)
+        if self.options.num_classes == 0:
+            return torch.Size((given[0], self.maps(size)[2].shape[1]))
+        if self.options.num_classes and self.options.task == "classification":
+            return torch.Size((given[0], self.options.num_classes))
         if self.options.task == "segmentation":
             return torch.Size((given[0], self.options.num_classes or 0, *self.prepared(size)[1:]))
         if self._has_classifier:
@@ -142,7 +159,7 @@ class Subject:
         """Pyramid levels, finest first, stage maps, coarse to fine, and class scores."""
         if size not in self.computed:
             self.computed[size] = self._run(
-                _Everything(self.bones[1]), lambda: _Everything(copy.deepcopy(self.td)), size
+                _Everything(self.bones[1]), lambda: _Everything(copy.deepcopy(self.td)), self.top_down(size)
             )
         return self.computed[size]
 
