@@ -1,4 +1,8 @@
-"""Mutations of the pipeline: a pass is left out or swapped with the next, and a check says so, or nothing changes."""
+"""Mutations of the pipeline: a pass is left out or swapped with the next, and a check says so, or nothing changes.
+
+What makes a state of a conversion (`find_stages`, `reverse_stages`, `build_layers`) can be neither: the passes behind
+it work on what it returns.
+"""
 
 from __future__ import annotations
 

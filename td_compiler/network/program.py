@@ -15,10 +15,10 @@ import types
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from td_compiler.capture.copying import copy_module
+from td_compiler.capture.meta import META
 from td_compiler.emission.source import library_source
 from td_compiler.emission.tree import GENERATED, is_written
 from td_compiler.emission.units import RESERVED
@@ -83,7 +83,7 @@ class Program:
     @cached_property
     def instance(self) -> nn.Module:
         """The network as the text makes it, on the meta device."""
-        with torch.device("meta"):
+        with META:
             return self.classes[self.name]()
 
     def kind(self, name: str) -> type[nn.Module]:
