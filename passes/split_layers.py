@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from td_compiler.graph.notes import plan, source_of
+from td_compiler.graph.notes import facts, plan, source_of
 from td_compiler.graph.operators import layer_row
 from td_compiler.graph.states import Pass, TopDown, layer_of
 from td_compiler.graph.units import Layer
@@ -76,7 +76,9 @@ def _widths(node: fx.Node) -> Widths:
 
 
 def _source_widths(node: fx.Node) -> Widths:
-    return _widths(source_of(node))
+    source = source_of(node)
+    read = next(facts(n).width for n in source.all_input_nodes if facts(n).carries)
+    return read, facts(source).width
 
 
 def _free_path(top_down: TopDown, path: str) -> str:

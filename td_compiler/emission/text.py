@@ -76,6 +76,8 @@ def init_lines(
     for declaration in declarations:
         if declaration.condition and declaration.kind in ("module", "parameter") and is_attribute(declaration.name):
             lines.append(f"        self.{declaration.name} = None")
+        elif declaration.condition and declaration.kind in ("buffer", "constant"):
+            lines += lay_out("", call("self.register_buffer", literal(declaration.name), "None"), 8)
         if declaration.condition and (declaration.condition != before or "None" in lines[-1]):
             lines.append(f"        if {declaration.condition}:")
         lines += _declare(declaration, 12 if declaration.condition else 8)

@@ -266,7 +266,7 @@ RESERVED = frozenset(
     {
         *("entry", "merge", "projection", "transition", "upsample"),
         *("num_classes", "num_features", "head_hidden_size"),
-        *("forward_features", "forward_head", "get_classifier", "reset_classifier"),
+        *("forward_features", "forward_head", "forward_pyramid", "get_classifier", "reset_classifier"),
         *dir(TopDownNet),
         *TopDownNet.__annotations__,
     }
