@@ -177,6 +177,8 @@ def test_localisation_is_that_of_heat_maps_by_hand(machine: Machine, monkeypatch
     images, right = test.images / 255, test.labels == 6
     assert figures["images"] == int(right.sum()) == 10
     assert (figures["test_images"], figures["train_images"]) == (100, 64)
+    bottom_up: Any
+    top_down: Any
     bottom_up, top_down = (each.net for each in networks.values())
     images, labels = images[right], test.labels[right]
     objects = (images > 0.3).numpy()

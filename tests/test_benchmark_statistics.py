@@ -13,12 +13,12 @@ from benchmarks.lab.statistics import Estimate, difference_of_means, estimate, h
 
 @pytest.mark.parametrize(("of_runs", "of_images"), [(0.0, 0.3), (0.02, 0.1), (0.02, 0.3)])
 def test_intervals_hold_the_truth_as_often_as_they_say(of_runs: float, of_images: float) -> None:
-    """Three runs on the same 100 images: 95 % of intervals, not the 75 % of drawing from three runs as they are."""
+    """Three runs on the same 40 images: 95 % of intervals, not the 75 % of drawing from three runs as they are."""
     chance, truth, held = np.random.default_rng(0), 0.01, []
     for _ in range(120):
-        runs, images = chance.normal(0, of_runs, (3, 1)), chance.normal(0, of_images, (1, 100))
-        values = truth + runs + images + chance.normal(0, 0.05, (3, 100))
-        found = difference_of_means(values, np.zeros((3, 100)))
+        runs, images = chance.normal(0, of_runs, (3, 1)), chance.normal(0, of_images, (1, 40))
+        values = truth + runs + images + chance.normal(0, 0.05, (3, 40))
+        found = difference_of_means(values, np.zeros((3, 40)))
         held.append(found.low <= 100 * truth <= found.high)
     assert np.mean(held) >= 0.9
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -39,7 +39,7 @@ def _scaling(
     size = SIZES[setup.profile.name]
     if batch or side or depth:
         size = replace(size, batches=tuple(batch), sides=tuple(side), depths=tuple(depth))
-    given = {"repeats": repeats, "seconds": seconds, "memory": memory}
+    given: dict[str, Any] = {"repeats": repeats, "seconds": seconds, "memory": memory}
     size = replace(size, **{name: value for name, value in given.items() if value is not None})
     measure(EXPERIMENT, scaling_jobs(network, size, setup.machine), setup)
 
