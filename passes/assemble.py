@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -130,10 +130,10 @@ def _report(building: Building, scales: tuple[int | Pair, ...], segments: list[S
 
 def _run_on_meta(building: Building, segments: list[Segment]) -> dict[fx.Node, torch.Tensor]:
     """Every node's value for as many images as the source was traced with, without computing one."""
-    bones = nn.Module()
-    plant(bones, {**building.modules, **building.parameters})
+    bones: nn.Module | dict[str, nn.Module | torch.Tensor] = {**building.modules, **building.parameters}
     if not is_meta(building.bottom_up.device):
-        bones = skeleton(bones)
+        plant(root := nn.Module(), bones)
+        bones = skeleton(root)
     values: dict[fx.Node, torch.Tensor] = {}
     images = facts(building.bottom_up.captured.image).value
     if (prologue := building.prologue_graph) is not None:
@@ -159,7 +159,9 @@ def _run_on_meta(building: Building, segments: list[Segment]) -> dict[fx.Node, t
     return values
 
 
-def _evaluate(node: fx.Node, bones: nn.Module, values: dict[fx.Node, torch.Tensor]) -> torch.Tensor:
+def _evaluate(
+    node: fx.Node, bones: nn.Module | Mapping[str, nn.Module | torch.Tensor], values: dict[fx.Node, torch.Tensor]
+) -> torch.Tensor:
     try:
         value: torch.Tensor = evaluate(node, bones, values.__getitem__)
     except Exception as error:

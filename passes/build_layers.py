@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Container, Sequence
 from typing import Any
@@ -57,7 +58,7 @@ def build_layers(top_down: TopDown) -> Building:
     for graph in top_down.graphs():
         for node in graph.nodes:
             _spare_input(node, layer_of(top_down, node))
-    with own_draws():
+    with contextlib.nullcontext() if _has_no_values(top_down.bottom_up.model) else own_draws():
         for graph in graphs:
             for node in graph.nodes:
                 layer = layer_of(top_down, node)
@@ -104,7 +105,7 @@ def _build(building: Building, node: fx.Node, layer: Layer) -> nn.Module:
         module = module.to(building.bottom_up.dtype)
         _fill(building, node, layer, module, None)
         return module.train(building.bottom_up.model.training)
-    original = building.bottom_up.model.get_submodule(layer.source) if _in_model(building, layer.source) else None
+    original = building.bottom_up.parts.get(layer.source) if layer.source else None
     computed = computed_tensors(layer.prototype)
     module = plain_copy(layer.prototype) if computed else _clone(layer.prototype)
     module.training = original.training if original is not None else building.bottom_up.model.training
@@ -239,13 +240,9 @@ def _attribute(root: nn.Module, path: str) -> torch.Tensor:
     return value
 
 
-def _in_model(building: Building, path: str) -> bool:
-    """Whether a path names a layer of the source itself (a functional dropout became one of the skeleton only)."""
-    try:
-        building.bottom_up.model.get_submodule(path)
-    except AttributeError:
-        return False
-    return bool(path)
+def _has_no_values(model: nn.Module) -> bool:
+    """Whether all of a model is on the meta device, where nothing is drawn."""
+    return all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
 
 
 def _clone(module: nn.Module) -> nn.Module:
@@ -331,8 +328,7 @@ def _modelled_on(building: Building, layer: Layer) -> str:
     """The path of the source's layer that a layer is or is modelled on; "" for none."""
     if layer.source:
         return layer.source
-    modules = building.bottom_up.captured.modules
-    return next((path for path, module in modules.items() if module is layer.prototype), "")
+    return building.source_paths.get(layer.prototype, "")
 
 
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:

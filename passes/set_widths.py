@@ -11,7 +11,6 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 from fractions import Fraction
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -324,11 +323,11 @@ class _Solver:
         """How many features there are of a map with so many channels: what the source's own code makes of one."""
         given = facts(start).value
         values: dict[fx.Node, Any] = {start: given.new_empty((len(given), width, *given.shape[2:]))}
-        behind, root = {start}, SimpleNamespace(get_submodule=self.top_down.bottom_up.captured.modules.__getitem__)
+        behind, modules = {start}, self.top_down.bottom_up.captured.modules
         for node in self.top_down.bottom_up.captured.graph.nodes:
             if not behind.isdisjoint(node.all_input_nodes):
                 behind.add(node)
-                values[node] = evaluate(node, root, lambda n: values.get(n, facts(n).value))  # type: ignore[arg-type]
+                values[node] = evaluate(node, modules, lambda n: values.get(n, facts(n).value))
                 if node is source:
                     return int(values[node].shape[1])
         return facts(source).width

@@ -11,7 +11,7 @@ from td_compiler.layers.pyramid import Downsample
 from td_compiler.network.base import TopDownNet
 from td_compiler.options import Downsampler, Filters, Head, Init, Merge, Options, Stem, Task, Upsample
 from td_compiler.passes import build, read, turn
-from td_compiler.surroundings import neutral_surroundings
+from td_compiler.surroundings import neutral_surroundings, resting_collector
 
 __all__ = ["check_source", "reverse"]
 
@@ -90,7 +90,7 @@ def reverse(
         fast=fast,
         input_size=input_size,
     )
-    with neutral_surroundings(draws=False):
+    with neutral_surroundings(draws=False), resting_collector():
         check_source(model)
         return _reverse(model, options)
 

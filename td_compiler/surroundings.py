@@ -9,6 +9,7 @@ nothing that other threads see is changed.
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 import sys
 import threading
@@ -22,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 with warnings.catch_warnings():
     import torch.fx.experimental.symbolic_shapes  # the meta device needs it; it adds warning filters
 
-__all__ = ["neutral_surroundings", "own_draws"]
+__all__ = ["neutral_surroundings", "own_draws", "resting_collector"]
 
 _DEVICE_TYPES = ("cpu", "cuda", "xpu", "mps")
 
@@ -66,6 +67,40 @@ def _python_generators() -> Iterator[None]:
                 random.setstate(before[0])
             if numpy is not None:
                 numpy.random.set_state(before[1])
+
+
+class _Collector:
+    """How many conversions want Python's collector of cycles to rest, and whether it ran before the first of them."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.waiting = 0
+        self.ran = False
+
+
+_collector = _Collector()
+
+
+@contextlib.contextmanager
+def resting_collector() -> Iterator[None]:
+    """Let Python's collector of cycles rest.
+
+    A conversion makes many small objects that stay until its end. With a large library in memory the collector looks
+    through all of that, in vain, once or more in each conversion, which takes up to a third of its time. Of several
+    threads the last one to come out lets it run again.
+    """
+    with _collector.lock:
+        if not _collector.waiting:
+            _collector.ran = gc.isenabled()
+            gc.disable()
+        _collector.waiting += 1
+    try:
+        yield
+    finally:
+        with _collector.lock:
+            _collector.waiting -= 1
+            if not _collector.waiting and _collector.ran:
+                gc.enable()
 
 
 class _Thread(threading.local):

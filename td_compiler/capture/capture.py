@@ -21,7 +21,7 @@ from td_compiler.capture.build import Ambiguous, Builder, Twins, key_of, shape_o
 from td_compiler.capture.captured import Capture
 from td_compiler.capture.functions import functions_as_layers
 from td_compiler.capture.meta import dtype_of, empty_images
-from td_compiler.capture.modes import aligned, training_steps
+from td_compiler.capture.modes import aligned, drop_unread, training_steps, written_by_hand
 from td_compiler.capture.places import at_line
 from td_compiler.capture.recorder import NeedsScripts, Recorder, needs_data
 from td_compiler.capture.recording import Recording, Stack, Value
@@ -108,7 +108,7 @@ class _Reader:
             if at_once and (steps or more):
                 raise Ambiguous
             modules |= steps
-            notes += more
+            notes += [*more, *written_by_hand(base, training)]
         builder = Builder(self.images, tensors, pairs, strict=at_once)
         builder.trained_as(modes)
         builder.image("x")
@@ -197,6 +197,8 @@ class _Reader:
             run = self._run(images)
         finally:
             self.bones.eval()
+        if run.error is None:
+            drop_unread(run, base)
         same = run.error is None and [key_of(call) for call in run.calls] == [key_of(call) for call in base.calls]
         same = same and [span.path for span in run.spans] == [span.path for span in base.spans]
         if not same or _python_draws() != before:

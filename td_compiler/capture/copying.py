@@ -44,23 +44,34 @@ def copy_module(module: M, instead: dict[int, Any] | None = None) -> M:
 
 def _copy(item: Any, memo: dict[int, Any]) -> Any:
     kind = type(item)
-    if kind in _FIXED or (kind is tuple and all(type(each) in _FIXED for each in item)):
+    if kind in _FIXED or (kind is tuple and _FIXED.issuperset(map(type, item))):
         return item
     if id(item) in memo:
         return memo[id(item)]
-    if kind is set and all(type(each) in _FIXED for each in item):
+    if (kind is nn.Parameter or kind is torch.Tensor) and item.is_meta and not item.__dict__ and item.is_leaf:
+        made: Any = without_values(item)
+        memo[id(item)] = made = nn.Parameter(made, item.requires_grad) if kind is nn.Parameter else made
+        return made.requires_grad_(item.requires_grad)
+    if kind is set and _FIXED.issuperset(map(type, item)):
         return set(item)
-    if kind in (dict, OrderedDict):
-        made: Any = kind()
+    if kind is dict or kind is OrderedDict:
+        made = kind()
         memo[id(item)] = made
-        for key, value in item.items():
+        for key, value in item.items() if item else ():
             made[key if type(key) in _FIXED else copy.deepcopy(key, memo)] = _copy(value, memo)
         return made
     if isinstance(item, nn.Module) and _is_plain(type(item)):  # type: ignore[arg-type]  # a class has a hash too
         made = object.__new__(kind)  # as the class itself makes them: `_is_plain`
         memo[id(item)] = made
+        attributes = made.__dict__
         for name, value in vars(item).items():
-            made.__dict__[name] = _copy(value, memo)
+            of = type(value)
+            if of in _FIXED:
+                attributes[name] = value
+            elif of is OrderedDict and not value and id(value) not in memo:  # a dozen in every module
+                attributes[name] = memo[id(value)] = OrderedDict()
+            else:
+                attributes[name] = _copy(value, memo)
         return made
     return copy.deepcopy(item, memo)
 

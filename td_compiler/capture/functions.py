@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 from collections.abc import Callable
@@ -59,9 +60,14 @@ def _arguments(node: fx.Node) -> dict[str, Any]:
     if node.target in _BUILTIN_ARGUMENTS:
         defaults = _BUILTIN_ARGUMENTS[node.target]
         return defaults | dict(zip(defaults, node.args, strict=False)) | node.kwargs
-    bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
+    bound = _signature(node.target).bind(*node.args, **node.kwargs)
     bound.apply_defaults()
     return bound.arguments
+
+
+@functools.cache
+def _signature(function: Any) -> inspect.Signature:
+    return inspect.signature(function)
 
 
 _BUILTIN_ARGUMENTS: dict[Any, dict[str, Any]] = {

@@ -43,18 +43,33 @@ def find_input_size(model: nn.Module) -> tuple[Capture, tuple[int, int, int], st
     """
     check_is_cnn(model)
     declared = declared_input_size(model)
+    likeliest = declared or (3, _SIDES[0], _SIDES[0])
+    try:  # which most networks read: only where they do not is the number of channels looked for
+        return capture(model, likeliest), likeliest, "" if declared else _found_by_trying(likeliest)
+    except Exception as error:  # whatever images of a wrong number of channels lead to
+        refused = error
     if declared is not None:
         size = with_own_channels(model, declared)
-        says = f"The network says that it reads {_times(declared)}, and reads {_times(size)}."
-        return capture(model, size), size, says if size != declared else ""
+        if size == declared:
+            raise refused
+        return (
+            capture(model, size),
+            size,
+            f"The network says that it reads {_times(declared)}, and reads {_times(size)}.",
+        )
     first_error: ConversionError | None = None
     for size in _candidates(model):
         try:
-            note = f"The input size {_times(size)} was found by trying: give input_size= for another."
-            return capture(model, size), size, note
+            if size == likeliest:
+                raise refused
+            return capture(model, size), size, _found_by_trying(size)
         except RefusedImages as error:
             first_error = first_error or error
     raise ConversionError(f"no square image size from 8 to 512 fits: {first_error}")
+
+
+def _found_by_trying(size: Size) -> str:
+    return f"The input size {_times(size)} was found by trying: give input_size= for another."
 
 
 def _times(size: Size) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -16,6 +17,7 @@ from td_compiler.capture.recording import (
     Call,
     Constant,
     Image,
+    Of,
     Parameter,
     Recording,
     Result,
@@ -26,7 +28,7 @@ from td_compiler.capture.recording import (
 from td_compiler.graph.notes import facts
 from td_compiler.layers.steps import TrainingStep
 
-__all__ = ["aligned", "training_steps"]
+__all__ = ["aligned", "drop_unread", "training_steps", "written_by_hand"]
 
 
 def aligned(base: Recording, training: Recording) -> dict[Call, Call]:
@@ -39,6 +41,58 @@ def aligned(base: Recording, training: Recording) -> dict[Call, Call]:
         for i in range(size):
             pairs[base.calls[start + i]] = training.calls[other + i]
     return pairs
+
+
+def drop_unread(training: Recording, base: Recording) -> None:
+    """Leave out of a run in training the calls that it makes beside those in evaluation and that nothing reads.
+
+    Such as those by which a norm that is no layer of torch's counts its batches.
+    """
+    keys = [key_of(call) for call in base.calls]
+    others = [key_of(call) for call in training.calls]
+    if keys == others:
+        return
+    given = [(call.args, call.kwargs, call.notes) for call in training.calls]
+    held = [(span.args, span.kwargs, span.output) for span in training.spans]
+    read = {value.call for value in _values_anywhere((given, held, training.outputs)) if isinstance(value, Result)}
+    kept: list[int] = []
+    for i, key in enumerate(others):
+        if len(kept) < len(keys) and key == keys[len(kept)]:
+            kept.append(i)
+        elif training.calls[i] in read:
+            return
+    training.calls = [training.calls[i] for i in kept]
+    for span in training.spans:
+        span.start, span.stop = bisect_left(kept, span.start), bisect_left(kept, span.stop)
+
+
+def _values_anywhere(item: Any) -> Iterator[Value]:
+    """All values in an item, those whose sizes are in it included."""
+    if isinstance(item, (tuple, list)):
+        for each in item:
+            yield from _values_anywhere(each)
+    elif isinstance(item, dict):
+        yield from _values_anywhere(list(item.values()))
+    elif isinstance(item, slice):
+        yield from _values_anywhere((item.start, item.stop, item.step))
+    elif isinstance(item, Dim):
+        yield from _values_anywhere(item.term)
+    elif isinstance(item, Made):
+        yield from _values_anywhere(item.operands)
+    elif isinstance(item, (Size, Of)):
+        yield item.value
+    elif isinstance(item, (Image, Parameter, Constant, Result)):
+        yield item
+
+
+def written_by_hand(base: Recording, training: Recording) -> list[str]:
+    """Sentences on the parameters and buffers that the network's own code changes in training alone."""
+    return [
+        f"{path} is changed by hand in training, at {at_line(place)}: the top-down network leaves it as it is; a norm"
+        " of torch's keeps its own statistics."
+        for path, place in training.writes.items()
+        if path not in base.writes
+    ]
 
 
 def training_steps(
@@ -92,12 +146,6 @@ class _Steps:
         for before, step in self._insert:
             at = self.base.calls.index(before) if before is not None else len(self.base.calls)
             self.base.calls.insert(at, step)
-        for path, place in self.training.writes.items():
-            if path not in self.base.writes:
-                self.notes.append(
-                    f"{path} is changed by hand in training, at {at_line(place)}: the top-down network leaves it as it"
-                    " is; a norm of torch's keeps its own statistics."
-                )
         return self.modules, self.notes
 
     def _held(self, given: Any, other: Any, call: Call | None) -> Any:

@@ -115,9 +115,12 @@ class Initialisation:
         found = self.of_source.get(source)
         if found is not None and not (new and name == "weight" and found == _ZERO):
             return found
+        if not self.of_kind:
+            return _unknown(module, name)
         tensor = _Tensor("", module, name, torch.empty(0))
-        for group in (tensor.group, ("Conv2d", name) if isinstance(module, _ConvNd) else tensor.group):
-            for trait in (tensor.trait, (tensor.trait[0], not tensor.trait[1]), None):
+        own, own_trait = tensor.group, tensor.trait
+        for group in (own, ("Conv2d", name) if isinstance(module, _ConvNd) else own):
+            for trait in (own_trait, (own_trait[0], not own_trait[1]), None):
                 if (found := self.of_kind.get((group, trait))) is not None:
                     return found
         return _unknown(module, name)

@@ -366,6 +366,8 @@ METHODS: dict[str, Operator] = {
 
 def layer_row(module: nn.Module | None) -> Operator | None:
     """The row of a layer's class or of the nearest of its bases that has one: a user's `Conv2d` has torch's row."""
+    if (row := LAYERS.get(type(module))) is not None:  # type: ignore[arg-type]
+        return row
     for base in type(module).__mro__:
         row = LAYERS.get(base) or LIBRARY_LAYERS.get(f"{base.__module__}.{base.__qualname__}")
         if row is not None:

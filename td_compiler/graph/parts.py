@@ -110,8 +110,14 @@ def equal_parts(channels: Channels, number: int) -> list[Channels]:
 
 def equate(one: Channels, other: Channels) -> None:
     """Make two lists one, part by part; lists that cannot be laid side by side are left to the check of shapes."""
+    if one is other:
+        return
     one, other = leaves(one), leaves(other)
     if not one or not other:
+        return
+    if len(one) == len(other) == 1:
+        if one[0][0] is not other[0][0]:
+            _unite(one[0][0], other[0][0])
         return
     if len(one) == len(other) and _total(one) != _total(other):
         for (mine, _), (its, _) in zip(one, other, strict=True):

@@ -58,6 +58,11 @@ class Reading:
         return int(channels), int(height), int(width)
 
     @cached_property
+    def parts(self) -> dict[str, nn.Module]:
+        """The model's modules by path; a functional dropout became one of the skeleton only."""
+        return dict(self.model.named_modules(remove_duplicate=False))
+
+    @cached_property
     def device(self) -> torch.device:
         """Where the model's parameters are; the CPU if it has none."""
         return next((t.device for t in (*self.model.parameters(), *self.model.buffers())), torch.device("cpu"))
@@ -229,6 +234,11 @@ class Building(TopDown):
     parameters: dict[str, torch.Tensor] = field(default_factory=dict)
     channels_last: bool = False
     initialisation: Initialisation = field(default_factory=Initialisation)
+
+    @cached_property
+    def source_paths(self) -> dict[nn.Module, str]:
+        """The first path at which a module of the skeleton stands."""
+        return {module: path for path, module in reversed(self.bottom_up.captured.modules.items())}
 
 
 def layer_of(top_down: TopDown, node: fx.Node) -> Layer | None:
