@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 from collections.abc import Callable
@@ -41,13 +42,22 @@ class Constructors:
     def __init__(self, carrier: Carrier) -> None:
         self._carrier = carrier
         self._built: dict[tuple[type[nn.Module], str], tuple[Any, ...] | None] = {}
+        self._written: dict[tuple[object, ...], Doc] = {}
 
     def write(self, module: nn.Module, path: str) -> Doc:
-        """The constructor expression of a leaf module.
+        """The constructor expression of a leaf module, as the layer of torch that it is, if it is one in effect.
 
         Raises:
             ConversionError: if the class cannot be carried over or its arguments cannot be read off the module.
         """
+        key = _key(module)
+        if key is None:
+            return self._write_layer(plain_layer(module), path)
+        if key not in self._written:
+            self._written[key] = self._write_layer(plain_layer(module), path)
+        return self._written[key]
+
+    def _write_layer(self, module: nn.Module, path: str) -> Doc:
         if not isinstance(self._carrier, Importer):
             return self._write(module, path)
         try:
@@ -60,7 +70,7 @@ class Constructors:
     def _write(self, module: nn.Module, path: str) -> Doc:
         kind = type(module)
         if kind is nn.Sequential:  # which someone has put in the place of a layer
-            children = {n: self.write(plain_layer(child), f"{path}.{n}") for n, child in module.named_children()}
+            children = {n: self.write(child, f"{path}.{n}") for n, child in module.named_children()}
             if list(children) == [str(i) for i in range(len(children))]:
                 return call("nn.Sequential", *children.values())
             pairs = tuple(Group("(", (literal(n), child), ")", is_tuple=True) for n, child in children.items())
@@ -86,7 +96,7 @@ class Constructors:
 
     def _write_parametrised(self, module: nn.Module, path: str, computed: dict[str, list[Any]]) -> Doc:
         """A plain layer's expression inside those of torch's functions that compute its weights."""
-        doc = self.write(plain_copy(module), path)
+        doc = self._write_layer(plain_copy(module), path)
         for name, makers in computed.items():
             for maker in makers:
                 function, settings = torch_function(maker)
@@ -109,6 +119,26 @@ class Constructors:
         return self._built[kind, text]
 
 
+_OF_ALL = frozenset(vars(nn.Module()))
+_PLAIN = {int, float, bool, str, type(None)}
+
+
+def _key(module: nn.Module) -> tuple[object, ...] | None:
+    """All that decides how a layer is written; None of one with more to it than settings, a weight and a bias."""
+    kind = type(module)
+    if module._modules or module._forward_pre_hooks or module._state_dict_hooks:
+        return None
+    tensors = {**module._parameters, **module._buffers}
+    if not is_of_torch(kind) and not tensors.keys() <= {"weight", "bias"}:
+        return None
+    settings = [(name, value) for name, value in vars(module).items() if name not in _OF_ALL]
+    for _, value in settings:
+        if type(value) not in _PLAIN and not (type(value) in (tuple, list) and _PLAIN.issuperset(map(type, value))):
+            return None
+    shapes = [(name, None if tensor is None else tuple(tensor.shape)) for name, tensor in tensors.items()]
+    return kind, repr(settings), tuple(shapes), frozenset(module._non_persistent_buffers_set)
+
+
 def _description(module: nn.Module) -> tuple[Any, ...]:
     shapes = [(name, tuple(tensor.shape)) for name, tensor in module.state_dict(keep_vars=True).items()]
     return repr(module), shapes, {} if is_of_torch(type(module)) else _settings(module)
@@ -120,6 +150,7 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in plain.items() if has_literal(value)}
 
 
+@functools.lru_cache(256)
 def _parameters(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
     """The parameters of a constructor that have a say in what it builds."""
     parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]

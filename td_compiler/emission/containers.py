@@ -126,7 +126,7 @@ def _gather(calls: list[_Call], segment: Segment, homes: Mapping[str, set[str]],
         places = [i for i, call in enumerate(calls) if call.path.startswith(f"{path}.")]
         run = calls[places[0] : places[-1] + 1]
         own = tuple(calls[i].path for i in places)
-        if own != tuple(f"{path}.{name}" for name in own_children(tree.root.get_submodule(path))):
+        if own != tuple(f"{path}.{name}" for name in own_children(tree.module(path))):
             continue
         whole = _as_one(path, run, own, tree)
         if whole is not None:

@@ -96,13 +96,13 @@ class Declarer:
         if any(step.loop == MAPS and flat(step.doc).startswith("xself.children()") for step in body.steps):
             declarations = tuple(self._with_families(unit.path))
         lead: tuple[Statement, ...] = ()
-        if isinstance(self._tree.root.get_submodule(unit.path), TrainingStep):
+        if isinstance(self._tree.module(unit.path), TrainingStep):
             lead = (Statement("if not self.training:"), Statement("return ", next(iter(values.values())), 1))
         return Draft(unit, declarations, body, tree, lead)
 
     def declare(self, path: str, skip: frozenset[str] = frozenset()) -> list[Declaration]:
         """The children, parameters and buffers of the module at a path, but for those to skip."""
-        module = self._tree.root.get_submodule(path)
+        module = self._tree.module(path)
         start = f"{path}." if path else ""
         lines = []
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
@@ -133,13 +133,13 @@ class Declarer:
     def classifier(self) -> dict[str, Doc]:
         """The layers that the number of classes is a number of, by path, in the order in which they run."""
         paths = [path for path, roles in self._arguments.roles.items() if CLASSES in roles.values()]
-        return {path: self._expression(path, self._tree.root.get_submodule(path)) for path in reversed(paths)}
+        return {path: self._expression(path, self._tree.module(path)) for path in reversed(paths)}
 
     def _expression(self, path: str, module: nn.Module) -> Doc:
         if path in self._instances:
             return self._instances[path]
         if not self._tree.is_container(path, module):
-            return self._arguments.mark(path, self._constructors.write(plain_layer(module), path))
+            return self._arguments.mark(path, self._constructors.write(module, path))
         children = {name: self._expression(f"{path}.{name}", child) for name, child in own_children(module).items()}
         kind = self.containers.get(path, "nn.Sequential")
         if is_numbered(children):

@@ -91,7 +91,7 @@ def _container(layers: list[Step], tree: Tree) -> Doc | None:
     if len(parents) != 1 or not all(layer.path for layer in layers):
         return None
     parent = parents.pop()
-    children = list(own_children(tree.root.get_submodule(parent)))
+    children = list(own_children(tree.module(parent)))
     if [layer.path.rpartition(".")[2] for layer in layers] != children:
         return None
     if not parent:

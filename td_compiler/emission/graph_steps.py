@@ -72,7 +72,7 @@ def _call(function: str, node: fx.Node) -> Doc:
 
 def _module_step(node: fx.Node, path: str, tree: Tree) -> Step:
     only_argument = len(node.args) == 1 and not node.kwargs and isinstance(node.args[0], fx.Node)
-    has_weights = any(parameter.dim() > 1 for parameter in tree.root.get_submodule(path).parameters())
+    has_weights = any(parameter.dim() > 1 for parameter in tree.module(path).parameters())
     return Step(
         node,
         _call(tree.access(path), node),

@@ -98,7 +98,7 @@ def classifier_methods(
         body = [Statement(f"self.{CLASSES} = ", CLASSES)]
         for path, layer in layers.items():
             body += assignment(tree, path, layer, instead="nn.Identity()")
-            if first is not None and kind_of(tree.root.get_submodule(path)) in first.kinds:
+            if first is not None and kind_of(tree.module(path)) in first.kinds:
                 body.append(Statement("", first.call(tree.access(path), path)))
     summary = f"Put a new classifier of {CLASSES} in place; 0: none." if layers else ""
     return [
@@ -168,7 +168,7 @@ def _cut(nodes: list[fx.Node], tree: Tree, arguments: Arguments) -> tuple[int, s
     start, container, place = nodes.index(classifier), "", 0
     parent = str(classifier.target).rpartition(".")[0]
     if parent and tree.kind(parent) == "sequence":
-        children = [f"{parent}.{child}" for child in own_children(tree.root.get_submodule(parent))]
+        children = [f"{parent}.{child}" for child in own_children(tree.module(parent))]
         first = start - children.index(str(classifier.target))
         run = nodes[max(first, 0) : first + len(children)]
         chained = all(list(before.users) == [after] for before, after in pairwise(run))

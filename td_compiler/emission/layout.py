@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -186,6 +186,8 @@ def has_literal(value: Any) -> bool:
 
 
 def _number(value: int | float) -> str:
+    if isinstance(value, int):
+        return repr(value)
     if isinstance(value, float) and not math.isfinite(value):
         return f'float("{value}")'
     return re.sub(r"e([+-])0*(\d)", lambda match: f"e{match[1].strip('+')}{match[2]}", repr(value))
@@ -193,9 +195,11 @@ def _number(value: int | float) -> str:
 
 def flat(doc: Doc) -> str:
     """The expression on one line; values that have no name yet count as `x`."""
+    if isinstance(doc, str):  # most are
+        return doc
+    if isinstance(doc, Join):
+        return "".join([flat(part) for part in doc.parts])
     match doc:
-        case str():
-            return doc
         case Number(value, _, argument):
             return argument or _number(value)
         case Value():
@@ -206,8 +210,6 @@ def flat(doc: Doc) -> str:
             return f"*[{flat(inner)} {doc.ending}]"
         case Maybe(inner, _, condition):
             return f"*([{flat(inner)}] if {condition} else [])"
-        case Join(parts):
-            return "".join(map(flat, parts))
         case Group(opening, items, closing, is_tuple):
             comma = "," if is_tuple and len(items) == 1 else ""
             return opening + ", ".join(map(flat, items)) + comma + closing
@@ -226,36 +228,44 @@ def _slice(bounds: list[str]) -> str:
 
 def substitute(doc: Doc, replace: Callable[[Atom], Doc]) -> Doc:
     """The expression with its numbers, values and slots replaced, in reading order."""
+    if isinstance(doc, str):  # most are
+        return doc
+    if isinstance(doc, (Number, Value, Slot)):
+        return replace(doc)
+    if isinstance(doc, Join):
+        return Join(tuple([substitute(part, replace) for part in doc.parts]))
     match doc:
-        case Number() | Value() | Slot():
-            return replace(doc)
-        case Join(parts):
-            return Join(tuple(substitute(part, replace) for part in parts))
         case Group(opening, items, closing, is_tuple, hug):
-            return Group(opening, tuple(substitute(item, replace) for item in items), closing, is_tuple, hug)
+            return Group(opening, tuple([substitute(item, replace) for item in items]), closing, is_tuple, hug)
         case Repeat(inner, count, counts):
             return Repeat(substitute(inner, replace), substitute(count, replace), counts)
         case Maybe(inner, when, condition):
             return Maybe(substitute(inner, replace), when, condition)
         case Slice(bounds):
             return Slice(tuple(substitute(bound, replace) for bound in bounds))
-        case str():
-            return doc
 
 
-def atoms(doc: Doc) -> Iterator[Atom]:
+def atoms(doc: Doc) -> list[Atom]:
     """The numbers, values and slots of an expression, in reading order."""
-    match doc:
-        case Number() | Value() | Slot():
-            yield doc
-        case Join(parts) | Group(_, parts) | Slice(parts):
-            for part in parts:
-                yield from atoms(part)
-        case Maybe(inner):
-            yield from atoms(inner)
-        case Repeat(inner, count):
-            yield from atoms(inner)
-            yield from atoms(count)
+    found: list[Atom] = []
+    _find_atoms((doc,), found)
+    return found
+
+
+def _find_atoms(docs: tuple[Doc, ...], found: list[Atom]) -> None:
+    for doc in docs:
+        if isinstance(doc, str):  # most are
+            continue
+        if isinstance(doc, (Number, Value, Slot)):
+            found.append(doc)
+            continue
+        match doc:
+            case Join(parts) | Group(_, parts) | Slice(parts):
+                _find_atoms(parts, found)
+            case Maybe(inner):
+                _find_atoms((inner,), found)
+            case Repeat(inner, count):
+                _find_atoms((inner, count), found)
 
 
 def lay_out(prefix: str, doc: Doc, indent: int, suffix: str = "") -> list[str]:

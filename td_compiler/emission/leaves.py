@@ -25,8 +25,8 @@ def plain_layer(module: nn.Module) -> nn.Module:
 
     A subclass that only has a constructor of its own, or another way to write the same forward, is such a layer.
     """
-    layer = _as_torch_layer(module)
-    if layer is None or type(layer) is type(module):
+    layer = None if is_of_torch(type(module)) else _as_torch_layer(module)
+    if layer is None:
         return module
     if not _overrides(type(module), type(layer)):
         return layer

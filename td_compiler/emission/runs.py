@@ -46,7 +46,7 @@ def _segments(body: Body, tree: Tree, container: str) -> list[_Segment] | None:
     """The runs of a Sequential's layers, in order; none where the body has no such layers, None where it has others."""
     if not tree.has(container) or tree.kind(container) != "sequence":
         return []
-    size = len(own_children(tree.root.get_submodule(container)))
+    size = len(own_children(tree.module(container)))
     segments: list[_Segment] = []
     before: fx.Node | None = None
     for i, step in enumerate(body.steps):

@@ -63,7 +63,7 @@ def call_sequences(steps: list[Step], tree: Tree, results: Sequence[fx.Node]) ->
     ancestors = {path[:end] for path in parents for end in [*_dots(path), len(path)]}
     sequences = [path for path in ancestors if tree.kind(path) in ("sequence", "chain")]
     for path in sorted(sequences, key=lambda path: (-path.count("."), path)):
-        children = [f"{path}.{name}" for name in own_children(tree.root.get_submodule(path))]
+        children = [f"{path}.{name}" for name in own_children(tree.module(path))]
         uses = count_uses(steps, results)
         start = 0
         while start + len(children) <= len(steps):
@@ -118,7 +118,7 @@ def _loop(run: list[Step], tree: Tree) -> Step:
 
 def part_of(tree: Tree, container: str, start: int, stop: int, source: fx.Node, node: fx.Node) -> Step:
     """The step that runs some layers of a Sequential, from `start` to before `stop`, one after the other."""
-    children = own_children(tree.root.get_submodule(container))
+    children = own_children(tree.module(container))
     layers = all(tree.is_layer(f"{container}.{name}") for name in children)
     bounds = Slice((Number(start, "split") if start else "", Number(stop, "split") if stop < len(children) else ""))
     part = Join((tree.access(container), "[", bounds, "]"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 
 from torch import nn
@@ -46,8 +47,8 @@ class Tree:
 
     Attributes:
         root: the module that paths start from.
-        classes: paths of the containers that become instances of an emitted class.
-        chains: paths of the containers that become a Sequential with names of its own.
+        classes: paths, from the network's root, of the containers that become instances of an emitted class.
+        chains: paths, from there, of the containers that become a Sequential with names of its own.
     """
 
     def __init__(self, root: nn.Module, called: set[str], classes: set[str], chains: set[str] | None = None) -> None:
@@ -55,32 +56,31 @@ class Tree:
         self._called = called
         self.classes = classes
         self.chains = chains if chains is not None else set()
+        self._modules = dict(root.named_modules(remove_duplicate=False))
+        self._start = ""  # of the paths in what trees below this one share with it
 
     def below(self, path: str) -> Tree:
-        """The tree of the module at a path."""
-        start = f"{path}."
-        called, classes, chains = (
-            {name.removeprefix(start) for name in names if name.startswith(start)}
-            for names in (self._called, self.classes, self.chains)
-        )
-        return Tree(self.root.get_submodule(path), called, classes, chains)
+        """The tree of the module at a path; it shares the paths of containers with this one."""
+        tree = copy.copy(self)
+        tree.root, tree._start = self.module(path), f"{self._start}{path}."
+        return tree
+
+    def module(self, path: str) -> nn.Module:
+        """The module at a path, which there must be."""
+        return self._modules[self._start + path] if path else self.root
 
     def has(self, path: str) -> bool:
         """Whether there is a module at a path."""
-        try:
-            self.root.get_submodule(path)
-        except AttributeError:
-            return False
-        return True
+        return not path or self._start + path in self._modules
 
     def holds_tensors(self, path: str) -> bool:
         """Whether the module at a path has parameters or buffers of its own, beside its children."""
-        module = self.root.get_submodule(path)
+        module = self.module(path)
         return bool(module._parameters or module._buffers)
 
     def is_container(self, path: str, module: nn.Module) -> bool:
         """Whether a module only holds others: nothing calls it, and it is a Sequential or has no forward of its own."""
-        if path in self._called:
+        if self._start + path in self._called:
             return False
         if is_written(type(module)):
             return True
@@ -89,10 +89,10 @@ class Tree:
 
     def kind(self, path: str) -> str:
         """How a module holds others: `class` (by attribute), `sequence`, `chain` (named), `numbers`, `dict`."""
-        module = self.root.get_submodule(path)
-        if path == "" or path in self.classes or not self.is_container(path, module) or is_bare(module):
+        module, own = self.module(path), self._start + path
+        if path == "" or own in self.classes or not self.is_container(path, module) or is_bare(module):
             return "class"
-        if path in self.chains:
+        if own in self.chains:
             return "chain"
         names = own_children(module)
         if is_numbered(names):
@@ -101,7 +101,7 @@ class Tree:
 
     def is_layer(self, path: str) -> bool:
         """Whether a module is called as it stands, neither a container nor an instance of an emitted class."""
-        return path not in self.classes and not self.is_container(path, self.root.get_submodule(path))
+        return self._start + path not in self.classes and not self.is_container(path, self.module(path))
 
     def access(self, path: str) -> str:
         """The expression that reaches a module or parameter from a method of the root: `self.layer4[0].conv1`."""
@@ -117,7 +117,7 @@ class Tree:
         if kind == "sequence":
             return f"{text}[{name}]"
         if kind == "chain" and not is_attribute(name):
-            return f"{text}[{list(own_children(self.root.get_submodule(parent))).index(name)}]"
+            return f"{text}[{list(own_children(self.module(parent))).index(name)}]"
         if kind == "numbers":
             return f"{text}[{name}]"
         if kind == "dict" and (not is_attribute(name) or hasattr(nn.ModuleDict, name)):

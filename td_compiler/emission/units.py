@@ -153,7 +153,7 @@ class _Finder:
         """Whether a path holds children that nothing else uses; a Sequential reads better as it is."""
         if path in self._shared or len(self._segments[path]) != 1 or not self._tree.has(path):
             return False
-        module = self._tree.root.get_submodule(path)
+        module = self._tree.module(path)
         if not self._tree.is_container(path, module):
             return False
         if is_numbered(own_children(module)):
