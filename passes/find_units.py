@@ -303,6 +303,8 @@ class _Parser:
                 self._extend(current, nodes)
             else:
                 self._add([*self._take_pending(), *nodes], UnitKind.CONV)
+        elif any(facts(node).pads_for for node in self._pending):  # up to the convolution that it pads for
+            self._pending.extend(nodes)
         elif self._pools(nodes):
             self._flush()
             self._add(nodes, UnitKind.POOL)

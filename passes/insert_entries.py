@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import torch.nn.functional as F
 from torch import fx, nn
 
 from td_compiler.graph.axes import in_order
@@ -14,7 +15,8 @@ from td_compiler.graph.operators import Kind
 from td_compiler.graph.states import Pass, TopDown
 from td_compiler.graph.style import Style, add_layers, add_like, style_of
 from td_compiler.graph.units import Layer, TopDownStage, Unit, UnitKind
-from td_compiler.passes.replace_downsampling import same_size
+from td_compiler.passes.replace_downsampling import amounts_for, same_size, write_padding
+from td_compiler.passes.shifts import pixels_added
 
 __all__ = ["InsertEntries"]
 
@@ -99,6 +101,10 @@ def _copy_units(top_down: TopDown, stage: TopDownStage, units: list[Unit]) -> fx
         norm: tuple[fx.Node, ...] = ()
         for at, source in enumerate(unit.nodes):
             norm = norm if source in norm else written_norm(unit.nodes, at)
+            if facts(source).pads_for:
+                copies[source] = stage.graph.call_function(F.pad, (copies[source.all_input_nodes[0]],))
+                noted(copies[source], Plan(path, source=source))
+                continue
             if source in left_out:
                 copies[source] = copies[next(n for n in source.all_input_nodes if facts(n).carries)]
                 continue
@@ -118,6 +124,10 @@ def _copy_units(top_down: TopDown, stage: TopDownStage, units: list[Unit]) -> fx
                 layer.changes.update({"kernel_size": kernel} if kernel else {})
                 same_size(layer)
                 plan(copies[source]).wanted = facts(source).width
+                padding = facts(source).padded_by
+                if padding is not None and padding in copies:
+                    write_padding(top_down, copies[padding], amounts_for(top_down, copies[source], padding))
+                    layer.changes["padding"] = (0, 0)
     plan(copies[units[-1].output]).total = stage.width
     return in_order(stage.graph, copies[units[-1].output], 1)
 
@@ -139,7 +149,8 @@ def _left_out(top_down: TopDown, nodes: list[fx.Node]) -> set[fx.Node]:
     for node in reversed(nodes):
         kind, readers = top_down.bottom_up.kind(node), [user for user in node.users if facts(user).carries]
         is_step = bool(readers) and ending.issuperset(readers)
-        if kind in _LEFT_OUT or (is_step and facts(node).size is None):
+        moves = pixels_added(top_down.bottom_up, node) is not None or kind in _LEFT_OUT
+        if (moves and not facts(node).pads_for) or (is_step and facts(node).size is None):
             found.add(node)
         if node in found and (kind is not Kind.IDENTITY or is_step):
             ending.add(node)

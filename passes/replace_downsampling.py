@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,17 +10,20 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from td_compiler.capture.meta import META
+from td_compiler.capture.places import at_line
+from td_compiler.errors import ConversionError
 from td_compiler.graph.axes import channel_axis, in_order
 from td_compiler.graph.notes import Plan, facts, noted, plan, sides_of, source_of
-from td_compiler.graph.operators import Kind, Pair, layer_row
+from td_compiler.graph.operators import Kind, Pair, layer_row, padding_of, pair
 from td_compiler.graph.states import Pass, TopDown, kind_of, layer_of, operator_of
 from td_compiler.graph.units import Layer, TopDownStage, Unit
 from td_compiler.graph.walks import ancestors
 from td_compiler.layers.upsample import TransposedUpsample, upsample_aligned, upsample_bilinear, upsample_nearest
-from td_compiler.passes.nodes import channel_padding, is_spatial
+from td_compiler.passes.nodes import channel_padding, is_spatial, place_of
+from td_compiler.passes.shifts import Sides, pixels_added
 from td_compiler.passes.trace_channels import is_map
 
-__all__ = ["ReplaceDownsampling", "same_size"]
+__all__ = ["ReplaceDownsampling", "amounts_for", "same_size", "write_padding"]
 
 
 class ReplaceDownsampling(Pass[TopDown]):
@@ -42,7 +46,7 @@ class ReplaceDownsampling(Pass[TopDown]):
             for unit in stage.units:
                 if small := _small_inputs(stage, unit):
                     _grow_unit(top_down, stage, unit, small)
-                kept = [node for node in stage.spans[unit] if not _flatten(top_down, stage, node)]
+                kept = [node for node in stage.spans[unit] if not _flatten(top_down, stage, unit, node)]
                 stage.spans[unit] = [each for node in kept for each in (*_pad_as_given(stage, node), node)]
                 for node in stage.spans[unit]:
                     _return_to_size(top_down, stage, unit, node)
@@ -96,6 +100,7 @@ def _grow_unit(top_down: TopDown, stage: TopDownStage, unit: Unit, small: dict[f
     """
     nodes = stage.spans[unit]
     strided = {node for node in nodes if plan(node).stride != (1, 1)}
+    strided |= {n for n in nodes if any(stage.copies[unit].get(c) in strided for c in _pads_for(n))}
     early = _entrances(top_down, stage, unit, strided)
     scales = dict(small)  # node that has not grown -> its scale
     grown = set(stage.inputs[unit]) - set(small)
@@ -108,12 +113,15 @@ def _grow_unit(top_down: TopDown, stage: TopDownStage, unit: Unit, small: dict[f
         joins = any(n in grown for n in maps) or len({scales[n] for n in maps if n in scales}) > 1
         must_grow = joins or (extends and (node in strided or node in early or any(n in due for n in maps)))
         if must_grow:
-            with stage.graph.inserting_before(node):
-                for read in [n for n in maps if n not in grown]:
+            for read in [n for n in maps if n not in grown]:
+                sizes = _sizes_read(read, node) if extends else []
+                first = next(n for n in stage.graph.nodes if n is node or n in sizes)
+                with stage.graph.inserting_before(first):
                     copy = _add_upsample(top_down, stage, read, scales[read])
-                    plan(copy).unit, plan(copy).class_name = top_down.own_path(unit.path), unit.class_name
-                    node.replace_input_with(read, copy)
-                    span.append(copy)
+                plan(copy).unit, plan(copy).class_name = top_down.own_path(unit.path), unit.class_name
+                for reader in (node, *sizes):
+                    reader.replace_input_with(read, copy)
+                span.append(copy)
             grown.add(node)
         elif inputs and not maps and grown.issuperset(inputs):  # a vector of a grown map, expanded to its size
             grown.add(node)
@@ -133,6 +141,17 @@ def _grow_unit(top_down: TopDown, stage: TopDownStage, unit: Unit, small: dict[f
         span.append(copy)
         stage.arrival = copy if stage.arrival is last else stage.arrival
     stage.spans[unit] = span
+
+
+def _sizes_read(read: fx.Node, node: fx.Node) -> list[fx.Node]:
+    """The sizes of a map, in running order, by which what a node moves is cropped: they grow as the map does."""
+    source = plan(node).source
+    if source is None or not facts(source).stays:
+        return []
+    sizes = {
+        user for user in read.users if user is not node and plan(user).source and not facts(source_of(user)).carries
+    }
+    return [n for n in read.graph.nodes if n in sizes]
 
 
 def _entrances(top_down: TopDown, stage: TopDownStage, unit: Unit, strided: set[fx.Node]) -> set[fx.Node]:
@@ -202,19 +221,27 @@ def _is_vector(node: fx.Node, user: fx.Node) -> bool:
 
 
 def _has_extent(top_down: TopDown, node: fx.Node) -> bool:
-    row, layer = operator_of(top_down, node), layer_of(top_down, node)
+    row, layer, source = operator_of(top_down, node), layer_of(top_down, node), plan(node).source
+    if source is not None and (facts(source).stays or facts(source).pads_for):
+        return True
     if row is None or row.kind is not Kind.CONV:
         return False
     return max(layer.get("kernel_size")) > 1 if layer is not None else is_spatial(top_down.bottom_up, source_of(node))
 
 
-def _flatten(top_down: TopDown, stage: TopDownStage, node: fx.Node) -> bool:
+def _flatten(top_down: TopDown, stage: TopDownStage, unit: Unit, node: fx.Node) -> bool:
     """Make one operator keep the size of its map; True if that removed it."""
     kind, layer = kind_of(top_down, node), layer_of(top_down, node)
     source = plan(node).source
     if source is not None and (gate := facts(source).gate):
         node.op, node.target = "call_function", gate
         node.args, node.kwargs = (node.args[0], 1), {}
+        return False
+    if source is not None and facts(source).stays:
+        _check_kernel(top_down, node)
+        return False
+    if source is not None and facts(source).pads_for:
+        _pad_for(top_down, stage, unit, node)
         return False
     if source is not None and (padding := channel_padding(top_down.bottom_up, node)):
         _pad_channels(top_down, node, padding)
@@ -231,9 +258,81 @@ def _flatten(top_down: TopDown, stage: TopDownStage, node: fx.Node) -> bool:
         return True
     if kind is Kind.CONV and layer is not None and not _is_balanced(top_down, node):
         same_size(layer)
+        if source is not None and facts(source).padded_by:
+            layer.changes["padding"] = (0, 0)
     elif kind is Kind.CONV and layer is None and not _is_balanced(top_down, node):
         _same_size_function(top_down, node)
+        if source is not None and facts(source).padded_by:
+            node.kwargs = {**node.kwargs, "padding": (0, 0)}
     return False
+
+
+def _check_kernel(top_down: TopDown, node: fx.Node) -> None:
+    """Refuse another kernel size for a convolution whose map is cropped by as much as its own kernel needs.
+
+    Raises:
+        ConversionError: naming the convolution.
+    """
+    like, layer = top_down.bottom_up.layer(source_of(node)), layer_of(top_down, node)
+    kernel = layer.get("kernel_size") if layer is not None else plan(node).kernel_size
+    if isinstance(like, nn.Conv2d) and kernel and tuple(kernel) != like.kernel_size:
+        raise ConversionError(
+            f"{place_of(source_of(node))!r} pads its map, which then is cropped on one side, for a kernel of"
+            f" {like.kernel_size} alone, and filters={top_down.options.filters!r} gives it one of {tuple(kernel)}: pad"
+            " before it with F.pad, on one side, or convert with filters='mirror'."
+        )
+
+
+def _pads_for(node: fx.Node) -> tuple[fx.Node, ...]:
+    source = plan(node).source
+    return facts(source).pads_for if source is not None else ()
+
+
+def _pad_for(top_down: TopDown, stage: TopDownStage, unit: Unit, node: fx.Node) -> None:
+    """Let a padding put around a map what the convolutions that it pads for need, which then pad no more themselves.
+
+    Raises:
+        ConversionError: if they need different ones, or are in another unit.
+    """
+    source = source_of(node)
+    copies = [stage.copies[unit].get(conv) for conv in _pads_for(node)]
+    needs = {amounts_for(top_down, conv, source) for conv in copies if conv is not None}
+    if None in copies or len(needs) != 1:
+        raise ConversionError(
+            f"what {place_of(source)!r} pads at {at_line(facts(source).place)} is read by several convolutions or"
+            " stages, each of which needs another padding: pad right before each of them."
+        )
+    write_padding(top_down, node, needs.pop())
+
+
+def amounts_for(top_down: TopDown, conv: fx.Node, padding: fx.Node) -> Sides:
+    """What a bottom-up padding has to put around the map for a top-down convolution that keeps its size.
+
+    As much on each side as its own, in proportion to the kernel, where both keep the size in the source as well; else
+    as much in front as behind.
+    """
+    source, reading = source_of(conv), top_down.bottom_up
+    added, like, layer = pixels_added(reading, padding), reading.layer(source), layer_of(top_down, conv)
+    assert added is not None and isinstance(like, nn.Conv2d)
+    kernel = layer.get("kernel_size") if layer is not None else plan(conv).kernel_size or like.kernel_size
+    keeps = facts(source).size == facts(padding.all_input_nodes[0]).size and not any(pair(like.padding))
+    found = []
+    for (front, behind), dilation, k, old in zip(added, like.dilation, kernel, like.kernel_size, strict=True):
+        extent = dilation * (k - 1)
+        share = front / (front + behind) if keeps and front + behind == dilation * (old - 1) > 0 else 0.5
+        ahead = math.floor(extent * share)
+        found.append((ahead, extent - ahead))
+    return found[0], found[1]
+
+
+def write_padding(top_down: TopDown, node: fx.Node, amounts: Sides) -> None:
+    """Make a top-down padding of pixels a function with other amounts."""
+    source = source_of(node)
+    mode, value = padding_of(source, top_down.bottom_up.captured.module(source))
+    (above, below), (left, right) = amounts
+    node.op, node.target = "call_function", F.pad
+    node.args = (node.args[0], [left, right, above, below])
+    node.kwargs = {"value": value} if mode == "zeros" and value else {} if mode == "zeros" else {"mode": mode}
 
 
 def _pad_channels(top_down: TopDown, node: fx.Node, padding: tuple[int, int]) -> None:

@@ -60,6 +60,9 @@ class Facts:
         gate: the global pooling that a pooling of a fixed size stands for, where it makes a gate.
         entrance: of what makes a map larger, the first of the strides before it that it makes good.
         padding_mode: how a convolution that is a function pads, which a padding in front of it says.
+        stays: whether it moves pixels of its map, or is part of what does, and is to do so in the top-down network.
+        pads_for: of a padding that no convolution can do itself, those that it pads for.
+        padded_by: of a convolution, such a padding.
     """
 
     value: Any = None
@@ -77,6 +80,9 @@ class Facts:
     gate: Callable[..., Any] | None = None
     entrance: fx.Node | None = None
     padding_mode: str = "zeros"
+    stays: bool = False
+    pads_for: tuple[fx.Node, ...] = ()
+    padded_by: fx.Node | None = None
 
     @property
     def carries(self) -> bool:
