@@ -16,6 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from td_compiler.capture.gradients import GradientMode, refusal_of
 from td_compiler.capture.meta import META, is_meta, on_meta
 from td_compiler.capture.numbers import Dim, Size
 from td_compiler.capture.places import at_line, owner_of, place_and_function, place_of_error, user_place
@@ -72,6 +73,7 @@ class Recorder(TorchFunctionMode):
         self.inside = False  # a layer, whose own calls are not recorded
         self.busy = False  # while torch computes what is recorded
         self.writes = Writes(self)
+        self.gradients = GradientMode(root.training)
         self._images = images
         self._latest: torch.Tensor = images
         self._scripts = scripts
@@ -111,7 +113,7 @@ class Recorder(TorchFunctionMode):
 
     def record_layer(self, call: Call, given: Any) -> Any:
         """Note the call of a layer; returns its output as what reads it is to know it."""
-        self.recording.calls.append(call)
+        self._append(call)
         first = next(tensors_in(given), None)
         if first is not None and call.output is first:
             if getattr(call.module, "inplace", False):
@@ -120,6 +122,12 @@ class Recorder(TorchFunctionMode):
                 call.output = self._alias(first)
         self.assign(call.output, call)
         return call.output
+
+    def _append(self, call: Call) -> None:
+        if self.gradients.is_off:
+            call.notes["no_grad"] = self.gradients.place
+        self.gradients.refuse_autocast(call.place)
+        self.recording.calls.append(call)
 
     def _alias(self, tensor: torch.Tensor) -> torch.Tensor:
         """The same tensor as another object: so that what a function hands on can be told from what it was given."""
@@ -146,6 +154,9 @@ class Recorder(TorchFunctionMode):
             sizes = self._ask_size(function, name, args, kwargs)
             if sizes is not None:
                 return sizes
+        elif name == "_set_grad_enabled":
+            self.gradients.switch(bool(args[0]), sys._getframe(1))
+            return None
         elif name == "__setitem__":
             return self.writes.set_item(*args)
         elif name == "to" or name in _DEVICES:
@@ -222,7 +233,7 @@ class Recorder(TorchFunctionMode):
             call.notes["random"] = True
         if frame is not None:
             call.notes["autograd"] = self._function(frame)
-        self.recording.calls.append(call)
+        self._append(call)
         self.assign(output, call)
         if name == "__getitem__" and isinstance(output, torch.Tensor):
             self.writes.views[id(output)] = (args[0], args[1])
@@ -321,7 +332,19 @@ class Recorder(TorchFunctionMode):
             value = self._unknown(tensor)
             self.values[id(tensor)] = value
             self.alive.append(tensor)
+        if isinstance(value, Result) and value.call.notes.get("no_grad") and not self.gradients.is_off:
+            return self._cut_off(tensor, value)
         return value
+
+    def _cut_off(self, tensor: torch.Tensor, value: Result) -> Value:
+        """What was computed without gradients, as what is computed with them reads it."""
+        if reason := refusal_of(value):
+            raise ConversionError(reason)
+        place = user_place()
+        call = Call("call_method", "detach", (value,), {}, self._alias(tensor), self.stack, place)
+        self.recording.calls.append(call)
+        self.values[id(tensor)] = Result(call)
+        return self.values[id(tensor)]
 
     def _unknown(self, tensor: torch.Tensor) -> Value:
         if isinstance(tensor, nn.Parameter):
