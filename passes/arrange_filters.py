@@ -6,12 +6,14 @@ import math
 
 from torch import fx, nn
 
+from td_compiler.errors import ConversionError
 from td_compiler.graph.notes import facts, plan, source_of
 from td_compiler.graph.operators import Kind, Width
 from td_compiler.graph.states import Pass, TopDown
 from td_compiler.graph.units import Stage, TopDownStage, Unit
 from td_compiler.passes.branches import branches, residual_width
 from td_compiler.passes.nodes import is_depthwise, is_spatial, kernel_parameter
+from td_compiler.passes.split_layers import split_layer
 
 __all__ = ["ArrangeFilters"]
 
@@ -41,8 +43,8 @@ class ArrangeFilters(Pass[TopDown]):
                     _settle(top_down, stage, unit, entering, _unit_width(top_down, unit, common))
         _widen_last(top_down)
         if top_down.options.filters == "reversed":
-            for stage in top_down.stages:
-                _fit_kernels(top_down, stage)
+            wanted = [pair for stage in top_down.stages for pair in _fitting_kernels(top_down, stage)]
+            _fit_kernels(top_down, wanted)
 
     def ensures(self, top_down: TopDown) -> None:
         assert all(stage.width > 0 for stage in top_down.stages)
@@ -172,20 +174,51 @@ def _widen_last(top_down: TopDown) -> None:
         stage.width = max(stage.width, wanted)
 
 
-def _fit_kernels(top_down: TopDown, stage: TopDownStage) -> None:
-    """Give the body's spatial convolutions, in order, the kernel sizes of the scale's own body."""
+def _fitting_kernels(top_down: TopDown, stage: TopDownStage) -> list[tuple[fx.Node, str, tuple[int, ...]]]:
+    """The body's spatial convolutions, in order, with the stage's name and the kernel sizes of its scale's own body."""
     native = _spatial(top_down, stage.native)
-    if not native or not stage.units:
-        return
-    convolutions = [
-        node for unit in stage.units for node in stage.spans[unit] if _has_own_kernel(top_down, source_of(node))
-    ]
-    for i, node in enumerate(convolutions):
-        kernel = native[min(i, len(native) - 1)]
+    nodes = [node for unit in stage.units for node in stage.spans[unit] if _has_own_kernel(top_down, source_of(node))]
+    return [(node, stage.key, native[min(i, len(native) - 1)]) for i, node in enumerate(nodes)] if native else []
+
+
+def _fit_kernels(top_down: TopDown, wanted: list[tuple[fx.Node, str, tuple[int, ...]]]) -> None:
+    """Give convolutions their kernel sizes: a layer that is to have several comes apart (SPEC 2.14).
+
+    Raises:
+        ConversionError: if a parameter outside layers is to have several.
+    """
+    uses: dict[str, list[tuple[fx.Node, str, tuple[int, ...]]]] = {}
+    for node, key, kernel in wanted:
         if node.op == "call_module":
-            top_down.layers[str(node.target)].changes["kernel_size"] = kernel
+            uses.setdefault(str(node.target), []).append((node, key, kernel))
         elif (weight := kernel_parameter(node)) is not None:
             plan(node).kernel_size = plan(weight).kernel_size = kernel
+            uses.setdefault(str(weight.target), []).append((node, key, kernel))
+    for path, found in uses.items():
+        kernels = list(dict.fromkeys(kernel for _, _, kernel in found))
+        layer = top_down.layers.get(path)
+        if layer is None and len(kernels) > 1:
+            sizes = " and ".join("x".join(map(str, kernel)) for kernel in kernels)
+            raise ConversionError(
+                f"the kernel {path} is used at several scales, whose kernels are {sizes} (SPEC 2.6): give every use a"
+                " kernel of its own, or convert with filters='mirror'."
+            )
+        if layer is None:
+            continue
+        own = layer.get("kernel_size")
+        names = {own if own in kernels else kernels[0]: path}
+        for node, key, kernel in found:
+            if kernel not in names:
+                names[kernel] = split_layer(top_down, path, key)
+                top_down.layers[names[kernel]].changes["kernel_size"] = kernel
+            node.target = names[kernel]
+        layer.changes["kernel_size"] = next(iter(names))
+        if len(names) > 1:
+            others = ", ".join(f"{name} ({'x'.join(map(str, kernel))})" for kernel, name in names.items())
+            top_down.notes.append(
+                f"{path} is one layer in the source; its uses differ in kernel size here, so it has come apart:"
+                f" {others}."
+            )
 
 
 def _spatial(top_down: TopDown, stage: Stage) -> list[tuple[int, ...]]:

@@ -9,7 +9,7 @@ from td_compiler.graph.operators import layer_row
 from td_compiler.graph.states import Pass, TopDown, layer_of
 from td_compiler.graph.units import Layer
 
-__all__ = ["SplitLayers"]
+__all__ = ["SplitLayers", "split_layer"]
 
 Widths = tuple[int, int]
 """Channels read, channels put out."""
@@ -26,18 +26,15 @@ class SplitLayers(Pass[TopDown]):
 
     def apply(self, top_down: TopDown) -> None:
         for path, uses in _uses(top_down).items():
-            layer = top_down.layers[path]
             widths = {node: _widths(node) for node, _ in uses}
             kinds = list(dict.fromkeys(widths.values()))
-            if len(kinds) == 1 or not _has_widths(layer.prototype):
+            if len(kinds) == 1 or not _has_widths(top_down.layers[path].prototype):
                 continue
             kept = next((widths[node] for node, _ in uses if widths[node] == _source_widths(node)), kinds[0])
             names = {kept: path}
             for node, key in uses:
                 if widths[node] not in names:
-                    names[widths[node]] = _free_path(top_down, f"{path.replace('.', '_')}_{key}")
-                    split = Layer(layer.prototype, source=layer.source, changes=dict(layer.changes))
-                    top_down.layers[names[widths[node]]] = split
+                    names[widths[node]] = split_layer(top_down, path, key)
                 node.target = names[widths[node]]
             others = ", ".join(f"{name} ({read} to {made})" for (read, made), name in names.items() if name != path)
             top_down.notes.append(
@@ -79,6 +76,14 @@ def _source_widths(node: fx.Node) -> Widths:
     source = source_of(node)
     read = next(facts(n).width for n in source.all_input_nodes if facts(n).carries)
     return read, facts(source).width
+
+
+def split_layer(top_down: TopDown, path: str, key: str) -> str:
+    """Make a layer like another one for its uses in a stage; returns its path."""
+    layer = top_down.layers[path]
+    name = _free_path(top_down, f"{path.replace('.', '_')}_{key}")
+    top_down.layers[name] = Layer(layer.prototype, source=layer.source, changes=dict(layer.changes))
+    return name
 
 
 def _free_path(top_down: TopDown, path: str) -> str:
