@@ -37,7 +37,6 @@ from td_compiler.passes.nodes import (
     pieces_of,
     place_of,
     runs_along_channels,
-    tensors,
     zero_channels,
 )
 from td_compiler.passes.prune import drop_empty, prune
@@ -307,7 +306,7 @@ class _Solver:
         (a covariance of all pairs of them); None for any other node.
         """
         before = [n for n in source.all_input_nodes if facts(n).carries]
-        plain = facts(source).axis == 1 and tensors(facts(source).value)[0].dim() == 2 and not any(map(is_map, before))
+        plain = facts(source).axis == 1 and not any(map(is_map, (source, *before)))
         if source not in self.top_down.bottom_up.head or not plain or facts(source).width == facts(before[0]).width:
             return None
         found: set[fx.Node] = set()
@@ -327,7 +326,10 @@ class _Solver:
         for node in self.top_down.bottom_up.captured.graph.nodes:
             if not behind.isdisjoint(node.all_input_nodes):
                 behind.add(node)
-                values[node] = evaluate(node, modules, lambda n: values.get(n, facts(n).value))
+                try:
+                    values[node] = evaluate(node, modules, lambda n: values.get(n, facts(n).value))
+                except Exception:  # it takes no other number of channels; that is said where the network is run
+                    break
                 if node is source:
                     return int(values[node].shape[1])
         return facts(source).width

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from td_compiler import reverse, verify
+from td_compiler import ConversionError, reverse, verify
 from td_compiler.options import Filters
 
 
@@ -167,3 +168,57 @@ def test_a_pooled_head_changes_no_head_that_only_pools() -> None:
     pooled.load_state_dict(full.state_dict())
     images = torch.rand(2, 3, 64, 64)
     assert torch.equal(full(images), pooled(images)) and not pooled.report.notes
+
+
+class Triangle(torch.autograd.Function):
+    """Of matrices (N, C, C) what is on and above their diagonals: (N, C (C + 1) / 2), `tall` with a last axis of 1."""
+
+    @staticmethod
+    def forward(ctx: Any, matrices: torch.Tensor, tall: bool) -> torch.Tensor:
+        ctx.rows, ctx.columns = torch.triu_indices(matrices.shape[1], matrices.shape[1], device=matrices.device)
+        ctx.shape = matrices.shape
+        made = matrices[:, ctx.rows, ctx.columns]
+        return made[..., None] if tall else made
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        made = gradient.new_zeros(ctx.shape)
+        made[:, ctx.rows, ctx.columns] = gradient.flatten(1)
+        return made, None
+
+
+def covariance(x: torch.Tensor) -> torch.Tensor:
+    x = x.flatten(2) - x.flatten(2).mean(2, keepdim=True)
+    return x @ x.transpose(1, 2) / x.shape[2]
+
+
+# name -> (how the head reads the map, its features of so many channels)
+SECOND_ORDER: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[int], int]]] = {
+    "pairs": (lambda x: Triangle.apply(covariance(x), False), lambda c: c * (c + 1) // 2),
+    "pairs, flattened": (lambda x: Triangle.apply(covariance(x), True).flatten(1), lambda c: c * (c + 1) // 2),
+    "all products": (lambda x: covariance(x).flatten(1), lambda c: c * c),
+}
+
+
+@pytest.mark.parametrize(("filters", "channels"), [("mirror", 8), ("uniform", 12), ("reversed", 16)])
+@pytest.mark.parametrize("name", SECOND_ORDER)
+def test_features_that_are_no_multiple_of_the_channels_are_counted(name: str, filters: Filters, channels: int) -> None:
+    read, count = SECOND_ORDER[name]
+    td = reverse(Net(Head(read, count(16))), input_size=(3, 32, 32), filters=filters)
+    assert td.get_submodule("head.fc").in_features == count(channels)
+    found = verify(Net(Head(read, count(16))), input_size=(3, 32, 32), filters=filters)
+    assert found.passed, str(found)
+
+
+class Projected(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3)) @ self.weight.t()
+
+
+def test_features_that_only_so_many_channels_make_are_refused_by_name() -> None:
+    with pytest.raises(ConversionError, match="matmul at 'head' cannot follow"):
+        reverse(Net(Projected()), input_size=(3, 32, 32))

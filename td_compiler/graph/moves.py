@@ -140,5 +140,4 @@ def moved(node: fx.Node, axis: int, before: Sequence[int], after: Sequence[int])
         ahead = math.prod(before[:axis])
         places = [i for i, n in enumerate(after) if n == before[axis] and math.prod(after[:i]) == ahead]
         return min(places, key=lambda place: abs(place - axis), default=None)
-    at = axis - dims + len(after)
-    return at if at >= 0 else None
+    return axis - dims + len(after) if len(after) >= dims else None  # as values meet values of more axes
