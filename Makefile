@@ -9,7 +9,7 @@ SEED ?= $(shell date +%s)
 BIN := $(abspath $(VENV))/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint typecheck coverage coverage-all snapshots oracles faults-verify docs wheel clean
+.PHONY: help demo test lint typecheck coverage coverage-all snapshots hashes oracles faults-verify docs wheel clean
 
 help:
 	@echo "make demo      convert ResNet32, show its stages, take one training step of the result"
@@ -18,6 +18,7 @@ help:
 	@echo "make coverage  which networks convert: torchvision's CNNs, one of each family of timm and pytorchcv; minutes"
 	@echo "make coverage-all  all 702, on JOBS processes, from where an interrupted run was; about an hour"
 	@echo "make snapshots  whether one network of each family converts to what it did; minutes"
+	@echo "make hashes    whether text and notes are the same under five seeds of Python's hashes, same networks; minutes"
 	@echo "make oracles   N=1000 recipes against networks written by hand, and 3 styles of N / 3; a fifth of a second each"
 	@echo "make docs      the pictures of docs/, drawn anew"
 	@echo "make faults-verify  verify on every case of tests/faults"
@@ -74,6 +75,9 @@ coverage-all: $(VENV)/.models
 
 snapshots: $(VENV)/.dev
 	$(BIN)/python -m tests.snapshots compare
+
+hashes: $(VENV)/.dev
+	$(BIN)/python -m tests.hashes
 
 oracles: $(VENV)/.dev
 	$(BIN)/python -m tests.oracles recipes $(N)

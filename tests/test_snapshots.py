@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests import snapshots
+from tests.hashes import differing as differing_hashes
 from tests.snapshots import FILTERS, Snapshot, differences
 
 QUICK = (
@@ -51,3 +52,12 @@ def test_differences_are_seen() -> None:
     for scores in ([1.0, 2.001], [1.0, torch.nan]):
         assert "off by" in differences({**kept, "scores": scores}, kept)[0]
     assert not differences({**kept, "scores": [1.0, 2.0001]}, kept)
+
+
+def test_what_depends_on_hashes_is_named() -> None:
+    same, other = {"text": "a", "notes": "b"}, {"text": "c", "notes": "b"}
+    found = [{"one": same, "two": same, "three": same}] * 4
+    assert differing_hashes([*found, {"one": same, "two": other, "three": {"refusal": "d"}}]) == {
+        "two": ["text"],
+        "three": ["notes", "refusal", "text"],
+    }
