@@ -20,7 +20,7 @@ help:
 	@echo "make snapshots  whether one network of each family converts to what it did; minutes"
 	@echo "make hashes    whether text and notes are the same under five seeds of Python's hashes, same networks; minutes"
 	@echo "make oracles   N=1000 recipes against networks written by hand, and 3 styles of N / 3; a fifth of a second each"
-	@echo "make docs      the pictures of docs/, drawn anew"
+	@echo "make docs      the pictures of docs/, drawn anew, and the emitted networks of docs/gallery"
 	@echo "make faults-verify  verify on every case of tests/faults"
 	@echo "make fuzz      convert and check N=1000 random networks; about a second each"
 	@echo "make wheel     build the package into dist/"
@@ -83,7 +83,11 @@ oracles: $(VENV)/.dev
 	$(BIN)/python -m tests.oracles recipes $(N)
 	$(BIN)/python -m tests.oracles styles $$(($(N) / 3))
 
+GALLERY := $(addprefix torchvision:,resnet50 densenet121 mobilenet_v3_small efficientnet_b0 convnext_tiny googlenet) \
+	timm:regnety_008 timm:repvgg_a0 timm:dla34 zoo:nin zoo:resnet32 zoo:lenet_fc
+
 docs: $(VENV)/.dev
+	for network in $(GALLERY); do $(BIN)/tdc convert $$network -o docs/gallery --force || exit 1; done
 	$(BIN)/tdc inspect zoo:lenet_fc --plot docs/images/lenet_fc.svg --force
 	$(BIN)/tdc inspect torchvision:resnet18 --plot docs/images/resnet18.svg --force
 	$(BIN)/tdc inspect torchvision:mobilenet_v2 --plot docs/images/mobilenet_v2.svg --force

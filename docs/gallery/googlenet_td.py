@@ -1,0 +1,244 @@
+"""Top-down GoogLeNet: coarse to fine over an image pyramid.
+
+The top-down counterpart (Lelekas et al., CVPRW 2020) of torchvision:googlenet, written by td-compiler 0.1.0 with
+    tdc convert torchvision:googlenet
+
+    model = GoogLeNetTD()
+    model.load_state_dict(state)  # of the converted network
+    scores = model(images)  # images (N, 3, H, W)
+
+stage  scale  width  blocks
+   32   1/32   1024       2
+   16   1/16    832       5
+    8    1/8    480       2
+    4    1/4    192       -
+    2    1/2     64       -
+    1      1     64       -
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+
+class Numbered(nn.ModuleDict):
+    """Modules by number: `merge[16]` has its weights under `merge.16`."""
+
+    def __init__(self, modules: dict[int, nn.Module]) -> None:
+        super().__init__({str(number): modules[number] for number in modules})
+
+    def __getitem__(self, number: int | str) -> nn.Module:
+        return super().__getitem__(str(number))
+
+
+@fx.wrap
+def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
+    """Anti-aliased resize of (N, C, H, W) to (N, C, ceil(H / factor), ceil(W / factor)); sigma = factor / 2 pixels."""
+
+    def matrix(size: int, factor: int) -> torch.Tensor:
+        if factor == 1:
+            return torch.eye(size, device=images.device, dtype=dtype)
+        pixels = torch.arange(size, device=images.device, dtype=dtype)
+        rows = (size + factor - 1) // factor  # no negative sizes: ONNX truncates
+        index = torch.arange(rows, device=images.device, dtype=dtype)
+        distance = (pixels - ((index + 0.5) * factor - 0.5)[:, None]).abs()
+        weights = torch.exp(-2 * (distance / factor) ** 2)
+        weights = weights.masked_fill(distance >= 1.5 * factor, 0)
+        return weights / weights.sum(dim=1, keepdim=True)
+
+    dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
+    down, across = (factor, factor) if isinstance(factor, int) else factor
+    rows, columns = matrix(images.shape[-2], down), matrix(images.shape[-1], across)
+    return (rows @ images.to(dtype) @ columns.mT).to(images.dtype)
+
+
+def upsample_nearest(x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """Bring a map (N, C, h, w) to the size (H, W) of an image by nearest neighbours."""
+    return F.interpolate(x, size=image.shape[-2:], mode="nearest")
+
+
+class Entry(nn.Module):
+    """Lifts an image to the width of its stage: `entry.32` and 5 more."""
+
+    def __init__(self, in_chans: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_chans, 64, kernel_size=7, padding=3, bias=False)
+        self.norm = nn.BatchNorm2d(64, eps=0.001)
+        self.conv2 = nn.Conv2d(64, 64, kernel_size=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(64, eps=0.001)
+        self.conv3 = nn.Conv2d(64, out_channels, kernel_size=3, padding=1, bias=False)
+        self.norm3 = nn.BatchNorm2d(out_channels, eps=0.001)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.conv(image)))
+        x = F.relu(self.norm2(self.conv2(x)))
+        return F.relu(self.norm3(self.conv3(x)))
+
+
+class BasicConv2d(nn.Module):
+    """`inception5a.branch1` and 35 more."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels, eps=0.001)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(x)))
+
+
+class BasicConv2d2(nn.Module):
+    """`inception5a.branch2.1` and 17 more."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels, eps=0.001)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(x)))
+
+
+class Transition(nn.Module):
+    """Brings a map to the width of the next stage: `transition.16` and 3 more."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels, eps=0.001)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.conv(x)))
+
+
+class Merge(nn.Module):
+    """Joins the map so far and the entry's map e: `merge.16` and 4 more."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2 * channels, channels, kernel_size=3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels, eps=0.001)
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        x = torch.cat([x + e, e], 1)
+        return F.relu(self.norm(self.conv(x)))
+
+
+class Inception(nn.Module):
+    """`inception5a` and 8 more."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, width: int, width2: int, width3: int, width4: int, width5: int
+    ) -> None:
+        super().__init__()
+        self.branch1 = BasicConv2d(in_channels, width)
+        self.branch2 = nn.Sequential(BasicConv2d(in_channels, width2), BasicConv2d2(width2, width3))
+        self.branch3 = nn.Sequential(BasicConv2d(in_channels, width4), BasicConv2d2(width4, width5))
+        self.branch4 = nn.Sequential(
+            nn.MaxPool2d(kernel_size=3, stride=1, padding=1, ceil_mode=True),
+            BasicConv2d(in_channels, out_channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.branch1(x)
+        z = self.branch2(x)
+        u = self.branch3(x)
+        return torch.cat([y, z, u, self.branch4(x)], 1)
+
+
+class GoogLeNetTD(nn.Module):
+    """Top-down GoogLeNet: class scores from images (N, C, H, W)."""
+
+    scales = (1, 2, 4, 8, 16, 32)
+
+    def __init__(self, num_classes: int = 1000, in_chans: int = 3) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.num_features = self.head_hidden_size = 64
+        self.entry = Numbered(
+            {s: Entry(in_chans, width) for s, width in {32: 832, 16: 512, 8: 256, 4: 192, 2: 64, 1: 64}.items()}
+        )
+        self.inception5a = Inception(832, 128, width=256, width2=160, width3=320, width4=32, width5=128)
+        self.inception5b = Inception(832, 128, width=384, width2=192, width3=384, width4=48, width5=128)
+        self.transition = Numbered(
+            {16: Transition(1024, 512), 8: Transition(832, 256), 4: Transition(480, 192), 2: Transition(192, 64)}
+        )
+        self.merge = Numbered({16: Merge(512), 8: Merge(256), 4: Merge(192), 2: Merge(64), 1: Merge(64)})
+        self.inception4a = Inception(512, 64, width=192, width2=96, width3=208, width4=16, width5=48)
+        self.inception4b = Inception(512, 64, width=160, width2=112, width3=224, width4=24, width5=64)
+        self.inception4c = Inception(512, 64, width=128, width2=128, width3=256, width4=24, width5=64)
+        self.inception4d = Inception(512, 64, width=112, width2=144, width3=288, width4=32, width5=64)
+        self.inception4e = Inception(528, 128, width=256, width2=160, width3=320, width4=32, width5=128)
+        self.inception3a = Inception(256, 32, width=64, width2=96, width3=128, width4=16, width5=32)
+        self.inception3b = Inception(256, 64, width=128, width2=128, width3=192, width4=32, width5=96)
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.dropout = nn.Dropout(p=0.2)
+        self.reset_classifier(num_classes)
+        self.apply(init_weights)
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a new classifier of num_classes in place; 0: none."""
+        self.num_classes = num_classes
+        self.fc = nn.Linear(64, num_classes) if num_classes else nn.Identity()
+        init_weights(self.fc)
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """The images at every scale, finest first."""
+        return [images, *(downsample_gaussian(images, scale) for scale in self.scales[1:])]
+
+    def stage32(self, image: Tensor) -> Tensor:
+        return self.inception5b(self.inception5a(self.entry[32](image)))
+
+    def stage16(self, x: Tensor, image: Tensor) -> Tensor:
+        x = self.merge[16](upsample_nearest(self.transition[16](x), image), self.entry[16](image))
+        return self.inception4e(self.inception4d(self.inception4c(self.inception4b(self.inception4a(x)))))
+
+    def stage8(self, x: Tensor, image: Tensor) -> Tensor:
+        x = self.merge[8](upsample_nearest(self.transition[8](x), image), self.entry[8](image))
+        return self.inception3b(self.inception3a(x))
+
+    def stage4(self, x: Tensor, image: Tensor) -> Tensor:
+        return self.merge[4](upsample_nearest(self.transition[4](x), image), self.entry[4](image))
+
+    def stage2(self, x: Tensor, image: Tensor) -> Tensor:
+        return self.merge[2](upsample_nearest(self.transition[2](x), image), self.entry[2](image))
+
+    def stage1(self, x: Tensor, image: Tensor) -> Tensor:
+        return self.merge[1](upsample_nearest(x, image), self.entry[1](image))
+
+    def stage_maps(self, levels: list[Tensor]) -> list[Tensor]:
+        """The map after every stage, coarse to fine, from the images at every scale."""
+        image1, image2, image4, image8, image16, image32 = levels
+        x32 = self.stage32(image32)
+        x16 = self.stage16(x32, image16)
+        x8 = self.stage8(x16, image8)
+        x4 = self.stage4(x8, image4)
+        x2 = self.stage2(x4, image2)
+        x1 = self.stage1(x2, image1)
+        return [x32, x16, x8, x4, x2, x1]
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """The last map, of the images' size."""
+        return self.stage_maps(self.pyramid(images))[-1]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Class scores from the last map; `pre_logits`: what the classifier reads."""
+        x = self.dropout(torch.flatten(self.avgpool(x), 1))
+        return x if pre_logits else self.fc(x)
+
+    def forward_pyramid(self, levels: list[Tensor]) -> Tensor:
+        """Class scores from the images at every scale."""
+        return self.forward_head(self.stage_maps(levels)[-1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores from images (N, C, H, W)."""
+        return self.forward_head(self.forward_features(images))
+
+
+def init_weights(module: nn.Module) -> None:
+    """Give a layer the first values that the source network's have."""
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        nn.init.normal_(module.weight, std=0.01)

@@ -1,0 +1,400 @@
+"""Top-down MobileNetV3: coarse to fine over an image pyramid.
+
+The top-down counterpart (Lelekas et al., CVPRW 2020) of torchvision:mobilenet_v3_small, written by td-compiler 0.1.0
+with
+    tdc convert torchvision:mobilenet_v3_small
+
+    model = MobileNetV3SmallTD()
+    model.load_state_dict(state)  # of the converted network
+    scores = model(images)  # images (N, 3, H, W)
+
+stage  scale  width  blocks
+   32   1/32     96       3
+   16   1/16     48       5
+    8    1/8     24       2
+    4    1/4     16       1
+    2    1/2     16       -
+    1      1     16       -
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+
+def upsample_nearest(x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """Bring a map (N, C, h, w) to the size (H, W) of an image by nearest neighbours."""
+    return F.interpolate(x, size=image.shape[-2:], mode="nearest")
+
+
+class Numbered(nn.ModuleDict):
+    """Modules by number: `merge[16]` has its weights under `merge.16`."""
+
+    def __init__(self, modules: dict[int, nn.Module]) -> None:
+        super().__init__({str(number): modules[number] for number in modules})
+
+    def __getitem__(self, number: int | str) -> nn.Module:
+        return super().__getitem__(str(number))
+
+
+@fx.wrap
+def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
+    """Anti-aliased resize of (N, C, H, W) to (N, C, ceil(H / factor), ceil(W / factor)); sigma = factor / 2 pixels."""
+
+    def matrix(size: int, factor: int) -> torch.Tensor:
+        if factor == 1:
+            return torch.eye(size, device=images.device, dtype=dtype)
+        pixels = torch.arange(size, device=images.device, dtype=dtype)
+        rows = (size + factor - 1) // factor  # no negative sizes: ONNX truncates
+        index = torch.arange(rows, device=images.device, dtype=dtype)
+        distance = (pixels - ((index + 0.5) * factor - 0.5)[:, None]).abs()
+        weights = torch.exp(-2 * (distance / factor) ** 2)
+        weights = weights.masked_fill(distance >= 1.5 * factor, 0)
+        return weights / weights.sum(dim=1, keepdim=True)
+
+    dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
+    down, across = (factor, factor) if isinstance(factor, int) else factor
+    rows, columns = matrix(images.shape[-2], down), matrix(images.shape[-1], across)
+    return (rows @ images.to(dtype) @ columns.mT).to(images.dtype)
+
+
+class Entry(nn.Module):
+    """Lifts an image to the width of its stage: `entry.32` and 5 more."""
+
+    def __init__(self, in_chans: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_chans, out_channels, kernel_size=3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels, eps=0.001, momentum=0.01)
+        self.act = nn.Hardswish(inplace=True)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(image)))
+
+
+class Conv2dNormActivation(nn.Module):
+    """`features.9.block.0` and 8 more."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.add_module("0", nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False))
+        self.add_module("1", nn.BatchNorm2d(out_channels, eps=0.001, momentum=0.01))
+        self.add_module("2", nn.Hardswish(inplace=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return getattr(self, "2")(getattr(self, "1")(getattr(self, "0")(x)))
+
+
+class Conv2dNormActivation2(nn.Module):
+    """`features.9.block.1` and 7 more."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.add_module("0", nn.Conv2d(channels, channels, kernel_size=5, padding=2, groups=channels, bias=False))
+        self.add_module("1", nn.BatchNorm2d(channels, eps=0.001, momentum=0.01))
+        self.add_module("2", nn.Hardswish(inplace=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return getattr(self, "2")(getattr(self, "1")(getattr(self, "0")(x)))
+
+
+class SqueezeExcitation(nn.Module):
+    """`features.9.block.2` and 8 more."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc1 = nn.Conv2d(channels, width, kernel_size=1)
+        self.activation = nn.ReLU()
+        self.fc2 = nn.Conv2d(width, channels, kernel_size=1)
+        self.scale_activation = nn.Hardsigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.activation(self.fc1(self.avgpool(x)))
+        return self.scale_activation(self.fc2(y)) * x
+
+
+class Conv2dNormActivation3(nn.Module):
+    """`features.9.block.3` and 10 more."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.add_module("0", nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False))
+        self.add_module("1", nn.BatchNorm2d(out_channels, eps=0.001, momentum=0.01))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return getattr(self, "1")(getattr(self, "0")(x))
+
+
+class Merge(nn.Module):
+    """Joins the map so far and the entry's map e: `merge.16`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(80, 40, kernel_size=3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(40, eps=0.001, momentum=0.01)
+        self.act = nn.Hardswish(inplace=True)
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        x = torch.cat([x + e, e], 1)
+        return self.act(self.norm(self.conv(x)))
+
+
+class Conv2dNormActivation4(nn.Module):
+    """`features.2.block.0` and 1 more."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.add_module("0", nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False))
+        self.add_module("1", nn.BatchNorm2d(out_channels, eps=0.001, momentum=0.01))
+        self.add_module("2", nn.ReLU(inplace=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return getattr(self, "2")(getattr(self, "1")(getattr(self, "0")(x)))
+
+
+class Conv2dNormActivation5(nn.Module):
+    """`features.2.block.1` and 2 more."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.add_module("0", nn.Conv2d(channels, channels, kernel_size=3, padding=1, groups=channels, bias=False))
+        self.add_module("1", nn.BatchNorm2d(channels, eps=0.001, momentum=0.01))
+        self.add_module("2", nn.ReLU(inplace=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return getattr(self, "2")(getattr(self, "1")(getattr(self, "0")(x)))
+
+
+class Merge2(nn.Module):
+    """Joins the map so far and the entry's map e: `merge.8` and 3 more."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2 * channels, channels, kernel_size=3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels, eps=0.001, momentum=0.01)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        x = torch.cat([x + e, e], 1)
+        return self.act(self.norm(self.conv(x)))
+
+
+class InvertedResidual(nn.Module):
+    """`features.9` and 1 more."""
+
+    def __init__(self, in_channels: int, out_channels: int, width: int) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            Conv2dNormActivation(in_channels, 3 * in_channels),
+            Conv2dNormActivation2(3 * in_channels),
+            SqueezeExcitation(3 * in_channels, width=width),
+            Conv2dNormActivation3(3 * in_channels, out_channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x)
+
+
+class InvertedResidual2(nn.Module):
+    """`features.10` and 4 more."""
+
+    def __init__(self, channels: int, width: int, width2: int) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            Conv2dNormActivation(channels, width),
+            Conv2dNormActivation2(width),
+            SqueezeExcitation(width, width=width2),
+            Conv2dNormActivation3(width, channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x) + x
+
+
+class InvertedResidualUp(nn.Module):
+    """`features.4`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            Conv2dNormActivation(96, 96),
+            Conv2dNormActivation2(96),
+            SqueezeExcitation(96, width=24),
+            Conv2dNormActivation3(96, 40),
+        )
+
+    def forward(self, x: Tensor, image: Tensor) -> Tensor:
+        x = upsample_nearest(self.block[0](x), image)
+        for block in self.block[1:]:
+            x = block(x)
+        return x
+
+
+class InvertedResidualUp2(nn.Module):
+    """`features.2`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            Conv2dNormActivation4(48, 72),
+            Conv2dNormActivation5(72),
+            Conv2dNormActivation3(72, 24),
+        )
+
+    def forward(self, x: Tensor, image: Tensor) -> Tensor:
+        x = upsample_nearest(self.block[0](x), image)
+        return self.block[2](self.block[1](x))
+
+
+class InvertedResidual3(nn.Module):
+    """`features.3`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            Conv2dNormActivation4(24, 88),
+            Conv2dNormActivation5(88),
+            Conv2dNormActivation3(88, 24),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x) + x
+
+
+class InvertedResidualUp3(nn.Module):
+    """`features.1`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            Conv2dNormActivation5(24),
+            SqueezeExcitation(24, width=8),
+            Conv2dNormActivation3(24, 16),
+        )
+
+    def forward(self, x: Tensor, image: Tensor) -> Tensor:
+        x = upsample_nearest(x, image)
+        return self.block(x)
+
+
+class MobileNetV3SmallTD(nn.Module):
+    """Top-down MobileNetV3: class scores from images (N, C, H, W)."""
+
+    scales = (1, 2, 4, 8, 16, 32)
+
+    def __init__(self, num_classes: int = 1000, in_chans: int = 3) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.num_features = 16
+        self.head_hidden_size = 1024
+        self.entry = Numbered(
+            {s: Entry(in_chans, width) for s, width in {32: 96, 16: 40, 8: 24, 4: 16, 2: 16, 1: 16}.items()}
+        )
+        self.features = Numbered(
+            {
+                9: InvertedResidual(96, 96, width=72),
+                10: InvertedResidual2(96, width=576, width2=144),
+                11: InvertedResidual2(96, width=576, width2=144),
+                4: InvertedResidualUp(),
+                5: InvertedResidual2(40, width=240, width2=64),
+                6: InvertedResidual2(40, width=240, width2=64),
+                7: InvertedResidual(40, 48, width=32),
+                8: InvertedResidual2(48, width=144, width2=40),
+                2: InvertedResidualUp2(),
+                3: InvertedResidual3(),
+                1: InvertedResidualUp3(),
+                12: Conv2dNormActivation(16, 576),
+            }
+        )
+        self.merge = Numbered({16: Merge(), 8: Merge2(24), 4: Merge2(16), 2: Merge2(16), 1: Merge2(16)})
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Sequential(
+            nn.Linear(576, 1024),
+            nn.Hardswish(inplace=True),
+            nn.Dropout(p=0.2, inplace=True),
+            nn.Linear(1024, num_classes),
+        )
+        if not num_classes:
+            self.reset_classifier(0)
+        self.apply(init_weights)
+
+    def get_classifier(self) -> nn.Module:
+        return self.classifier[3]
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a new classifier of num_classes in place; 0: none."""
+        self.num_classes = num_classes
+        self.classifier[3] = nn.Linear(1024, num_classes) if num_classes else nn.Identity()
+        init_weights(self.classifier[3])
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """The images at every scale, finest first."""
+        return [images, *(downsample_gaussian(images, scale) for scale in self.scales[1:])]
+
+    def stage32(self, image: Tensor) -> Tensor:
+        x = self.entry[32](image)
+        for i in range(9, 12):
+            x = self.features[i](x)
+        return x
+
+    def stage16(self, x: Tensor, image: Tensor) -> Tensor:
+        x = self.features[4](x, image)
+        x = self.merge[16](x, self.entry[16](image))
+        for i in range(5, 9):
+            x = self.features[i](x)
+        return x
+
+    def stage8(self, x: Tensor, image: Tensor) -> Tensor:
+        x = self.features[2](x, image)
+        x = self.merge[8](x, self.entry[8](image))
+        return self.features[3](x)
+
+    def stage4(self, x: Tensor, image: Tensor) -> Tensor:
+        x = self.features[1](x, image)
+        return self.merge[4](x, self.entry[4](image))
+
+    def stage2(self, x: Tensor, image: Tensor) -> Tensor:
+        return self.merge[2](upsample_nearest(x, image), self.entry[2](image))
+
+    def stage1(self, x: Tensor, image: Tensor) -> Tensor:
+        return self.merge[1](upsample_nearest(x, image), self.entry[1](image))
+
+    def stage_maps(self, levels: list[Tensor]) -> list[Tensor]:
+        """The map after every stage, coarse to fine, from the images at every scale."""
+        image1, image2, image4, image8, image16, image32 = levels
+        x32 = self.stage32(image32)
+        x16 = self.stage16(x32, image16)
+        x8 = self.stage8(x16, image8)
+        x4 = self.stage4(x8, image4)
+        x2 = self.stage2(x4, image2)
+        x1 = self.stage1(x2, image1)
+        return [x32, x16, x8, x4, x2, x1]
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """The last map, of the images' size."""
+        return self.stage_maps(self.pyramid(images))[-1]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Class scores from the last map; `pre_logits`: what the classifier reads."""
+        x = self.features[12](x)
+        x = torch.flatten(self.avgpool(x), 1)
+        return self.classifier[:3](x) if pre_logits else self.classifier(x)
+
+    def forward_pyramid(self, levels: list[Tensor]) -> Tensor:
+        """Class scores from the images at every scale."""
+        return self.forward_head(self.stage_maps(levels)[-1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores from images (N, C, H, W)."""
+        return self.forward_head(self.forward_features(images))
+
+
+def init_weights(module: nn.Module) -> None:
+    """Give a layer the first values that the source network's have."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.01)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,338 @@
+"""Top-down RegNet: coarse to fine over an image pyramid.
+
+The top-down counterpart (Lelekas et al., CVPRW 2020) of timm:regnety_008, written by td-compiler 0.1.0 with
+    tdc convert timm:regnety_008
+
+    model = RegNetY008TD()
+    model.load_state_dict(state)  # of the converted network
+    scores = model(images)  # images (N, 3, H, W)
+
+stage  scale  width  blocks
+   32   1/32    768       2
+   16   1/16    320       8
+    8    1/8    128       3
+    4    1/4     64       1
+    2    1/2     32       -
+    1      1     32       -
+"""
+
+import math
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+
+def upsample_nearest(x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """Bring a map (N, C, h, w) to the size (H, W) of an image by nearest neighbours."""
+    return F.interpolate(x, size=image.shape[-2:], mode="nearest")
+
+
+class Numbered(nn.ModuleDict):
+    """Modules by number: `merge[16]` has its weights under `merge.16`."""
+
+    def __init__(self, modules: dict[int, nn.Module]) -> None:
+        super().__init__({str(number): modules[number] for number in modules})
+
+    def __getitem__(self, number: int | str) -> nn.Module:
+        return super().__getitem__(str(number))
+
+
+@fx.wrap
+def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
+    """Anti-aliased resize of (N, C, H, W) to (N, C, ceil(H / factor), ceil(W / factor)); sigma = factor / 2 pixels."""
+
+    def matrix(size: int, factor: int) -> torch.Tensor:
+        if factor == 1:
+            return torch.eye(size, device=images.device, dtype=dtype)
+        pixels = torch.arange(size, device=images.device, dtype=dtype)
+        rows = (size + factor - 1) // factor  # no negative sizes: ONNX truncates
+        index = torch.arange(rows, device=images.device, dtype=dtype)
+        distance = (pixels - ((index + 0.5) * factor - 0.5)[:, None]).abs()
+        weights = torch.exp(-2 * (distance / factor) ** 2)
+        weights = weights.masked_fill(distance >= 1.5 * factor, 0)
+        return weights / weights.sum(dim=1, keepdim=True)
+
+    dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
+    down, across = (factor, factor) if isinstance(factor, int) else factor
+    rows, columns = matrix(images.shape[-2], down), matrix(images.shape[-1], across)
+    return (rows @ images.to(dtype) @ columns.mT).to(images.dtype)
+
+
+class Entry(nn.Module):
+    """Lifts an image to the width of its stage: `entry.32` and 5 more."""
+
+    def __init__(self, in_chans: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_chans, out_channels, kernel_size=3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(image)))
+
+
+class ConvNormAct(nn.Module):
+    """`s4.b1.conv1` and 13 more."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels)
+        self.bn_act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn_act(self.bn(self.conv(x)))
+
+
+class ConvNormAct2(nn.Module):
+    """`s4.b1.conv2` and 13 more."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(16 * channels, 16 * channels, kernel_size=3, padding=1, groups=channels, bias=False)
+        self.bn = nn.BatchNorm2d(16 * channels)
+        self.bn_act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn_act(self.bn(self.conv(x)))
+
+
+class SEModule(nn.Module):
+    """`s4.b1.se` and 13 more."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, width, kernel_size=1)
+        self.act = nn.ReLU(inplace=True)
+        self.fc2 = nn.Conv2d(width, channels, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.fc1(x.mean((2, 3), keepdim=True)))
+        return x * self.fc2(y).sigmoid()
+
+
+class ConvNormAct3(nn.Module):
+    """`s4.b1.conv3` and 16 more."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x))
+
+
+class Merge(nn.Module):
+    """Joins the map so far and the entry's map e: `merge.16` and 4 more."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2 * channels, channels, kernel_size=3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        x = torch.cat([x + e, e], 1)
+        return self.act(self.norm(self.conv(x)))
+
+
+class Transition(nn.Module):
+    """Brings a map to the width of the next stage: `transition.2`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(64, 32, kernel_size=1, bias=False)
+        self.norm = nn.BatchNorm2d(32)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(x)))
+
+
+class Bottleneck(nn.Module):
+    """`s4.b1` and 10 more."""
+
+    def __init__(self, width: int, width2: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNormAct(16 * width, 16 * width)
+        self.conv2 = ConvNormAct2(width)
+        self.se = SEModule(16 * width, width=width2)
+        self.conv3 = ConvNormAct3(16 * width, 16 * width)
+        self.act3 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.se(self.conv2(self.conv1(x)))
+        return self.act3(self.conv3(y) + x)
+
+
+class BottleneckUp(nn.Module):
+    """`s3.b1` and 2 more."""
+
+    def __init__(self, in_channels: int, width: int, width2: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNormAct(in_channels, 16 * width)
+        self.conv2 = ConvNormAct2(width)
+        self.se = SEModule(16 * width, width=width2)
+        self.conv3 = ConvNormAct3(16 * width, 16 * width)
+        self.downsample = ConvNormAct3(in_channels, 16 * width)
+        self.act3 = nn.ReLU()
+
+    def forward(self, x: Tensor, image: Tensor) -> Tensor:
+        y = upsample_nearest(self.conv1(x), image)
+        y = self.conv3(self.se(self.conv2(y)))
+        y = y + upsample_nearest(self.downsample(x), image)
+        return self.act3(y)
+
+
+class RegStage(nn.Module):
+    """`s1`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b1 = BottleneckUp(128, width=4, width2=8)
+
+    def forward(self, x: Tensor, image: Tensor) -> Tensor:
+        return self.b1(x, image)
+
+
+class Stage(nn.Sequential):
+    """Blocks of one stage. The map grows to the image's size and is merged with the image's entry on the way."""
+
+    def forward(self, x: Tensor, image: Tensor, entry: nn.Module, merge: nn.Module) -> Tensor:
+        first, *blocks = self
+        x = first(x, image)
+        x = merge(x, entry(image))
+        for block in blocks:
+            x = block(x)
+        return x
+
+
+class RegNetY008TD(nn.Module):
+    """Top-down RegNet: class scores from images (N, C, H, W)."""
+
+    scales = (1, 2, 4, 8, 16, 32)
+
+    def __init__(self, num_classes: int = 1000, in_chans: int = 3) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.num_features = self.head_hidden_size = 32
+        self.entry = Numbered(
+            {s: Entry(in_chans, width) for s, width in {32: 768, 16: 320, 8: 128, 4: 64, 2: 32, 1: 32}.items()}
+        )
+        self.s4 = nn.Sequential(
+            OrderedDict([("b1", Bottleneck(width=48, width2=80)), ("b2", Bottleneck(width=48, width2=192))])
+        )
+        self.s3 = Stage(
+            OrderedDict(
+                [
+                    ("b1", BottleneckUp(768, width=20, width2=32)),
+                    ("b2", Bottleneck(width=20, width2=80)),
+                    ("b3", Bottleneck(width=20, width2=80)),
+                    ("b4", Bottleneck(width=20, width2=80)),
+                    ("b5", Bottleneck(width=20, width2=80)),
+                    ("b6", Bottleneck(width=20, width2=80)),
+                    ("b7", Bottleneck(width=20, width2=80)),
+                    ("b8", Bottleneck(width=20, width2=80)),
+                ]
+            )
+        )
+        self.merge = Numbered({16: Merge(320), 8: Merge(128), 4: Merge(64), 2: Merge(32), 1: Merge(32)})
+        self.s2 = Stage(
+            OrderedDict(
+                [
+                    ("b1", BottleneckUp(320, width=8, width2=16)),
+                    ("b2", Bottleneck(width=8, width2=32)),
+                    ("b3", Bottleneck(width=8, width2=32)),
+                ]
+            )
+        )
+        self.s1 = RegStage()
+        self.transition = Numbered({2: Transition()})
+        self.head = nn.ModuleDict(
+            {
+                "global_pool": nn.ModuleDict({"pool": nn.AdaptiveAvgPool2d(1)}),
+                "drop": nn.Dropout(p=0.0),
+                "fc": nn.Linear(32, num_classes),
+            }
+        )
+        if not num_classes:
+            self.reset_classifier(0)
+        for name, module in self.named_modules():
+            init_weights(module, name)
+
+    def get_classifier(self) -> nn.Module:
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a new classifier of num_classes in place; 0: none."""
+        self.num_classes = num_classes
+        self.head.fc = nn.Linear(32, num_classes) if num_classes else nn.Identity()
+        init_weights(self.head.fc, "head.fc")
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """The images at every scale, finest first."""
+        return [images, *(downsample_gaussian(images, scale) for scale in self.scales[1:])]
+
+    def stage32(self, image: Tensor) -> Tensor:
+        return self.s4(self.entry[32](image))
+
+    def stage16(self, x: Tensor, image: Tensor) -> Tensor:
+        return self.s3(x, image, self.entry[16], self.merge[16])
+
+    def stage8(self, x: Tensor, image: Tensor) -> Tensor:
+        return self.s2(x, image, self.entry[8], self.merge[8])
+
+    def stage4(self, x: Tensor, image: Tensor) -> Tensor:
+        x = self.s1(x, image)
+        return self.merge[4](x, self.entry[4](image))
+
+    def stage2(self, x: Tensor, image: Tensor) -> Tensor:
+        x = self.transition[2](x)
+        return self.merge[2](upsample_nearest(x, image), self.entry[2](image))
+
+    def stage1(self, x: Tensor, image: Tensor) -> Tensor:
+        return self.merge[1](upsample_nearest(x, image), self.entry[1](image))
+
+    def stage_maps(self, levels: list[Tensor]) -> list[Tensor]:
+        """The map after every stage, coarse to fine, from the images at every scale."""
+        image1, image2, image4, image8, image16, image32 = levels
+        x32 = self.stage32(image32)
+        x16 = self.stage16(x32, image16)
+        x8 = self.stage8(x16, image8)
+        x4 = self.stage4(x8, image4)
+        x2 = self.stage2(x4, image2)
+        x1 = self.stage1(x2, image1)
+        return [x32, x16, x8, x4, x2, x1]
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """The last map, of the images' size."""
+        return self.stage_maps(self.pyramid(images))[-1]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Class scores from the last map; `pre_logits`: what the classifier reads."""
+        x = self.head.drop(torch.flatten(self.head.global_pool.pool(x), 1))
+        return x if pre_logits else self.head.fc(x)
+
+    def forward_pyramid(self, levels: list[Tensor]) -> Tensor:
+        """Class scores from the images at every scale."""
+        return self.forward_head(self.stage_maps(levels)[-1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores from images (N, C, H, W)."""
+        return self.forward_head(self.forward_features(images))
+
+
+def init_weights(module: nn.Module, name: str) -> None:
+    """Give a layer the first values that the source network's have."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, std=math.sqrt(2 * module.groups / module.weight[:, 0].numel()))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    if isinstance(module, nn.BatchNorm2d) and name.endswith("conv3.bn"):
+        nn.init.zeros_(module.weight)
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.01)
+        nn.init.zeros_(module.bias)

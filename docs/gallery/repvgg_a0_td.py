@@ -1,0 +1,272 @@
+"""Top-down ByobNet: coarse to fine over an image pyramid.
+
+The top-down counterpart (Lelekas et al., CVPRW 2020) of timm:repvgg_a0, written by td-compiler 0.1.0 with
+    tdc convert timm:repvgg_a0
+
+    model = RepvggA0TD()
+    model.load_state_dict(state)  # of the converted network
+    scores = model(images)  # images (N, 3, H, W)
+
+stage  scale  width  blocks
+   32   1/32   1280       1
+   16   1/16    192      14
+    8    1/8     96       4
+    4    1/4     48       2
+    2    1/2     48       -
+    1      1     48       -
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+
+def upsample_nearest(x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """Bring a map (N, C, h, w) to the size (H, W) of an image by nearest neighbours."""
+    return F.interpolate(x, size=image.shape[-2:], mode="nearest")
+
+
+class Numbered(nn.ModuleDict):
+    """Modules by number: `merge[16]` has its weights under `merge.16`."""
+
+    def __init__(self, modules: dict[int, nn.Module]) -> None:
+        super().__init__({str(number): modules[number] for number in modules})
+
+    def __getitem__(self, number: int | str) -> nn.Module:
+        return super().__getitem__(str(number))
+
+
+@fx.wrap
+def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
+    """Anti-aliased resize of (N, C, H, W) to (N, C, ceil(H / factor), ceil(W / factor)); sigma = factor / 2 pixels."""
+
+    def matrix(size: int, factor: int) -> torch.Tensor:
+        if factor == 1:
+            return torch.eye(size, device=images.device, dtype=dtype)
+        pixels = torch.arange(size, device=images.device, dtype=dtype)
+        rows = (size + factor - 1) // factor  # no negative sizes: ONNX truncates
+        index = torch.arange(rows, device=images.device, dtype=dtype)
+        distance = (pixels - ((index + 0.5) * factor - 0.5)[:, None]).abs()
+        weights = torch.exp(-2 * (distance / factor) ** 2)
+        weights = weights.masked_fill(distance >= 1.5 * factor, 0)
+        return weights / weights.sum(dim=1, keepdim=True)
+
+    dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
+    down, across = (factor, factor) if isinstance(factor, int) else factor
+    rows, columns = matrix(images.shape[-2], down), matrix(images.shape[-1], across)
+    return (rows @ images.to(dtype) @ columns.mT).to(images.dtype)
+
+
+class Entry(nn.Module):
+    """Lifts an image to the width of its stage: `entry.32` and 5 more."""
+
+    def __init__(self, in_chans: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_chans, out_channels, kernel_size=1, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(in_chans, out_channels, kernel_size=3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(out_channels)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.norm(self.conv(image))
+        x = x + self.norm2(self.conv2(image))
+        return self.act(x)
+
+
+class ConvNormAct(nn.Module):
+    """`stages.3.0.conv_1x1` and 20 more."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x))
+
+
+class ConvNormAct2(nn.Module):
+    """`stages.3.0.conv_kxk` and 20 more."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x))
+
+
+class Merge(nn.Module):
+    """Joins the map so far and the entry's map e: `merge.16` and 4 more."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2 * channels, channels, kernel_size=3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        x = torch.cat([x + e, e], 1)
+        return self.act(self.norm(self.conv(x)))
+
+
+class RepVggBlock(nn.Module):
+    """`stages.3.0`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv_1x1 = ConvNormAct(1280, 1280)
+        self.conv_kxk = ConvNormAct2(1280, 1280)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv_1x1(x)
+        return self.act(y + self.conv_kxk(x))
+
+
+class RepVggBlockUp(nn.Module):
+    """`stages.2.0` and 2 more."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv_1x1 = ConvNormAct(in_channels, out_channels)
+        self.conv_kxk = ConvNormAct2(in_channels, out_channels)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor, image: Tensor) -> Tensor:
+        y = self.conv_1x1(x)
+        x = upsample_nearest(x, image)
+        x = self.conv_kxk(x)
+        return self.act(upsample_nearest(y, image) + x)
+
+
+class RepVggBlock2(nn.Module):
+    """`stages.2.1` and 16 more."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.identity = nn.BatchNorm2d(channels)
+        self.conv_1x1 = ConvNormAct(channels, channels)
+        self.conv_kxk = ConvNormAct2(channels, channels)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.identity(x)
+        z = self.conv_1x1(x)
+        z = z + self.conv_kxk(x)
+        return self.act(z + y)
+
+
+class Stage(nn.Sequential):
+    """Blocks of one stage. The map grows to the image's size and is merged with the image's entry on the way."""
+
+    def forward(self, x: Tensor, image: Tensor, entry: nn.Module, merge: nn.Module) -> Tensor:
+        first, *blocks = self
+        x = first(x, image)
+        x = merge(x, entry(image))
+        for block in blocks:
+            x = block(x)
+        return x
+
+
+class RepvggA0TD(nn.Module):
+    """Top-down ByobNet: class scores from images (N, C, H, W)."""
+
+    scales = (1, 2, 4, 8, 16, 32)
+
+    def __init__(self, num_classes: int = 1000, in_chans: int = 3) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.num_features = self.head_hidden_size = 48
+        self.entry = Numbered(
+            {s: Entry(in_chans, width) for s, width in {32: 1280, 16: 192, 8: 96, 4: 48, 2: 48, 1: 48}.items()}
+        )
+        self.stages = Numbered(
+            {
+                3: nn.Sequential(RepVggBlock()),
+                2: Stage(RepVggBlockUp(1280, 192), *[RepVggBlock2(192) for _ in range(13)]),
+                1: Stage(RepVggBlockUp(192, 96), *[RepVggBlock2(96) for _ in range(3)]),
+                0: Stage(RepVggBlockUp(96, 48), RepVggBlock2(48)),
+            }
+        )
+        self.merge = Numbered({16: Merge(192), 8: Merge(96), 4: Merge(48), 2: Merge(48), 1: Merge(48)})
+        self.head = nn.ModuleDict(
+            {
+                "global_pool": nn.ModuleDict({"pool": nn.AdaptiveAvgPool2d(1)}),
+                "drop": nn.Dropout(p=0.0),
+                "fc": nn.Linear(48, num_classes),
+            }
+        )
+        if not num_classes:
+            self.reset_classifier(0)
+        self.apply(init_weights)
+
+    def get_classifier(self) -> nn.Module:
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a new classifier of num_classes in place; 0: none."""
+        self.num_classes = num_classes
+        self.head.fc = nn.Linear(48, num_classes) if num_classes else nn.Identity()
+        init_weights(self.head.fc)
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """The images at every scale, finest first."""
+        return [images, *(downsample_gaussian(images, scale) for scale in self.scales[1:])]
+
+    def stage32(self, image: Tensor) -> Tensor:
+        return self.stages[3](self.entry[32](image))
+
+    def stage16(self, x: Tensor, image: Tensor) -> Tensor:
+        return self.stages[2](x, image, self.entry[16], self.merge[16])
+
+    def stage8(self, x: Tensor, image: Tensor) -> Tensor:
+        return self.stages[1](x, image, self.entry[8], self.merge[8])
+
+    def stage4(self, x: Tensor, image: Tensor) -> Tensor:
+        return self.stages[0](x, image, self.entry[4], self.merge[4])
+
+    def stage2(self, x: Tensor, image: Tensor) -> Tensor:
+        return self.merge[2](upsample_nearest(x, image), self.entry[2](image))
+
+    def stage1(self, x: Tensor, image: Tensor) -> Tensor:
+        return self.merge[1](upsample_nearest(x, image), self.entry[1](image))
+
+    def stage_maps(self, levels: list[Tensor]) -> list[Tensor]:
+        """The map after every stage, coarse to fine, from the images at every scale."""
+        image1, image2, image4, image8, image16, image32 = levels
+        x32 = self.stage32(image32)
+        x16 = self.stage16(x32, image16)
+        x8 = self.stage8(x16, image8)
+        x4 = self.stage4(x8, image4)
+        x2 = self.stage2(x4, image2)
+        x1 = self.stage1(x2, image1)
+        return [x32, x16, x8, x4, x2, x1]
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """The last map, of the images' size."""
+        return self.stage_maps(self.pyramid(images))[-1]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Class scores from the last map; `pre_logits`: what the classifier reads."""
+        x = self.head.drop(torch.flatten(self.head.global_pool.pool(x), 1))
+        return x if pre_logits else self.head.fc(x)
+
+    def forward_pyramid(self, levels: list[Tensor]) -> Tensor:
+        """Class scores from the images at every scale."""
+        return self.forward_head(self.stage_maps(levels)[-1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores from images (N, C, H, W)."""
+        return self.forward_head(self.forward_features(images))
+
+
+def init_weights(module: nn.Module) -> None:
+    """Give a layer the first values that the source network's have."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight)
+    if isinstance(module, nn.Linear):
+        nn.init.kaiming_normal_(module.weight)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,243 @@
+"""Top-down ResNet: coarse to fine over an image pyramid.
+
+The top-down counterpart (Lelekas et al., CVPRW 2020) of torchvision:resnet50, written by td-compiler 0.1.0 with
+    tdc convert torchvision:resnet50
+
+    model = ResNet50TD()
+    model.load_state_dict(state)  # of the converted network
+    scores = model(images)  # images (N, 3, H, W)
+
+stage  scale  width  blocks
+   32   1/32   2048       3
+   16   1/16   1024       6
+    8    1/8    512       4
+    4    1/4    256       3
+    2    1/2     64       -
+    1      1     64       -
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+
+def upsample_nearest(x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """Bring a map (N, C, h, w) to the size (H, W) of an image by nearest neighbours."""
+    return F.interpolate(x, size=image.shape[-2:], mode="nearest")
+
+
+class Numbered(nn.ModuleDict):
+    """Modules by number: `merge[16]` has its weights under `merge.16`."""
+
+    def __init__(self, modules: dict[int, nn.Module]) -> None:
+        super().__init__({str(number): modules[number] for number in modules})
+
+    def __getitem__(self, number: int | str) -> nn.Module:
+        return super().__getitem__(str(number))
+
+
+@fx.wrap
+def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
+    """Anti-aliased resize of (N, C, H, W) to (N, C, ceil(H / factor), ceil(W / factor)); sigma = factor / 2 pixels."""
+
+    def matrix(size: int, factor: int) -> torch.Tensor:
+        if factor == 1:
+            return torch.eye(size, device=images.device, dtype=dtype)
+        pixels = torch.arange(size, device=images.device, dtype=dtype)
+        rows = (size + factor - 1) // factor  # no negative sizes: ONNX truncates
+        index = torch.arange(rows, device=images.device, dtype=dtype)
+        distance = (pixels - ((index + 0.5) * factor - 0.5)[:, None]).abs()
+        weights = torch.exp(-2 * (distance / factor) ** 2)
+        weights = weights.masked_fill(distance >= 1.5 * factor, 0)
+        return weights / weights.sum(dim=1, keepdim=True)
+
+    dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
+    down, across = (factor, factor) if isinstance(factor, int) else factor
+    rows, columns = matrix(images.shape[-2], down), matrix(images.shape[-1], across)
+    return (rows @ images.to(dtype) @ columns.mT).to(images.dtype)
+
+
+class Entry(nn.Module):
+    """Lifts an image to the width of its stage: `entry.32` and 5 more."""
+
+    def __init__(self, in_chans: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_chans, out_channels, kernel_size=7, padding=3, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(image)))
+
+
+class Bottleneck(nn.Module):
+    """`layer4.0` and 12 more."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(4 * channels, channels, kernel_size=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, 4 * channels, kernel_size=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y)) + x
+        return self.relu(y)
+
+
+class BottleneckUp(nn.Module):
+    """`layer3.0` and 2 more."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(8 * channels, channels, kernel_size=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, 4 * channels, kernel_size=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * channels)
+        self.downsample = nn.Sequential(
+            nn.Conv2d(8 * channels, 4 * channels, kernel_size=1, bias=False),
+            nn.BatchNorm2d(4 * channels),
+        )
+
+    def forward(self, x: Tensor, image: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = upsample_nearest(y, image)
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        y = y + upsample_nearest(self.downsample(x), image)
+        return self.relu(y)
+
+
+class Merge(nn.Module):
+    """Joins the map so far and the entry's map e: `merge.16` and 4 more."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2 * channels, channels, kernel_size=3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        x = torch.cat([x + e, e], 1)
+        return self.act(self.norm(self.conv(x)))
+
+
+class Transition(nn.Module):
+    """Brings a map to the width of the next stage: `transition.2`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(256, 64, kernel_size=1, bias=False)
+        self.norm = nn.BatchNorm2d(64)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(x)))
+
+
+class Stage(nn.Sequential):
+    """Blocks of one stage. The map grows to the image's size and is merged with the image's entry on the way."""
+
+    def forward(self, x: Tensor, image: Tensor, entry: nn.Module, merge: nn.Module) -> Tensor:
+        first, *blocks = self
+        x = first(x, image)
+        x = merge(x, entry(image))
+        for block in blocks:
+            x = block(x)
+        return x
+
+
+class ResNet50TD(nn.Module):
+    """Top-down ResNet: class scores from images (N, C, H, W)."""
+
+    scales = (1, 2, 4, 8, 16, 32)
+
+    def __init__(self, num_classes: int = 1000, in_chans: int = 3) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.num_features = self.head_hidden_size = 64
+        self.entry = Numbered(
+            {s: Entry(in_chans, width) for s, width in {32: 2048, 16: 1024, 8: 512, 4: 256, 2: 64, 1: 64}.items()}
+        )
+        self.layer4 = nn.Sequential(*[Bottleneck(512) for _ in range(3)])
+        self.layer3 = Stage(BottleneckUp(256), *[Bottleneck(256) for _ in range(5)])
+        self.merge = Numbered({16: Merge(1024), 8: Merge(512), 4: Merge(256), 2: Merge(64), 1: Merge(64)})
+        self.layer2 = Stage(BottleneckUp(128), *[Bottleneck(128) for _ in range(3)])
+        self.layer1 = Stage(BottleneckUp(64), Bottleneck(64), Bottleneck(64))
+        self.transition = Numbered({2: Transition()})
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.reset_classifier(num_classes)
+        self.apply(init_weights)
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a new classifier of num_classes in place; 0: none."""
+        self.num_classes = num_classes
+        self.fc = nn.Linear(64, num_classes) if num_classes else nn.Identity()
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """The images at every scale, finest first."""
+        return [images, *(downsample_gaussian(images, scale) for scale in self.scales[1:])]
+
+    def stage32(self, image: Tensor) -> Tensor:
+        return self.layer4(self.entry[32](image))
+
+    def stage16(self, x: Tensor, image: Tensor) -> Tensor:
+        return self.layer3(x, image, self.entry[16], self.merge[16])
+
+    def stage8(self, x: Tensor, image: Tensor) -> Tensor:
+        return self.layer2(x, image, self.entry[8], self.merge[8])
+
+    def stage4(self, x: Tensor, image: Tensor) -> Tensor:
+        return self.layer1(x, image, self.entry[4], self.merge[4])
+
+    def stage2(self, x: Tensor, image: Tensor) -> Tensor:
+        x = self.transition[2](x)
+        return self.merge[2](upsample_nearest(x, image), self.entry[2](image))
+
+    def stage1(self, x: Tensor, image: Tensor) -> Tensor:
+        return self.merge[1](upsample_nearest(x, image), self.entry[1](image))
+
+    def stage_maps(self, levels: list[Tensor]) -> list[Tensor]:
+        """The map after every stage, coarse to fine, from the images at every scale."""
+        image1, image2, image4, image8, image16, image32 = levels
+        x32 = self.stage32(image32)
+        x16 = self.stage16(x32, image16)
+        x8 = self.stage8(x16, image8)
+        x4 = self.stage4(x8, image4)
+        x2 = self.stage2(x4, image2)
+        x1 = self.stage1(x2, image1)
+        return [x32, x16, x8, x4, x2, x1]
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """The last map, of the images' size."""
+        return self.stage_maps(self.pyramid(images))[-1]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Class scores from the last map; `pre_logits`: what the classifier reads."""
+        x = torch.flatten(self.avgpool(x), 1)
+        return x if pre_logits else self.fc(x)
+
+    def forward_pyramid(self, levels: list[Tensor]) -> Tensor:
+        """Class scores from the images at every scale."""
+        return self.forward_head(self.stage_maps(levels)[-1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores from images (N, C, H, W)."""
+        return self.forward_head(self.forward_features(images))
+
+
+def init_weights(module: nn.Module) -> None:
+    """Give a layer the first values that the source network's have."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out")
