@@ -6,11 +6,13 @@ import itertools
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torchvision
 from torch import nn
+from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
 from td_compiler import reverse, zoo
 from td_compiler.emission import emit_source
@@ -131,3 +133,32 @@ def test_every_option(tmp_path: Path) -> None:
             folder = tmp_path / f"{option}_{value}_{factory.__name__}"
             write(folder, model, torch.randn(1, model.input_size[0], 21, 26), **{option: value})
     check(tmp_path)
+
+
+def test_rates_of_dropping_are_arguments_and_drop_what_the_source_drops() -> None:
+    blocks = [CNBlockConfig(8, 16, 3), CNBlockConfig(16, 24, 4), CNBlockConfig(24, None, 3)]
+    torch.manual_seed(0)
+    model = ConvNeXt(blocks, stochastic_depth_prob=0.6, layer_scale=0.5, num_classes=4)
+    td = reverse(model, fast=False).train()
+    source = emit_source(td, class_name="Network", origin="convnext")
+    assert "drop_path_rate: float = 0.6" in source
+    assert "for p in rates[3:7]]" in source
+    assert "class DropPath(nn.Module):" in source
+    assert "class StochasticDepth" not in source
+    scope: dict[str, Any] = {"__name__": "emitted"}
+    exec(source, scope)
+    images = torch.randn(4, 3, 40, 40)
+
+    def scores(network: nn.Module) -> torch.Tensor:
+        torch.manual_seed(5)
+        with torch.no_grad():
+            made: torch.Tensor = network(images)
+        return made
+
+    emitted = scope["Network"]()
+    emitted.load_state_dict(td.state_dict())
+    assert torch.equal(scores(emitted.train()), scores(td))
+    kept = scope["Network"](drop_path_rate=0.0)
+    kept.load_state_dict(td.state_dict())
+    assert torch.equal(scores(kept.train()), scores(td.eval()))
+    assert not torch.equal(scores(emitted), scores(kept))

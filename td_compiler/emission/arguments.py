@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING
 
 from torch import fx, nn
 
+from td_compiler.emission.drop_rates import as_drop_path, drop_rate, path_rates, with_rate
 from td_compiler.emission.layout import Atom, Doc, Number, substitute
 from td_compiler.graph.operators import Kind, lookup
+from td_compiler.layers.drop_path import DropPath
 
 if TYPE_CHECKING:
     from td_compiler.network.base import TopDownNet
 
-__all__ = ["CHANNELS", "CLASSES", "Arguments", "find_arguments"]
+__all__ = ["CHANNELS", "CLASSES", "DROP_PATH", "Arguments", "find_arguments"]
 
 CLASSES = "num_classes"
 CHANNELS = "in_chans"
+DROP = "drop_rate"
+DROP_PATH = "drop_path_rate"
 _WIDTHS = ("num_features", "num_channels")  # what the channels of a norm are called
 
 
@@ -31,14 +35,36 @@ class Arguments:
         values: what the arguments are in this network, by name: `num_classes` where there is a classifier, `in_chans`
             where every layer that reads an image can read one of other channels.
         roles: which parameter of which layer they are, by the layer's path and the parameter's name.
+        rates: by path of a layer that drops something, the rate and its expression.
+        drop_paths: the layers that drop branches, by path.
+        steps: in how many steps their rate grows from 0 to the highest; 1 or 0: it does not.
     """
 
     classifier: fx.Node | None = None
     values: dict[str, int] = field(default_factory=dict)
     roles: dict[str, dict[str, str]] = field(default_factory=dict)
+    rates: dict[str, tuple[float, str]] = field(default_factory=dict)
+    drop_paths: dict[str, DropPath] = field(default_factory=dict)
+    steps: int = 0
+
+    @property
+    def signature(self) -> dict[str, str]:
+        """What `__init__` takes: names with types and defaults."""
+        found = {name: f"int = {value}" for name, value in self.values.items()}
+        if any(argument == DROP for _, argument in self.rates.values()):
+            found[DROP] = f"float = {next(p for p, argument in self.rates.values() if argument == DROP)}"
+        if any(path in self.drop_paths for path in self.rates):
+            found[DROP_PATH] = f"float = {max(layer.p for layer in self.drop_paths.values())}"
+        return found
+
+    def layer(self, path: str, module: nn.Module) -> nn.Module:
+        """The layer that is written at a path: a `DropPath` for all that are one by another name."""
+        return self.drop_paths.get(path, module)
 
     def mark(self, path: str, doc: Doc) -> Doc:
         """A layer's constructor expression in which these numbers are arguments."""
+        if path in self.rates:
+            return with_rate(doc, *self.rates[path])
         roles = self.roles.get(path)
         if not roles:
             return doc
@@ -52,8 +78,8 @@ class Arguments:
         return substitute(doc, marked)
 
 
-def find_arguments(td: TopDownNet) -> Arguments:
-    """Find the classifier, and the layers that read an image."""
+def find_arguments(td: TopDownNet, *, rates: bool = True) -> Arguments:
+    """Find the classifier, the layers that read an image and, if `rates` are wanted, those that drop something."""
     found = Arguments()
     modules = dict(td.named_modules(remove_duplicate=False))
     calls = [str(node.target) for part in td.parts for node in part.graph.nodes if node.op == "call_module"]
@@ -65,7 +91,21 @@ def find_arguments(td: TopDownNet) -> Arguments:
     }
     _find_classifier(td, modules, once, found)
     _find_channels(td, modules, once, found)
+    if rates:
+        _find_rates(td, modules, set(calls), found)
     return found
+
+
+def _find_rates(td: TopDownNet, modules: dict[str, nn.Module], called: set[str], found: Arguments) -> None:
+    head = {str(node.target) for node in td.segments[-1].graph.nodes}
+    layers = {path: modules[path] for path in called}
+    found.rates = {path: (p, DROP) for path, p in sorted(drop_rate(layers, head).items())}
+    paths = {path: as_drop_path(layer) for path, layer in layers.items()}
+    found.drop_paths = {path: layer for path, layer in sorted(paths.items()) if layer is not None}
+    found.steps, places = path_rates(found.drop_paths)
+    for path, place in places.items():
+        argument = DROP_PATH if found.steps == 1 else f"rates[{place}]"
+        found.rates[path] = found.drop_paths[path].p, argument
 
 
 def _find_classifier(td: TopDownNet, modules: dict[str, nn.Module], once: set[str], found: Arguments) -> None:

@@ -14,6 +14,7 @@ from td_compiler.emission.by_number import by_number
 from td_compiler.emission.carry import Carrier, Importer
 from td_compiler.emission.constructors import Constructors, declare_tensor
 from td_compiler.emission.dense import MAPS
+from td_compiler.emission.drop_rates import fold_rates
 from td_compiler.emission.families import family, fold_runs, numbered
 from td_compiler.emission.graph_steps import read_steps
 from td_compiler.emission.layout import Doc, Group, Join, Number, Repeat, Statement, call, flat, literal
@@ -139,11 +140,11 @@ class Declarer:
         if path in self._instances:
             return self._instances[path]
         if not self._tree.is_container(path, module):
-            return self._arguments.mark(path, self._constructors.write(module, path))
+            return self._arguments.mark(path, self._constructors.write(self._arguments.layer(path, module), path))
         children = {name: self._expression(f"{path}.{name}", child) for name, child in own_children(module).items()}
         kind = self.containers.get(path, "nn.Sequential")
         if is_numbered(children):
-            return Join((kind, Group("(", tuple(fold_runs(list(children.values()))), ")")))
+            return Join((kind, Group("(", tuple(fold_runs(fold_rates(list(children.values())))), ")")))
         if path in self._tree.chains:
             pairs = tuple(Group("(", (literal(name), child), ")", is_tuple=True) for name, child in children.items())
             return call(kind, call("OrderedDict", Group("[", pairs, "]")))

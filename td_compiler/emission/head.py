@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx, nn
 
-from td_compiler.emission.arguments import CLASSES, Arguments
+from td_compiler.emission.arguments import CLASSES, DROP_PATH, Arguments
 from td_compiler.emission.body import write_body
 from td_compiler.emission.carry import Carrier
 from td_compiler.emission.graph_steps import read_steps
@@ -45,7 +45,9 @@ def number_statements(td: TopDownNet, arguments: Arguments) -> list[Statement]:
         if reads in (0, width)
         else [Statement("self.num_features = ", literal(width)), Statement("self.head_hidden_size = ", literal(reads))]
     )
-    return [Statement(f"self.{CLASSES} = ", classes), *widths]
+    rates = f"[{DROP_PATH} * i / {arguments.steps} for i in range({arguments.steps + 1})]"
+    growing = [Statement("rates = ", rates)] if arguments.steps > 1 else []
+    return [Statement(f"self.{CLASSES} = ", classes), *widths, *growing]
 
 
 def _reads(td: TopDownNet, arguments: Arguments) -> int:

@@ -85,7 +85,7 @@ def network_class(
         *lay_out("scales = ", literal(td.scales), 4),
         "",
         *init_lines(
-            {name: f"int = {value}" for name, value in arguments.values.items()},
+            arguments.signature,
             {},
             with_classifier(declarations, layers),
             number_statements(td, arguments),

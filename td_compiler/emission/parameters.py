@@ -42,7 +42,7 @@ class Hole:
         """Holes of one kind with equal values share a parameter."""
         named = {value.argument for value in self.present if isinstance(value, Argument)}
         if named:
-            return named.pop() if len(named) == 1 else self.role
+            return named.pop() if len(named) == 1 and all(map(str.isidentifier, named)) else self.role
         if self.role == "layer":
             return _layer_kind(self.present)
         is_width = self.role in _CHANNELS or self.role.endswith(("channels", "hidden"))

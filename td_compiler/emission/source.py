@@ -92,7 +92,7 @@ def library_source(td: TopDownNet, class_name: str) -> tuple[str, dict[str, Any]
 def _classes(td: TopDownNet, class_name: str, carrier: Carrier) -> dict[str, str]:
     """The text of the classes by their names, what is used before what uses it; at last how layers are initialised."""
     tree = Tree(td, used_modules(td.parts), set())
-    arguments = find_arguments(td)
+    arguments = find_arguments(td, rates=not isinstance(carrier, Importer))
     units = [unit for unit in find_units(td.parts, tree) if not splits_head(unit, arguments)]
     declarer = Declarer(tree, carrier, arguments, {class_name, INIT, *RESERVED}, td.report.initialisation)
     declarer.add_units(units)
