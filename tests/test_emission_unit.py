@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from td_compiler import reverse
 from td_compiler.emission import emit_source
 from td_compiler.errors import ConversionError
 from td_compiler.graph.notes import Plan, noted
@@ -302,6 +303,45 @@ def test_what_some_units_of_a_kind_lack_stands_under_a_condition(folder: Path) -
     )
     assert "if self.downsample is not None:\n            x = self.downsample(x)\n" in source
     assert "y = x if image is None else upsample_nearest(x, image)" in source
+
+
+def test_docstrings_say_what_a_unit_does(folder: Path) -> None:
+    source = (folder / "residual.py").read_text()
+    assert '"""Lifts the image to the width of a stage: a 3x3 convolution."""' in source
+    assert '"""Residual block: two 3x3 convolutions. Given `image`, the map grows to its size."""' in source
+    assert '"""Joins the map x and the image\'s entry e: a 3x3 convolution of [x + e, e]."""' in source
+
+
+class DenseBlock(nn.Module):
+    """Layers that read all maps before them, by a loop in Python that a graph does not have."""
+
+    def __init__(self, inputs: int, depth: int) -> None:
+        super().__init__()
+        for i in range(depth):
+            self.add_module(f"layer{i + 1}", nn.Sequential(nn.Conv2d(inputs + 4 * i, 4, 3, padding=1), nn.ReLU()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = [x]
+        for layer in self.children():
+            maps.append(layer(torch.cat(maps, 1)))
+        return torch.cat(maps, 1)
+
+
+def dense(*depths: int) -> nn.Module:
+    stages: list[nn.Module] = [nn.Conv2d(3, 8, 3, padding=1)]
+    width = 8
+    for depth in depths:
+        stages += [DenseBlock(width, depth), nn.MaxPool2d(2)]
+        width += 4 * depth
+    return nn.Sequential(*stages[:-1], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 5))
+
+
+def test_deeper_dense_networks_are_no_longer() -> None:
+    short, long = (emit(reverse(dense(*depths), input_size=(3, 32, 32), fast=False)) for depths in ((3, 4), (6, 9)))
+    assert short.count("\n") == long.count("\n")
+    assert "for layer in self.children():\n            maps.append(layer(torch.cat(maps, 1)))" in short
+    assert "for i in range(depth):\n            self.add_module(\n" in short
+    assert "nn.Conv2d(channels + i * 4, 4, kernel_size=3, padding=1)" in short
 
 
 def test_forward_calls_whole_containers_loops_and_operators(folder: Path) -> None:

@@ -30,6 +30,7 @@ from td_compiler.emission.layout import (
     substitute,
 )
 from td_compiler.emission.parameters import POSITIONAL, Hole, find_parameters
+from td_compiler.emission.roles import Role, role_of
 from td_compiler.emission.runs import in_parts
 from td_compiler.emission.steps import Step
 from td_compiler.emission.tree import Tree
@@ -94,6 +95,7 @@ class SharedClass:
     Attributes:
         drafts: the units.
         base: the class that it extends.
+        summary: what it does, in a sentence.
         declarations, statements: the lines of `__init__` and of the forward; no statements where the base has one.
         arguments: what the forward takes, and whether it may be left out.
         parameters: name and type, with a default where there is one, of what `__init__` takes.
@@ -105,6 +107,7 @@ class SharedClass:
     name: str
     drafts: list[Draft]
     base: str = "nn.Module"
+    summary: str = ""
     declarations: list[Declaration] = field(default_factory=list)
     statements: list[Statement] = field(default_factory=list)
     arguments: dict[str, str] = field(default_factory=dict)
@@ -114,7 +117,7 @@ class SharedClass:
     defaults: dict[str, Any] = field(default_factory=dict)
 
 
-_MAX_CONDITIONS = 4
+_MAX_CONDITIONS = 5
 _ALIKE = 0.34  # of two variants' steps and layers
 
 
@@ -128,6 +131,7 @@ class Sharer:
     def __init__(self, taken: set[str]) -> None:
         self._taken = taken
         self._defaults: dict[str, dict[str, Any]] = {}
+        self._roles: dict[str, Role] = {}
 
     def share(self, drafts: Iterable[Draft]) -> list[SharedClass]:
         """One class for every kind of unit, in order of first use; more where they have little in common."""
@@ -139,11 +143,15 @@ class Sharer:
             kinds.setdefault(base, []).append(members)
         shared = []
         for base, variants in kinds.items():
-            for made in self._clusters(variants):
-                made.name = self._name(base, made)
+            clusters = self._clusters(variants)
+            for i, made in enumerate(clusters):
+                made.name = self._name(base, made, clusters[:i])
                 self._taken.add(made.name)
                 self._defaults[made.name] = made.defaults
                 made.instances = {path: _named(doc, made.name) for path, doc in made.instances.items()}
+                layers = [d.doc for d in made.declarations if not d.condition or made.base != "nn.Module"]
+                role = role_of(base, layers, made.statements, made.arguments, self._roles, self._defaults)
+                self._roles[made.name], made.summary = role, role.sentence
                 shared.append(made)
         return shared
 
@@ -174,13 +182,33 @@ class Sharer:
             return None
         return made
 
-    def _name(self, base: str, made: SharedClass) -> str:
-        names = [base]
-        if "image" in made.arguments:
-            names.append(f"{base}Up")
-        names += [f"{base}{made.drafts[0].unit.path.rpartition('.')[2].title()}"]
-        candidates = [*names, *(f"{base}{i}" for i in range(2, len(self._taken) + 3))]
+    def _name(self, base: str, made: SharedClass, others: Sequence[SharedClass]) -> str:
+        """A name that tells what a class has and the other ones of its kind have not."""
+        candidates = [base]
+        for other in others:
+            more = [d.name for d in made.declarations if d.name not in {each.name for each in other.declarations}]
+            candidates += [f"{base}With{_camel(name)}" for name in more if name.isidentifier()]
+            if "image" in made.arguments and "image" not in other.arguments:
+                candidates.append(f"Growing{base}")
+            first, its_first = _first_called(made), _first_called(other)
+            if first and first != its_first:
+                candidates.append(f"{_camel(first)}First{base}")
+            if len(made.declarations) < len(other.declarations):
+                candidates.append(f"Small{base}")
+        place = made.drafts[0].unit.path.split(".")
+        candidates += [f"{_camel(name)}{base}" for name in reversed(place) if name.isidentifier()]
+        candidates += [f"{base}{i}" for i in range(2, len(self._taken) + 3)]
         return next(name for name in candidates if name not in self._taken and name.isidentifier())
+
+
+def _camel(name: str) -> str:
+    return "".join(part[:1].upper() + part[1:] for part in name.strip("_").split("_"))
+
+
+def _first_called(made: SharedClass) -> str:
+    """The attribute that a forward calls first."""
+    found = (re.search(r"self\.(\w+)\(", statement.prefix + flat(statement.doc)) for statement in made.statements)
+    return next((match[1] for match in found if match), "")
 
 
 def _in_parts(drafts: list[Draft]) -> list[Draft]:
@@ -382,7 +410,7 @@ class _Template:
 
 
 _SELF = "@"  # in an instance's call: the class, until it has a name
-_TENSOR = "torch.Tensor"
+_TENSOR = "Tensor"
 
 
 def _modules(unit: Unit) -> list[str]:

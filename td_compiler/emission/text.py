@@ -12,11 +12,6 @@ from td_compiler.graph.names import is_attribute
 __all__ = ["TENSOR", "class_lines", "docstring", "init_lines", "method"]
 
 TENSOR = "Tensor"
-_ROLES = {
-    "entry": "Lifts an image to the width of its stage",
-    "merge": "Joins the map so far and the entry's map e",
-    "transition": "Brings a map to the width of the next stage",
-}
 
 
 def docstring(summary: str, more: Sequence[str] = (), indent: int = 0) -> list[str]:
@@ -123,12 +118,7 @@ def _listed_lines(parameters: Mapping[str, str], declarations: Sequence[Declarat
 
 def class_lines(shared: SharedClass) -> list[str]:
     """The class of one kind of unit."""
-    paths = [draft.unit.path for draft in shared.drafts]
-    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-    place, _, inside = paths[0].partition(".")
-    role = "" if "." in inside else _ROLES.get(place, "")
-    summary = f"{role}: `{paths[0]}`{more}." if role else f"`{paths[0]}`{more}."
-    lines = [f"class {shared.name}({shared.base}):", *docstring(summary, indent=4), ""]
+    lines = [f"class {shared.name}({shared.base}):", *docstring(shared.summary, indent=4), ""]
     if shared.base == "nn.Sequential" and not any(is_attribute(d.name) for d in shared.declarations):
         return lines + _listed_lines(shared.parameters, shared.declarations)
     lines += init_lines(shared.parameters, shared.stored, shared.declarations)
