@@ -26,7 +26,7 @@ from td_compiler.network.segments import Segment
 if TYPE_CHECKING:
     from td_compiler.network.base import TopDownNet
 
-__all__ = ["fast", "folded", "plain"]
+__all__ = ["fast", "folded", "pixels_of", "plain"]
 
 Net = TypeVar("Net", bound="TopDownNet")
 
@@ -43,9 +43,8 @@ def fast(network: Net) -> Net:
     """
     if network.unfolded is None:
         bones = bare(network)
-        sizes = {row.name: row.top_down.size for row in network.report.stages}
-        pixels = [math.prod(sizes[each.name]) for each in network.segments[:-1]]
-        bones.segments = [*folded(network.segments, pixels, dict(bones.named_modules(remove_duplicate=False)))]
+        modules = dict(bones.named_modules(remove_duplicate=False))
+        bones.segments = [*folded(network.segments, pixels_of(network), modules)]
         network.unfolded = network.segments
         _follow(network, bones)
         if network.channels_last:
@@ -102,6 +101,12 @@ def _at(network: nn.Module, path: str) -> nn.Module | None:
         return network.get_submodule(path)
     except AttributeError:
         return None
+
+
+def pixels_of(network: TopDownNet) -> list[int]:
+    """How many pixels each stage's map has, coarse to fine, for the images that the network was read with."""
+    sizes = {row.name: row.top_down.size for row in network.report.stages}
+    return [math.prod(sizes[each.name]) for each in network.segments[:-1]]
 
 
 def folded(segments: Sequence[Segment], pixels: Sequence[int], modules: Mapping[str, nn.Module]) -> Iterable[Segment]:

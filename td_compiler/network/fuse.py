@@ -21,7 +21,7 @@ from td_compiler.emission.units import used_modules
 from td_compiler.errors import ConversionError
 from td_compiler.graph.operators import LAYERS, Kind
 from td_compiler.network.base import TopDownNet
-from td_compiler.network.fast import fast, plain
+from td_compiler.network.fast import folded, pixels_of, plain
 from td_compiler.network.segments import Segment
 from td_compiler.surroundings import neutral_surroundings
 
@@ -72,8 +72,7 @@ def fuse(td: TopDownNet) -> TopDownNet:
             node.graph.erase_node(node)
             folded += 1
     note = f"Fused for inference: {folded} batch norms are part of the layers in front of them; costs are those before."
-    fused = _with_used_layers(network, note)
-    return fused if td.unfolded is None else fast(fused)
+    return _with_used_layers(network, note, is_fast=td.unfolded is not None)
 
 
 def _calls(network: TopDownNet) -> Iterator[tuple[fx.Node, nn.Module]]:
@@ -149,13 +148,17 @@ def _fold(layer: nn.Module, norm: _BatchNorm) -> None:
     layer.weight, layer.bias = fused
 
 
-def _with_used_layers(network: TopDownNet, note: str) -> TopDownNet:
+def _with_used_layers(network: TopDownNet, note: str, *, is_fast: bool) -> TopDownNet:
     """The network on those of its layers that its graphs still call."""
     used = used_modules(network.parts)
     layers = {path: module for path, module in network.named_modules(remove_duplicate=False) if path in used}
     tensors = {path: attrgetter(path)(network) for path in _attributes(network.parts)}
     report = replace(network.report, notes=(*network.report.notes, note))
-    parts = [Segment(each.name, each.scale, each.graph) for each in network.parts]
-    prologue = parts.pop(0) if network.prologue is not None else None
+    prologue, *segments = network.parts if network.prologue is not None else (None, *network.segments)
+    unfolded = None
+    if is_fast:
+        unfolded, segments = segments, [*folded(segments, pixels_of(network), layers)]
     made = {**layers, **tensors}
-    return TopDownNet(made, parts, network.pyramid, report, prologue, channels_last=network.channels_last).eval()
+    return TopDownNet(
+        made, segments, network.pyramid, report, prologue, unfolded, channels_last=network.channels_last
+    ).eval()
