@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from td_compiler import ConversionError, TopDownNet, fuse, reverse, zoo
 from td_compiler.emission import emit_source
 from td_compiler.network.taps import tapped
+from tests.support.families import converted
 
 Maker = Callable[[], nn.Module]
 
@@ -190,3 +191,12 @@ def test_a_network_without_weights_and_one_in_bfloat16() -> None:
 def test_what_is_no_top_down_network_is_refused() -> None:
     with pytest.raises(ConversionError, match="no top-down network"):
         fuse(zoo.lenet_fc())
+
+
+def test_a_fused_network_changes_its_form() -> None:
+    """Its layers keep the numbers that they had beside the norms that are gone."""
+    fused = fuse(converted("mobilenet_v2"))
+    images = torch.randn(2, 3, 64, 64)
+    before, keys = fused(images), list(fused.state_dict())
+    torch.testing.assert_close(fused.plain()(images), before)
+    assert torch.equal(fused.fast()(images), before) and list(fused.state_dict()) == keys

@@ -33,7 +33,7 @@ from td_compiler.emission.parameters import POSITIONAL, Hole, find_parameters
 from td_compiler.emission.roles import Role, role_of
 from td_compiler.emission.runs import in_parts
 from td_compiler.emission.steps import Step
-from td_compiler.emission.tree import Tree
+from td_compiler.emission.tree import Tree, is_numbered
 from td_compiler.emission.unify import MISSING, Argument, Mismatch, Text, Unifier, show, united
 from td_compiler.emission.units import Unit
 
@@ -403,7 +403,10 @@ class _Template:
         if not whole or any(name not in declared or declared[name][1] != when for name, when in names):
             return None
         for v, draft in enumerate(self._firsts):
-            if [d.name for d in draft.declarations] != [name for name, when in names if v in when]:
+            own = [name for name, when in names if v in when]
+            if [d.name for d in draft.declarations] != own:
+                return None
+            if any(map(str.isdecimal, own)) and not is_numbered(own):  # a Sequential would number them anew
                 return None
         self._declarations = [declared[name] for name, _ in names]
         return "nn.Sequential"
