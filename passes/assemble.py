@@ -203,14 +203,18 @@ def _cost(module_of, value_of, nodes: Iterable[fx.Node], scale: Pair, units: int
         module, value = module_of(node), value_of(node)
         if not isinstance(value, torch.Tensor) or not value.dim():  # a number, of no image
             continue
-        last = value
-        activations += value[0].numel() * value.element_size()
+        last, numbers = value, value.numel() // len(value)
+        activations += numbers * value.element_size()
         if module is not None:
             modules.add(module)
             row = lookup(node, module)
             if row is not None and row.kind in {Kind.CONV, Kind.LINEAR}:
-                macs += round(value[0].numel() * row.products(module))
+                macs += round(numbers * row.products(module))
     assert last is not None
     size = tuple(last.shape[-2:]) if last.dim() == 4 else (1, 1)
-    parameters = sum(p.numel() for module in modules for p in module.parameters())
+    parameters = sum(p.numel() for module in modules for p in _parameters(module))
     return Cost(_plain(scale), size, last.shape[1], units, parameters, macs, activations)  # type: ignore[arg-type]
+
+
+def _parameters(layer: nn.Module) -> Iterable[nn.Parameter]:
+    return layer.parameters() if layer._modules else {p for p in layer._parameters.values() if p is not None}

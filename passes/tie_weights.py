@@ -58,11 +58,11 @@ def _places(building: Building) -> list[tuple[torch.Tensor, list[Place]]]:
     sources: dict[int, torch.Tensor] = {}
     places: dict[int, list[Place]] = {}
     layers = {path: layer for path, layer in building.layers.items() if layer.own and path in building.modules}
-    homes = dict(building.bottom_up.model.named_modules(remove_duplicate=False))
+    homes = building.bottom_up.parts
     for path, layer in layers.items():
         own = homes.get(layer.source)
-        made = dict(building.modules[path].named_parameters(remove_duplicate=False))
-        for name, tensor in own.named_parameters(remove_duplicate=False) if own is not None else ():
+        made = _parameters(building.modules[path])
+        for name, tensor in _parameters(own).items() if own is not None else ():
             if name in made:
                 sources[id(tensor)] = tensor
                 home, _, last = name.rpartition(".")
@@ -76,6 +76,13 @@ def _places(building: Building) -> list[tuple[torch.Tensor, list[Place]]]:
             sources[id(own_names[path])] = own_names[path]
             places.setdefault(id(own_names[path]), []).append(Place(path, building.parameters, path))
     return [(sources[key], found) for key, found in places.items() if len(found) > 1]
+
+
+def _parameters(layer: nn.Module) -> dict[str, nn.Parameter]:
+    """A layer's parameters by name, each under all of its names."""
+    if layer._modules:
+        return dict(layer.named_parameters(remove_duplicate=False))
+    return {name: parameter for name, parameter in layer._parameters.items() if parameter is not None}
 
 
 def _at(place: Place) -> torch.Tensor:

@@ -80,6 +80,27 @@ def test_channels_at_the_end_as_torch_computes_it(order: tuple[int, ...]) -> Non
         assert (made.shape, made.stride()) == (expected.shape, expected.stride())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_maps_in_the_usual_format_as_torch_computes_them(dtype: torch.dtype) -> None:
+    x, w, one = image(dtype=dtype), torch.rand(4, 6, 3, 3, dtype=dtype), torch.rand(8, 6, 1, 1, dtype=dtype)
+    some: list[Call] = [
+        (F.conv2d, (x, w), {}),
+        (F.conv2d, (x, w, torch.rand(4, dtype=dtype), 2, 1), {}),
+        (F.conv2d, (x, w[:, :3].contiguous()), {"stride": (1, 2), "padding": (2, 1), "dilation": (2, 1), "groups": 2}),
+        (F.conv2d, (x, one), {}),
+        (F.conv2d, (x[:, :, :1, :1].contiguous(), one), {}),
+        (F.conv2d, (x[:, :1].contiguous(), w[:, :1].contiguous()), {"stride": 3}),
+        (torch.sigmoid, (x,), {}),
+        (torch.Tensor.tanh, (x,), {}),
+        (torch.mean, (x, (2, 3)), {}),
+        (torch.Tensor.mean, (x, [-2, -1]), {"keepdim": True}),
+    ]
+    for function, args, kwargs in some:
+        made, expected = returned(function, on_meta(args), kwargs), function(*args, **kwargs)
+        assert made is not None and made.is_meta
+        assert (made.shape, made.dtype, made.stride()) == (expected.shape, expected.dtype, expected.stride())
+
+
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6, nn.Hardswish, nn.LeakyReLU, nn.ELU, nn.Hardtanh])
 def test_what_works_in_place_returns_its_input(activation: Callable[..., nn.Module]) -> None:
     x = image().to("meta")
@@ -98,6 +119,8 @@ def test_wrong_shapes_are_left_to_torch() -> None:
         (F.layer_norm, (x, (5,)), {}),
         (F.linear, (x, torch.ones(4, 5, device="meta")), {}),
         (torch.add, (x, image(2, 6, 5, 6).to("meta")), {}),
+        (F.conv2d, (x, torch.ones(4, 5, 3, 3, device="meta")), {}),
+        (F.conv2d, (x, torch.ones(4, 6, 9, 3, device="meta")), {}),
         (torch.cat, ([x, image(2, 6, 5, 6).to("meta")], 1), {}),
     ]
     for function, args, kwargs in wrong:
@@ -110,6 +133,12 @@ def test_values_and_mixed_types_are_left_to_torch() -> None:
     assert returned(F.relu, (x,), {}) is None, "a real tensor has values"
     assert returned(torch.add, on_meta((x, x.double())), {}) is None
     assert returned(F.relu, on_meta((x[:, ::2],)), {}) is None, "not all of its memory"
+    assert returned(F.conv2d, on_meta((x, torch.rand(5, 3, 3, 3))), {"groups": 2}) is None
+    assert returned(F.conv2d, on_meta((x, torch.rand(4, 6, 3, 3).double())), {}) is None
+    assert returned(F.conv2d, on_meta((x, torch.rand(4, 6, 3, 3), torch.rand(5))), {}) is None
+    assert returned(F.conv2d, on_meta((x, torch.rand(4, 6, 3, 3))), {"padding": "same"}) is None
+    assert returned(F.conv2d, on_meta((image(channels_last=True), torch.rand(4, 6, 3, 3))), {}) is None
+    assert returned(torch.mean, on_meta((x, (2, 3))), {"dtype": torch.float64}) is None
     assert returned(torch.add, on_meta((x, x.contiguous(memory_format=torch.channels_last))), {}) is None
 
 

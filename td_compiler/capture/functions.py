@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from td_compiler.capture.captured import Capture
+from td_compiler.capture.copying import copy_module
 from td_compiler.capture.meta import META
 from td_compiler.graph.notes import facts
 
@@ -84,7 +85,12 @@ def _size_of(node: Any) -> torch.Size:
 def _batch_norm(given: dict[str, Any]) -> nn.Module:
     tracks = given["running_mean"] is not None
     size, momentum = _size_of(given["weight"])[0], given["momentum"]
-    return nn.BatchNorm2d(size, given["eps"], momentum, track_running_stats=tracks, device=META)
+    return copy_module(_norm(size, given["eps"], momentum, tracks))
+
+
+@functools.lru_cache(64)
+def _norm(size: int, eps: float, momentum: float | None, tracks: bool) -> nn.Module:
+    return nn.BatchNorm2d(size, eps, momentum, track_running_stats=tracks, device=META)
 
 
 def _conv(given: dict[str, Any]) -> nn.Module:

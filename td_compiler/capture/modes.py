@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -54,7 +54,9 @@ def drop_unread(training: Recording, base: Recording) -> None:
         return
     given = [(call.args, call.kwargs, call.notes) for call in training.calls]
     held = [(span.args, span.kwargs, span.output) for span in training.spans]
-    read = {value.call for value in _values_anywhere((given, held, training.outputs)) if isinstance(value, Result)}
+    values: list[Value] = []
+    _find_values((given, held, training.outputs), values)
+    read = {value.call for value in values if isinstance(value, Result)}
     kept: list[int] = []
     for i, key in enumerate(others):
         if len(kept) < len(keys) and key == keys[len(kept)]:
@@ -66,23 +68,24 @@ def drop_unread(training: Recording, base: Recording) -> None:
         span.start, span.stop = bisect_left(kept, span.start), bisect_left(kept, span.stop)
 
 
-def _values_anywhere(item: Any) -> Iterator[Value]:
-    """All values in an item, those whose sizes are in it included."""
-    if isinstance(item, (tuple, list)):
+def _find_values(item: Any, found: list[Value]) -> None:
+    """Find all values in an item, those whose sizes are in it included."""
+    kind = type(item)
+    if kind is Result or kind is Parameter or kind is Image or kind is Constant:
+        found.append(item)
+    elif isinstance(item, (tuple, list)):
         for each in item:
-            yield from _values_anywhere(each)
+            _find_values(each, found)
     elif isinstance(item, dict):
-        yield from _values_anywhere(list(item.values()))
-    elif isinstance(item, slice):
-        yield from _values_anywhere((item.start, item.stop, item.step))
-    elif isinstance(item, Dim):
-        yield from _values_anywhere(item.term)
-    elif isinstance(item, Made):
-        yield from _values_anywhere(item.operands)
-    elif isinstance(item, (Size, Of)):
-        yield item.value
-    elif isinstance(item, (Image, Parameter, Constant, Result)):
-        yield item
+        _find_values(list(item.values()), found)
+    elif kind is slice:
+        _find_values((item.start, item.stop, item.step), found)
+    elif kind is Dim:
+        _find_values(item.term, found)
+    elif kind is Made:
+        _find_values(item.operands, found)
+    elif kind is Size or kind is Of:
+        found.append(item.value)
 
 
 def written_by_hand(base: Recording, training: Recording) -> list[str]:

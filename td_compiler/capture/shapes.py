@@ -101,10 +101,62 @@ def _global_pool(input: torch.Tensor, output_size: Any) -> torch.Tensor | None:
     return _like(input, (*input.shape[:-2], 1, 1)) if output_size in (1, (1, 1)) and input.dim() == 4 else None
 
 
+def _elementwise(input: torch.Tensor, **settings: Any) -> torch.Tensor | None:
+    return None if settings else _like(input, input.shape)
+
+
+def _mean(input: torch.Tensor, dim: Any = None, keepdim: bool = False, **settings: Any) -> torch.Tensor | None:
+    """Over the sides of a map."""
+    pooled = isinstance(dim, (tuple, list)) and tuple(dim) in {(2, 3), (-2, -1)}
+    if settings or not pooled or input.dim() != 4 or not _is_plain(input):
+        return None
+    return _contiguous(input, (*input.shape[:2], 1, 1) if keepdim else input.shape[:2])
+
+
+def _convolution(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> torch.Tensor | None:
+    """Of maps and filters in torch's usual format."""
+    tensors = [weight] if bias is None else [weight, bias]
+    if input.dim() != 4 or weight.dim() != 4 or not all(t.is_meta and t.dtype is input.dtype for t in tensors):
+        return None
+    outputs, inputs, *kernel = weight.shape
+    fits = bias is None or bias.shape == (outputs,)
+    if (
+        not fits
+        or input.shape[1] != inputs * groups
+        or outputs % groups
+        or not (_is_plain(input) and _is_plain(weight))
+    ):
+        return None
+    given = [each if isinstance(each, tuple) else (each, each) for each in (stride, padding, dilation)]
+    if any(len(each) != 2 or not all(type(n) is int for n in each) for each in given):
+        return None
+    steps = zip(input.shape[2:], kernel, *given, strict=True)
+    sides = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in steps if s > 0]
+    fits = len(sides) == 2 and min(sides) > 0 and min(*given[1]) >= 0 and min(*given[2]) > 0
+    return _contiguous(input, (input.shape[0], outputs, *sides)) if fits else None
+
+
+def _is_plain(value: torch.Tensor) -> bool:
+    """Whether a tensor of four axes lies in memory as torch makes it."""
+    _, channels, height, width = value.shape
+    return value.stride() == (channels * height * width, height * width, width, 1)
+
+
 _RULES: Mapping[Any, Rule] = {
     **dict.fromkeys((F.relu, F.relu6, F.hardtanh, F.leaky_relu, F.elu, F.selu, F.celu), _activation),
     **dict.fromkeys((F.gelu, F.silu, F.mish, F.hardswish, F.hardsigmoid, F.softplus), _activation),
     **dict.fromkeys((torch.add, torch.mul, torch.Tensor.add, torch.Tensor.mul), _sum_or_product),
+    **dict.fromkeys((torch.sigmoid, torch.Tensor.sigmoid, torch.tanh, torch.Tensor.tanh), _elementwise),
+    **dict.fromkeys((torch.mean, torch.Tensor.mean), _mean),
+    F.conv2d: _convolution,
     torch.cat: _concatenation,
     F.batch_norm: _batch_norm,
     F.layer_norm: _layer_norm,

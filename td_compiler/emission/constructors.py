@@ -6,7 +6,7 @@ import functools
 import inspect
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -34,6 +34,11 @@ _READERS: dict[tuple[str, str], Callable[[Any], Any]] = {
     ("MultiheadAttention", "bias"): lambda module: module.in_proj_bias is not None,
     ("PReLU", "init"): lambda module: 0.25,  # a value of the weight, which the state_dict brings
 }
+
+
+_BUILT: dict[tuple[type[nn.Module], str], tuple[Any, ...] | None] = {}
+"""What expressions of torch's own layers build, in all networks."""
+_MOST = 4096
 
 
 class Constructors:
@@ -110,13 +115,20 @@ class Constructors:
         return doc
 
     def _describe(self, kind: type[nn.Module], text: str, arguments: dict[str, Any]) -> tuple[Any, ...] | None:
-        if (kind, text) not in self._built:
-            try:
-                with META:
-                    self._built[kind, text] = _description(kind(**arguments))
-            except Exception:  # whatever a user's class raises: the expression is none that builds it
-                self._built[kind, text] = None
-        return self._built[kind, text]
+        built = _BUILT if is_of_torch(kind) else self._built
+        found = built.get((kind, text), _MISSING)
+        if found is not _MISSING:
+            return cast("tuple[Any, ...] | None", found)
+        if len(_BUILT) > _MOST:
+            _BUILT.clear()
+        made: tuple[Any, ...] | None = None
+        try:
+            with META:
+                made = _description(kind(**arguments))
+        except Exception:  # whatever a user's class raises: the expression is none that builds it
+            pass
+        built[kind, text] = made
+        return made
 
 
 _OF_ALL = frozenset(vars(nn.Module()))
