@@ -226,8 +226,8 @@ def _indices(path: str, value: torch.Tensor, width: int, old: int) -> torch.Tens
     order = None if value.is_meta or value.numel() != old else turned(value.flatten().tolist(), width)
     if order is None:
         raise ConversionError(
-            f"the buffer {path!r} picks channels by their numbers among {old}, and here there are {width}: give its"
-            " map a width that stays (filters='mirror'), or pick channels by a slice."
+            f"the buffer {path!r} picks channels by their numbers among {old}, and here there are {width}: pick them"
+            " by a slice, or give their map a width that stays, as filters='mirror' does within a stage."
         )
     return torch.tensor(order, dtype=value.dtype, device=value.device)
 

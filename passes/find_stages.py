@@ -111,7 +111,8 @@ def _check_cuts(reading: Reading, body: list[Unit], stem: list[Unit]) -> None:
                 )
             raise ConversionError(
                 f"{where} makes its map smaller {most} times and hands on two tensors or more at every point: without"
-                " one that every path runs through its stages cannot be told apart."
+                " one that every path runs through its stages cannot be told apart; hand on one between them, by"
+                " torch.cat."
             )
 
 
@@ -158,13 +159,15 @@ def _balanced(reading: Reading, unit: Unit) -> tuple[list[fx.Node], bool]:
 
 
 def _downsamplings(unit: Unit) -> int:
-    """The most downsamplings on any path through a unit."""
-    most: dict[fx.Node, int] = {}
+    """The most downsamplings on any path through a unit, along one axis: by rows, then by columns is one."""
+    most: dict[fx.Node, Pair] = {}
     for node in unit.nodes:
-        strides = facts(node).stride != (1, 1)
-        maps = node.all_input_nodes[:1] if strides else node.all_input_nodes  # offsets beside a map are no way of it
-        most[node] = max((most.get(n, 0) for n in maps), default=0) + strides
-    return most[unit.output]
+        strides = facts(node).stride
+        maps = node.all_input_nodes[:1] if strides != (1, 1) else node.all_input_nodes  # offsets are no way of a map
+        before = [most[n] for n in maps if n in most] or [(0, 0)]
+        rows, columns = (max(counts) for counts in zip(*before, strict=True))
+        most[node] = rows + (strides[0] > 1), columns + (strides[1] > 1)
+    return max(most[unit.output])
 
 
 def _classifies(reading: Reading, body: list[Unit], behind: list[Unit], head: list[fx.Node]) -> bool:

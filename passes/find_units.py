@@ -173,18 +173,31 @@ def _pools_for_gate(reading: Reading, node: fx.Node) -> Callable[..., torch.Tens
     """The global pooling that a fixed-size one is, if what it makes meets a map again: a gate, no downsampling."""
     if reading.kind(node) is not Kind.POOL or facts(node).size != (1, 1) or not _covers_map(reading, node):
         return None
+    if not _meets_map(reading, node):  # it may have grown again, as before a head that is made for one size
+        return None
     name = _pool_name(reading, node)
+    return F.adaptive_avg_pool2d if "avg" in name else F.adaptive_max_pool2d if "max" in name else None
+
+
+def _meets_map(reading: Reading, node: fx.Node) -> bool:
+    """Whether what a pooling leaves of a map meets a map again, of which it is no part."""
     stack, reached = [node], {node}
     while stack:
         users = [user for user in stack.pop().users if user not in reached and facts(user).carries]
         reached.update(users)
         stack.extend(users)
-    large = {
-        n for user in reached - {node} for n in (user, *user.all_input_nodes) if facts(n).size not in {None, (1, 1)}
-    }
-    if all(n in reached for n in large):  # it may have grown again, as before a head that is made for one size
-        return None
-    return F.adaptive_avg_pool2d if "avg" in name else F.adaptive_max_pool2d if "max" in name else None
+    near = {n for user in reached - {node} for n in (user, *user.all_input_nodes)}
+    large = {n for n in near if facts(n).size not in {None, (1, 1)} and not reading.is_strip(facts(n).size)}
+    return not all(n in reached for n in large)
+
+
+def _pools_to_strip(reading: Reading, node: fx.Node) -> bool:
+    """Whether a pooling leaves one line of a map, for a gate of its rows or columns: no downsampling."""
+    before = next((n for n in node.all_input_nodes if is_map(n)), None)
+    if reading.kind(node) is not Kind.POOL or before is None or not reading.is_strip(facts(node).size):
+        return False
+    sides = zip(sides_of(before), sides_of(node), reading.stride(node), strict=True)
+    return all(n == made or (made == 1 and n == stride) for n, made, stride in sides) and _meets_map(reading, node)
 
 
 def _set_scales(reading: Reading, nodes: list[fx.Node]) -> None:
@@ -193,7 +206,8 @@ def _set_scales(reading: Reading, nodes: list[fx.Node]) -> None:
     for node in nodes:
         inputs = [n for n in node.all_input_nodes if facts(n).in_unit]
         gate = _pools_for_gate(reading, node)
-        down, across = reading.stride(node) if gate is None else (1, 1)
+        gates = gate is not None or _pools_to_strip(reading, node)
+        down, across = (1, 1) if gates else reading.stride(node)
         like = [n for n in inputs if facts(n).size == facts(node).size and (down, across) == (1, 1)] or inputs
         height, width = facts(like[0]).scale
         facts(node).stride, facts(node).gate = (down, across), gate

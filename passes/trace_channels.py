@@ -58,11 +58,23 @@ def _check(reading: Reading, node: fx.Node, source: fx.Node) -> None:
     what = type(module).__name__ if module is not None else getattr(node.target, "__name__", node.target)
     if reason := row.refuse(node, module) if row is not None else "":
         raise ConversionError(f"{what} at {place_of(node)!r} {reason}.")
+    if row is not None and row.kind is Kind.CONV and _convolves_pixels(source):
+        raise ConversionError(
+            f"{what} at {place_of(node)!r} has one filter for every row or column of a map, as if they were channels:"
+            " maps have other sizes in the top-down network; run it over the channels."
+        )
     if row is None and _has_weights(node, module) and _factor(facts(source).size, _sides(node)) != (1, 1):
         raise ConversionError(
             f"{what} at {place_of(node)!r} makes its map smaller and has weights, and no rule says how its channels"
             " flow: say it with td_compiler.register (docs/adding-an-operator.md)."
         )
+
+
+def _convolves_pixels(read: fx.Node) -> bool:
+    """Whether what a convolution takes for channels are all rows or columns of a map, turned there."""
+    value, seen = facts(read).value, facts(read).seen
+    turned = facts(read).axis in {2, 3} and isinstance(value, torch.Tensor) and value.dim() == 4
+    return turned and seen is not None and value.shape[1] in seen and value.shape[1] > 2
 
 
 def _has_weights(node: fx.Node, module: nn.Module | None) -> bool:
@@ -109,7 +121,7 @@ def _follow(reading: Reading, node: fx.Node, source: fx.Node) -> None:
         known.size = height, across
     seen = facts(source).size or facts(source).seen
     known.seen = known.size or seen
-    factor = _factor(seen, known.size)
+    factor = (1, 1) if reading.is_strip(known.size) or reading.is_strip(seen) else _factor(seen, known.size)
     is_known = row is not None and row.kind in {Kind.CONV, Kind.POOL, Kind.GLOBAL_POOL, Kind.PAD}
     if factor != (1, 1) and known.factor is None and not is_known:  # capture knows that of a pooling of the user's own
         known.factor = factor

@@ -78,12 +78,24 @@ class Reading:
         before = [known for n in node.all_input_nodes if (known := facts(n).size) is not None]
         if size is None or size == (1, 1) or not before or self.kind(node) is Kind.PAD:
             return 1, 1
+        if any(map(self.is_strip, (size, *before))):
+            return 1, 1
         if len(before) == 1 and before[0] != size and (undone := self._undone(node, size, before[0])):
             return undone
         before = [each for each in before if each != (1, 1)]
         if not before:
             return 1, 1
         return max(1, min(round(size[0] / b[0]) for b in before)), max(1, min(round(size[1] / b[1]) for b in before))
+
+    def is_strip(self, size: Pair | None) -> bool:
+        """Whether a map of a size is one line of numbers, pooled over the rows or columns that the image has."""
+        image = facts(self.image).size
+        return (
+            size is not None
+            and image is not None
+            and size != (1, 1)
+            and any(n == 1 < full for n, full in zip(size, image, strict=True))
+        )
 
     def _undone(self, node: fx.Node, size: Pair, before: Pair) -> Pair | None:
         """The stride on the way to a node that it makes good, whatever its rounding left: 14 to 3 and back is 4."""
