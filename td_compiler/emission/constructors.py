@@ -153,7 +153,8 @@ def _key(module: nn.Module) -> tuple[object, ...] | None:
 
 def _description(module: nn.Module) -> tuple[Any, ...]:
     shapes = [(name, tuple(tensor.shape)) for name, tensor in module.state_dict(keep_vars=True).items()]
-    return repr(module), shapes, {} if is_of_torch(type(module)) else _settings(module)
+    shown = is_of_torch(type(module)) or type(module).__module__.startswith(_OURS)  # all that counts is in `repr`
+    return repr(module), shapes, {} if shown else _settings(module)
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:

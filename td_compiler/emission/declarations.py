@@ -48,6 +48,7 @@ class Declarer:
         self._arguments = arguments
         self._constructors = Constructors(carrier)
         self._instances: dict[str, Doc] = {}
+        self._around: list[list[Unit]] = []
         self._sharer = Sharer(taken)
         self._laws = laws
 
@@ -64,7 +65,15 @@ class Declarer:
             if path not in {"", *paths} and self._tree.is_container(path, module) and is_bare(module)
         ]
         self._tree.classes |= paths | {holder.path for holder in holders}
-        for together in [*_innermost_first(holders), *_by_kind(units)]:
+        around = [holder for holder in holders if any(path.startswith(f"{holder.path}.") for path in paths)]
+        within = [holder for holder in holders if holder not in around]
+        self._around = _innermost_first(around)
+        for together in [*_innermost_first(within), *_by_kind(units)]:
+            self._add(together)
+
+    def add_around(self) -> None:
+        """Make the classes of containers with parameters beside units, once those of other containers are known."""
+        for together in self._around:
             self._add(together)
 
     def _foreign_layers(self) -> list[Unit]:

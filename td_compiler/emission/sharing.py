@@ -36,6 +36,7 @@ from td_compiler.emission.steps import Step
 from td_compiler.emission.tree import Tree, is_numbered
 from td_compiler.emission.unify import MISSING, Argument, Mismatch, Text, Unifier, show, united
 from td_compiler.emission.units import Unit
+from td_compiler.graph.names import is_attribute
 
 __all__ = ["Declaration", "Draft", "SharedClass", "Sharer"]
 
@@ -406,7 +407,7 @@ class _Template:
             own = [name for name, when in names if v in when]
             if [d.name for d in draft.declarations] != own:
                 return None
-            if any(map(str.isdecimal, own)) and not is_numbered(own):  # a Sequential would number them anew
+            if not is_numbered(own) and not all(map(is_attribute, own)):  # a Sequential would number them anew
                 return None
         self._declarations = [declared[name] for name, _ in names]
         return "nn.Sequential"

@@ -99,6 +99,7 @@ def _classes(td: TopDownNet, class_name: str, carrier: Carrier) -> dict[str, str
     called = find_containers(td.parts, units, tree)
     taken = {class_name, INIT, *RESERVED, *(shared.name for shared in declarer.classes)}
     containers, declarer.containers = class_of_containers(called, tree, carrier, taken)
+    declarer.add_around()
     declarations = declarer.declare("", frozenset({"pyramid"}))
     layers, first = declarer.classifier(), init_function(td)
     network = network_class(td, class_name, tree, called, declarations, carrier, arguments, layers, first)

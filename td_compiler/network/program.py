@@ -21,7 +21,7 @@ from td_compiler.capture.copying import copy_module
 from td_compiler.capture.meta import META
 from td_compiler.emission.source import library_source
 from td_compiler.emission.tree import GENERATED, is_written
-from td_compiler.emission.units import RESERVED
+from td_compiler.emission.units import RESERVED, used_modules
 from td_compiler.graph.names import is_attribute
 from td_compiler.layers.numbered import Numbered
 
@@ -111,6 +111,10 @@ def take_form(network: TopDownNet, bones: TopDownNet | None = None) -> None:
         name = "Network"
     program = Program.of(*library_source(bones or network, name), name)
     own = dict(network.named_modules(remove_duplicate=False))
+    if bones is None:
+        written = {path for path, _ in program.instance.named_modules(remove_duplicate=False)}
+        lost = sorted(used_modules(network.parts) - written)
+        assert not lost, f"the network's text has no layer {lost[0]}"
     for path, made in program.instance.named_modules(remove_duplicate=False):
         module, kind = own.get(path), type(made)
         if module is not None and _holds_others(module) and (kind in _BARE or is_written(kind)):
