@@ -134,9 +134,9 @@ def _section(readings: Sequence[Reading], command: str) -> Section:
         )
     return Section(
         title="Emission",
-        intro="The lines of the text that `tdc convert` writes, header, imports and pyramid included, beside those of"
+        intro="The lines of the text that tdc convert writes, header, imports and pyramid included, beside those of"
         " the classes that the source network's modules are of, torch's own left out. A numbered class is one that"
-        " only a number tells from another; a string index is one in any method but `__init__`.",
+        " only a number tells from another; a string index is one in any method but the constructor.",
         tables=[
             Table(
                 title="Emitted source",

@@ -1,4 +1,3 @@
-# ruff: noqa
 """Top-down ConvNeXt: coarse to fine over an image pyramid.
 
 The top-down counterpart (Lelekas et al., CVPRW 2020) of torchvision:convnext_tiny, written by td-compiler 0.1.0 with
@@ -23,70 +22,18 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 
-def _log_api_usage_once(obj: object) -> None:
-    """Does nothing here; torchvision counts its uses with it."""
+class DropPath(nn.Module):
+    """Stochastic depth: in training, leaves out whole samples with probability p."""
 
-
-# fmt: off
-def stochastic_depth(input: Tensor, p: float, mode: str, training: bool = True) -> Tensor:
-    """
-    Implements the Stochastic Depth from `"Deep Networks with Stochastic Depth"
-    <https://arxiv.org/abs/1603.09382>`_ used for randomly dropping residual
-    branches of residual architectures.
-
-    Args:
-        input (Tensor[N, ...]): The input tensor or arbitrary dimensions with the first one
-                    being its batch i.e. a batch with ``N`` rows.
-        p (float): probability of the input to be zeroed.
-        mode (str): ``"batch"`` or ``"row"``.
-                    ``"batch"`` randomly zeroes the entire input, ``"row"`` zeroes
-                    randomly selected rows from the batch.
-        training: apply stochastic depth if is ``True``. Default: ``True``
-
-    Returns:
-        Tensor[N, ...]: The randomly zeroed tensor.
-    """
-    if not torch.jit.is_scripting() and not torch.jit.is_tracing():
-        _log_api_usage_once(stochastic_depth)
-    if p < 0.0 or p > 1.0:
-        raise ValueError(f"drop probability has to be between 0 and 1, but got {p}")
-    if mode not in ["batch", "row"]:
-        raise ValueError(f"mode has to be either 'batch' or 'row', but got {mode}")
-    if not training or p == 0.0:
-        return input
-
-    survival_rate = 1.0 - p
-    if mode == "row":
-        size = [input.shape[0]] + [1] * (input.ndim - 1)
-    else:
-        size = [1] * input.ndim
-    noise = torch.empty(size, dtype=input.dtype, device=input.device)
-    noise = noise.bernoulli_(survival_rate)
-    if survival_rate > 0.0:
-        noise.div_(survival_rate)
-    return input * noise
-# fmt: on
-
-
-# fmt: off
-class StochasticDepth(nn.Module):
-    """
-    See :func:`stochastic_depth`.
-    """
-
-    def __init__(self, p: float, mode: str) -> None:
+    def __init__(self, p: float) -> None:
         super().__init__()
-        _log_api_usage_once(self)
         self.p = p
-        self.mode = mode
 
-    def forward(self, input: Tensor) -> Tensor:
-        return stochastic_depth(input, self.p, self.mode, self.training)
-
-    def __repr__(self) -> str:
-        s = f"{self.__class__.__name__}(p={self.p}, mode={self.mode})"
-        return s
-# fmt: on
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.p == 0.0:
+            return x
+        kept = x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(1 - self.p)
+        return x * kept.div_(1 - self.p)
 
 
 def upsample_nearest(x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
@@ -134,13 +81,13 @@ class LayerNorm2d(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: torch.Tensor) -> Tensor:
         x = x.permute(0, 2, 3, 1)
         x = F.layer_norm(x, (self.channels,), weight=self.weight, bias=self.bias, eps=1e-6)
         return x.permute(0, 3, 1, 2)
 
 
-class Entry(nn.Module):
+class Entry(nn.Sequential):
     """Lifts an image to the width of its stage: `entry.32` and 4 more."""
 
     def __init__(self, in_chans: int, out_channels: int) -> None:
@@ -148,34 +95,47 @@ class Entry(nn.Module):
         self.conv = nn.Conv2d(in_chans, out_channels, kernel_size=4, padding="same")
         self.norm = LayerNorm2d(out_channels)
 
-    def forward(self, image: Tensor) -> Tensor:
-        return self.norm(self.conv(image))
-
 
 class CNBlock(nn.Module):
-    """`features.7.0` and 16 more."""
+    """`features.7.0` and 17 more."""
 
-    def __init__(self, channels: int, p: float) -> None:
+    def __init__(self, in_channels: int, hidden: int, p: float) -> None:
         super().__init__()
-        self.layer_scale = nn.Parameter(torch.full((channels, 1, 1), 1e-6))
+        self.layer_scale = nn.Parameter(torch.full((in_channels, 1, 1), 1e-6))
         self.block = nn.Sequential(
             OrderedDict(
                 [
-                    ("0", nn.Conv2d(channels, channels, kernel_size=7, padding=3, groups=channels)),
-                    ("2", nn.LayerNorm(channels, eps=1e-6)),
-                    ("3", nn.Linear(channels, 4 * channels)),
+                    ("0", nn.Conv2d(hidden, hidden, kernel_size=7, padding=3, groups=hidden)),
+                    ("2", nn.LayerNorm(hidden, eps=1e-6)),
+                    ("3", nn.Linear(hidden, 4 * in_channels)),
                     ("4", nn.GELU()),
-                    ("5", nn.Linear(4 * channels, channels)),
+                    ("5", nn.Linear(4 * in_channels, in_channels)),
                 ]
             )
         )
-        self.stochastic_depth = StochasticDepth(p, "row")
+        self.stochastic_depth = DropPath(p)
+        self.projection = None
+        if in_channels != hidden:
+            self.projection = nn.ModuleDict(
+                {"conv": nn.Conv2d(192, 96, kernel_size=1), "norm": nn.LayerNorm(96, eps=1e-6)}
+            )
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.block[1](torch.permute(self.block[0](x), [0, 2, 3, 1]))
+    def forward(self, x: torch.Tensor, image: torch.Tensor | None = None) -> Tensor:
+        y = x if image is None else upsample_nearest(x, image)
+        y = self.block[1](torch.permute(self.block[0](y), [0, 2, 3, 1]))
         y = self.block[3](self.block[2](y))
         y = self.layer_scale * torch.permute(self.block[4](y), [0, 3, 1, 2])
-        return self.stochastic_depth(y) + x
+        y = self.stochastic_depth(y)
+        if self.projection is not None:
+            x = self.projection.conv(x)
+        if image is not None:
+            x = x.permute(0, 2, 3, 1)
+        if self.projection is not None:
+            x = self.projection.norm(x)
+        if image is not None:
+            x = x.permute(0, 3, 1, 2)
+            x = upsample_nearest(x, image)
+        return y + x
 
 
 class Merge(nn.Module):
@@ -187,42 +147,12 @@ class Merge(nn.Module):
         self.act = nn.GELU()
         self.conv = nn.Conv2d(2 * channels, channels, kernel_size=3, padding=1)
 
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+    def forward(self, x: torch.Tensor, e: torch.Tensor) -> Tensor:
         x = torch.cat([x + e, e], 1)
         return self.conv(self.act(self.norm(x)))
 
 
-class CNBlockUp(nn.Module):
-    """`features.1.0`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer_scale = nn.Parameter(torch.full((96, 1, 1), 1e-6))
-        self.block = nn.Sequential(
-            OrderedDict(
-                [
-                    ("0", nn.Conv2d(192, 192, kernel_size=7, padding=3, groups=192)),
-                    ("2", nn.LayerNorm(192, eps=1e-6)),
-                    ("3", nn.Linear(192, 384)),
-                    ("4", nn.GELU()),
-                    ("5", nn.Linear(384, 96)),
-                ]
-            )
-        )
-        self.stochastic_depth = StochasticDepth(0.0, "row")
-        self.projection = nn.ModuleDict({"conv": nn.Conv2d(192, 96, kernel_size=1), "norm": nn.LayerNorm(96, eps=1e-6)})
-
-    def forward(self, x: Tensor, image: Tensor) -> Tensor:
-        y = upsample_nearest(x, image)
-        y = self.block[1](torch.permute(self.block[0](y), [0, 2, 3, 1]))
-        y = self.block[3](self.block[2](y))
-        y = self.layer_scale * torch.permute(self.block[4](y), [0, 3, 1, 2])
-        y = self.stochastic_depth(y)
-        x = self.projection.norm(self.projection.conv(x).permute(0, 2, 3, 1))
-        return y + upsample_nearest(x.permute(0, 3, 1, 2), image)
-
-
-class Merge2(nn.Module):
+class Merge4(nn.Module):
     """Joins the map so far and the entry's map e: `merge.4` and 1 more."""
 
     def __init__(self) -> None:
@@ -231,7 +161,7 @@ class Merge2(nn.Module):
         self.norm = nn.LayerNorm(96, eps=1e-6)
         self.act = nn.GELU()
 
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+    def forward(self, x: torch.Tensor, e: torch.Tensor) -> Tensor:
         x = torch.cat([x + e, e], 1)
         x = self.norm(self.conv(x).permute(0, 2, 3, 1))
         return self.act(x.permute(0, 3, 1, 2))
@@ -265,43 +195,30 @@ class ConvNeXtTinyTD(nn.Module):
 
     scales = (1, 4, 8, 16, 32)
 
-    def __init__(self, num_classes: int = 1000, in_chans: int = 3) -> None:
+    def __init__(self, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.1) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = 96
+        rates = [drop_path_rate * i / 17 for i in range(18)]
         self.entry = Numbered(
             {s: Entry(in_chans, width) for s, width in {32: 768, 16: 384, 8: 192, 4: 96, 1: 96}.items()}
         )
         self.features = Numbered(
             {
                 6: nn.Sequential(LayerNorm2d(768), nn.Conv2d(768, 768, kernel_size=2, padding="same")),
-                7: nn.Sequential(
-                    CNBlock(768, p=0.08823529411764706),
-                    CNBlock(768, p=0.09411764705882353),
-                    CNBlock(768, p=0.1),
-                ),
+                7: nn.Sequential(*[CNBlock(768, hidden=768, p=p) for p in rates[15:18]]),
                 4: Growing(LayerNorm2d(768), nn.Conv2d(768, 384, kernel_size=2, padding="same")),
-                5: nn.Sequential(
-                    CNBlock(384, p=0.03529411764705883),
-                    CNBlock(384, p=0.0411764705882353),
-                    CNBlock(384, p=0.047058823529411764),
-                    CNBlock(384, p=0.052941176470588235),
-                    CNBlock(384, p=0.058823529411764705),
-                    CNBlock(384, p=0.06470588235294118),
-                    CNBlock(384, p=0.07058823529411766),
-                    CNBlock(384, p=0.07647058823529412),
-                    CNBlock(384, p=0.0823529411764706),
-                ),
+                5: nn.Sequential(*[CNBlock(384, hidden=384, p=p) for p in rates[6:15]]),
                 2: Growing(LayerNorm2d(384), nn.Conv2d(384, 192, kernel_size=2, padding="same")),
-                3: nn.Sequential(
-                    CNBlock(192, p=0.017647058823529415),
-                    CNBlock(192, p=0.023529411764705882),
-                    CNBlock(192, p=0.029411764705882353),
+                3: nn.Sequential(*[CNBlock(192, hidden=192, p=p) for p in rates[3:6]]),
+                1: Stage(
+                    CNBlock(96, hidden=192, p=rates[0]),
+                    CNBlock(96, hidden=96, p=rates[1]),
+                    CNBlock(96, hidden=96, p=rates[2]),
                 ),
-                1: Stage(CNBlockUp(), CNBlock(96, p=0.0058823529411764705), CNBlock(96, p=0.011764705882352941)),
             }
         )
-        self.merge = Numbered({16: Merge(384), 8: Merge(192), 4: Merge2(), 1: Merge2()})
+        self.merge = Numbered({16: Merge(384), 8: Merge(192), 4: Merge4(), 1: Merge4()})
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Sequential(OrderedDict([("0", LayerNorm2d(96)), ("2", nn.Linear(96, num_classes))]))
         if not num_classes:

@@ -57,7 +57,7 @@ def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> 
     return (rows @ images.to(dtype) @ columns.mT).to(images.dtype)
 
 
-class Entry(nn.Module):
+class Entry(nn.Sequential):
     """Lifts an image to the width of its stage: `entry.32` and 5 more."""
 
     def __init__(self, in_chans: int, out_channels: int) -> None:
@@ -72,30 +72,8 @@ class Entry(nn.Module):
         self.norm3 = nn.BatchNorm2d(out_channels)
         self.act3 = nn.ReLU(inplace=True)
 
-    def forward(self, image: Tensor) -> Tensor:
-        x = self.act(self.norm(self.conv(image)))
-        x = self.act2(self.norm2(self.conv2(x)))
-        return self.act3(self.norm3(self.conv3(x)))
-
 
 class DlaBasic(nn.Module):
-    """`level5.tree1`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(512, 512, kernel_size=3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(512)
-        self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(512, 512, kernel_size=3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(512)
-
-    def forward(self, x: Tensor, x2: Tensor) -> Tensor:
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.bn2(self.conv2(x)) + x2
-        return self.relu(x)
-
-
-class DlaBasic2(nn.Module):
     """`level5.tree2` and 7 more."""
 
     def __init__(self, channels: int) -> None:
@@ -106,13 +84,32 @@ class DlaBasic2(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: torch.Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y)) + x
         return self.relu(y)
 
 
-class DlaRoot(nn.Module):
+class DlaBasicUp(nn.Module):
+    """`level4.tree1.tree1` and 3 more."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: torch.Tensor, x2: torch.Tensor, image: torch.Tensor | None = None) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.bn2(self.conv2(x))
+        if image is not None:
+            x2 = upsample_nearest(x2, image)
+        return self.relu(x + x2)
+
+
+class DlaRoot(nn.Sequential):
     """`level5.root` and 5 more."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -120,26 +117,6 @@ class DlaRoot(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
         self.bn = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.relu(self.bn(self.conv(x)))
-
-
-class DlaBasicUp(nn.Module):
-    """`level4.tree1.tree1` and 2 more."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(2 * channels, channels, kernel_size=3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-
-    def forward(self, x: Tensor, x2: Tensor, image: Tensor) -> Tensor:
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.bn2(self.conv2(x))
-        return self.relu(x + upsample_nearest(x2, image))
 
 
 class Merge(nn.Module):
@@ -151,12 +128,12 @@ class Merge(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
         self.act = nn.ReLU()
 
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+    def forward(self, x: torch.Tensor, e: torch.Tensor) -> Tensor:
         x = torch.cat([x + e, e], 1)
         return self.act(self.norm(self.conv(x)))
 
 
-class Transition(nn.Module):
+class Transition(nn.Sequential):
     """Brings a map to the width of the next stage: `transition.2` and 1 more."""
 
     def __init__(self, channels: int) -> None:
@@ -165,82 +142,67 @@ class Transition(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
         self.act = nn.ReLU()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(x)))
 
-
-class SelectAdaptivePool2d(nn.Module):
+class SelectAdaptivePool2d(nn.Sequential):
     """`global_pool`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.pool = nn.AdaptiveAvgPool2d(1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pool(x)
-
 
 class DlaTree(nn.Module):
-    """`level5`."""
+    """`level4.tree1` and 3 more."""
 
-    def __init__(self) -> None:
+    def __init__(self, in_channels: int, out_channels: int, hidden: int) -> None:
         super().__init__()
-        self.project = nn.Sequential(nn.Conv2d(512, 512, kernel_size=1, bias=False), nn.BatchNorm2d(512))
-        self.tree1 = DlaBasic()
-        self.tree2 = DlaBasic2(512)
-        self.root = DlaRoot(1536, 512)
+        self.project = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False), nn.BatchNorm2d(out_channels)
+        )
+        self.tree1 = DlaBasicUp(in_channels, out_channels)
+        self.tree2 = DlaBasic(out_channels)
+        self.root = DlaRoot(hidden, out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.tree1(x, self.project(x))
-        y = torch.cat([self.tree2(y), y, x], 1)
-        return self.root(y)
+    def forward(self, x: torch.Tensor, image: torch.Tensor | None = None) -> Tensor:
+        shortcut = self.project(x)
+        if image is not None:
+            x = upsample_nearest(x, image)
+            y = self.tree1(x, shortcut, image)
+        if image is None:
+            y = self.tree1(x, shortcut)
+        z = self.tree2(y)
+        if image is not None:
+            z = torch.cat([z, y], 1)
+        if image is None:
+            z = torch.cat([z, y, x], 1)
+        return self.root(z)
 
 
 class DlaTreeUp(nn.Module):
-    """`level4.tree1` and 2 more."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.project = nn.Sequential(
-            nn.Conv2d(2 * channels, channels, kernel_size=1, bias=False),
-            nn.BatchNorm2d(channels),
-        )
-        self.tree1 = DlaBasicUp(channels)
-        self.tree2 = DlaBasic2(channels)
-        self.root = DlaRoot(2 * channels, channels)
-
-    def forward(self, x: Tensor, image: Tensor) -> Tensor:
-        shortcut = self.project(x)
-        x = upsample_nearest(x, image)
-        x = self.tree1(x, shortcut, image)
-        return self.root(torch.cat([self.tree2(x), x], 1))
-
-
-class DlaTreeUp2(nn.Module):
     """`level4.tree2` and 1 more."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.tree1 = DlaBasic2(channels)
-        self.tree2 = DlaBasic2(channels)
+        self.tree1 = DlaBasic(channels)
+        self.tree2 = DlaBasic(channels)
         self.root = DlaRoot(5 * channels, channels)
 
-    def forward(self, x: Tensor, x2: Tensor, image: Tensor) -> Tensor:
+    def forward(self, x: torch.Tensor, x2: torch.Tensor, image: torch.Tensor) -> Tensor:
         y = self.tree1(x)
         z = self.tree2(y)
         z = torch.cat([z, y, upsample_nearest(x2, image), x], 1)
         return self.root(z)
 
 
-class DlaTree2(nn.Module):
+class DlaTreeLevel4(nn.Module):
     """`level4` and 1 more."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.tree1 = DlaTreeUp(channels)
-        self.tree2 = DlaTreeUp2(channels)
+        self.tree1 = DlaTree(2 * channels, channels, hidden=2 * channels)
+        self.tree2 = DlaTreeUp(channels)
 
-    def forward(self, x: Tensor, image: Tensor) -> Tensor:
+    def forward(self, x: torch.Tensor, image: torch.Tensor) -> Tensor:
         y = self.tree1(x, image)
         return self.tree2(y, x, image)
 
@@ -250,21 +212,21 @@ class DLA34TD(nn.Module):
 
     scales = (1, 2, 4, 8, 16, 32)
 
-    def __init__(self, num_classes: int = 1000, in_chans: int = 3) -> None:
+    def __init__(self, num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.0) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = 16
         self.entry = Numbered(
             {s: Entry(in_chans, width) for s, width in {32: 512, 16: 256, 8: 128, 4: 64, 2: 32, 1: 16}.items()}
         )
-        self.level5 = DlaTree()
-        self.level4 = DlaTree2(256)
+        self.level5 = DlaTree(512, 512, hidden=1536)
+        self.level4 = DlaTreeLevel4(256)
         self.merge = Numbered({16: Merge(256), 8: Merge(128), 4: Merge(64), 2: Merge(32), 1: Merge(16)})
-        self.level3 = DlaTree2(128)
-        self.level2 = DlaTreeUp(64)
+        self.level3 = DlaTreeLevel4(128)
+        self.level2 = DlaTree(128, 64, hidden=128)
         self.transition = Numbered({2: Transition(32), 1: Transition(16)})
         self.global_pool = SelectAdaptivePool2d()
-        self.head_drop = nn.Dropout(p=0.0)
+        self.head_drop = nn.Dropout(p=drop_rate)
         self.reset_classifier(num_classes)
         self.apply(init_weights)
 

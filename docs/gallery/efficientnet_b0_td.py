@@ -1,4 +1,3 @@
-# ruff: noqa
 """Top-down EfficientNet: coarse to fine over an image pyramid.
 
 The top-down counterpart (Lelekas et al., CVPRW 2020) of torchvision:efficientnet_b0, written by td-compiler 0.1.0 with
@@ -24,70 +23,18 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 
-def _log_api_usage_once(obj: object) -> None:
-    """Does nothing here; torchvision counts its uses with it."""
+class DropPath(nn.Module):
+    """Stochastic depth: in training, leaves out whole samples with probability p."""
 
-
-# fmt: off
-def stochastic_depth(input: Tensor, p: float, mode: str, training: bool = True) -> Tensor:
-    """
-    Implements the Stochastic Depth from `"Deep Networks with Stochastic Depth"
-    <https://arxiv.org/abs/1603.09382>`_ used for randomly dropping residual
-    branches of residual architectures.
-
-    Args:
-        input (Tensor[N, ...]): The input tensor or arbitrary dimensions with the first one
-                    being its batch i.e. a batch with ``N`` rows.
-        p (float): probability of the input to be zeroed.
-        mode (str): ``"batch"`` or ``"row"``.
-                    ``"batch"`` randomly zeroes the entire input, ``"row"`` zeroes
-                    randomly selected rows from the batch.
-        training: apply stochastic depth if is ``True``. Default: ``True``
-
-    Returns:
-        Tensor[N, ...]: The randomly zeroed tensor.
-    """
-    if not torch.jit.is_scripting() and not torch.jit.is_tracing():
-        _log_api_usage_once(stochastic_depth)
-    if p < 0.0 or p > 1.0:
-        raise ValueError(f"drop probability has to be between 0 and 1, but got {p}")
-    if mode not in ["batch", "row"]:
-        raise ValueError(f"mode has to be either 'batch' or 'row', but got {mode}")
-    if not training or p == 0.0:
-        return input
-
-    survival_rate = 1.0 - p
-    if mode == "row":
-        size = [input.shape[0]] + [1] * (input.ndim - 1)
-    else:
-        size = [1] * input.ndim
-    noise = torch.empty(size, dtype=input.dtype, device=input.device)
-    noise = noise.bernoulli_(survival_rate)
-    if survival_rate > 0.0:
-        noise.div_(survival_rate)
-    return input * noise
-# fmt: on
-
-
-# fmt: off
-class StochasticDepth(nn.Module):
-    """
-    See :func:`stochastic_depth`.
-    """
-
-    def __init__(self, p: float, mode: str) -> None:
+    def __init__(self, p: float) -> None:
         super().__init__()
-        _log_api_usage_once(self)
         self.p = p
-        self.mode = mode
 
-    def forward(self, input: Tensor) -> Tensor:
-        return stochastic_depth(input, self.p, self.mode, self.training)
-
-    def __repr__(self) -> str:
-        s = f"{self.__class__.__name__}(p={self.p}, mode={self.mode})"
-        return s
-# fmt: on
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.p == 0.0:
+            return x
+        kept = x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(1 - self.p)
+        return x * kept.div_(1 - self.p)
 
 
 def upsample_nearest(x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
@@ -126,7 +73,7 @@ def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> 
     return (rows @ images.to(dtype) @ columns.mT).to(images.dtype)
 
 
-class Entry(nn.Module):
+class Entry(nn.Sequential):
     """Lifts an image to the width of its stage: `entry.32` and 5 more."""
 
     def __init__(self, in_chans: int, out_channels: int) -> None:
@@ -135,67 +82,39 @@ class Entry(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels)
         self.act = nn.SiLU(inplace=True)
 
-    def forward(self, image: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(image)))
 
+class Conv2dNormActivation(nn.Sequential):
+    """`features.6.0.block.0` and 47 more."""
 
-class Conv2dNormActivation(nn.Module):
-    """`features.6.0.block.0` and 15 more."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.add_module("0", nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False))
-        self.add_module("1", nn.BatchNorm2d(out_channels))
-        self.add_module("2", nn.SiLU(inplace=True))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return getattr(self, "2")(getattr(self, "1")(getattr(self, "0")(x)))
-
-
-class Conv2dNormActivation2(nn.Module):
-    """`features.6.0.block.1` and 15 more."""
-
-    def __init__(self, channels: int, kernel_size: int) -> None:
-        super().__init__()
-        self.add_module(
-            "0",
+    def __init__(
+        self, in_channels: int, out_channels: int, groups: int = 1, kernel_size: int = 1, with_2: bool = True
+    ) -> None:
+        layers: list[nn.Module] = []
+        layers.append(
             nn.Conv2d(
-                channels, channels, kernel_size=kernel_size, padding=kernel_size // 2, groups=channels, bias=False
-            ),
+                in_channels, out_channels, kernel_size=kernel_size, padding=kernel_size // 2, groups=groups, bias=False
+            )
         )
-        self.add_module("1", nn.BatchNorm2d(channels))
-        self.add_module("2", nn.SiLU(inplace=True))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return getattr(self, "2")(getattr(self, "1")(getattr(self, "0")(x)))
+        layers.append(nn.BatchNorm2d(out_channels))
+        if with_2:
+            layers.append(nn.SiLU(inplace=True))
+        super().__init__(*layers)
 
 
 class SqueezeExcitation(nn.Module):
     """`features.6.0.block.2` and 15 more."""
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc1 = nn.Conv2d(channels, width, kernel_size=1)
+        self.fc1 = nn.Conv2d(channels, hidden, kernel_size=1)
         self.activation = nn.SiLU(inplace=True)
-        self.fc2 = nn.Conv2d(width, channels, kernel_size=1)
+        self.fc2 = nn.Conv2d(hidden, channels, kernel_size=1)
         self.scale_activation = nn.Sigmoid()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: torch.Tensor) -> Tensor:
         y = self.activation(self.fc1(self.avgpool(x)))
         return self.scale_activation(self.fc2(y)) * x
-
-
-class Conv2dNormActivation3(nn.Module):
-    """`features.6.0.block.3` and 15 more."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.add_module("0", nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False))
-        self.add_module("1", nn.BatchNorm2d(out_channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return getattr(self, "1")(getattr(self, "0")(x))
 
 
 class Merge(nn.Module):
@@ -207,12 +126,12 @@ class Merge(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
         self.act = nn.SiLU(inplace=True)
 
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+    def forward(self, x: torch.Tensor, e: torch.Tensor) -> Tensor:
         x = torch.cat([x + e, e], 1)
         return self.act(self.norm(self.conv(x)))
 
 
-class Transition(nn.Module):
+class Transition(nn.Sequential):
     """Brings a map to the width of the next stage: `transition.1`."""
 
     def __init__(self) -> None:
@@ -221,76 +140,43 @@ class Transition(nn.Module):
         self.norm = nn.BatchNorm2d(32)
         self.act = nn.SiLU(inplace=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(x)))
-
 
 class MBConv(nn.Module):
-    """`features.6.0` and 2 more."""
+    """`features.6.0` and 15 more."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, width: int) -> None:
+    def __init__(
+        self,
+        out_channels: int,
+        hidden: int,
+        block_hidden: int,
+        in_channels: int | None = None,
+        kernel_size: int = 5,
+        p: float | None = None,
+        split: int = 1,
+    ) -> None:
         super().__init__()
+        self.split = split
         self.block = nn.Sequential(
-            Conv2dNormActivation(in_channels, 24 * width),
-            Conv2dNormActivation2(24 * width, kernel_size=kernel_size),
-            SqueezeExcitation(24 * width, width=width),
-            Conv2dNormActivation3(24 * width, out_channels),
+            *([Conv2dNormActivation(in_channels, hidden)] if in_channels is not None else []),
+            Conv2dNormActivation(hidden, hidden, groups=hidden, kernel_size=kernel_size),
+            SqueezeExcitation(hidden, hidden=block_hidden),
+            Conv2dNormActivation(hidden, out_channels, with_2=False),
         )
+        self.stochastic_depth = None
+        if p is not None:
+            self.stochastic_depth = DropPath(p)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.block(x)
-
-
-class MBConv2(nn.Module):
-    """`features.6.1` and 8 more."""
-
-    def __init__(self, channels: int, kernel_size: int, p: float) -> None:
-        super().__init__()
-        self.block = nn.Sequential(
-            Conv2dNormActivation(4 * channels, 24 * channels),
-            Conv2dNormActivation2(24 * channels, kernel_size=kernel_size),
-            SqueezeExcitation(24 * channels, width=channels),
-            Conv2dNormActivation3(24 * channels, 4 * channels),
-        )
-        self.stochastic_depth = StochasticDepth(p, "row")
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.stochastic_depth(self.block(x)) + x
-
-
-class MBConvUp(nn.Module):
-    """`features.4.0` and 2 more."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, width: int) -> None:
-        super().__init__()
-        self.block = nn.Sequential(
-            Conv2dNormActivation(in_channels, 24 * width),
-            Conv2dNormActivation2(24 * width, kernel_size=kernel_size),
-            SqueezeExcitation(24 * width, width=width),
-            Conv2dNormActivation3(24 * width, out_channels),
-        )
-
-    def forward(self, x: Tensor, image: Tensor) -> Tensor:
-        x = upsample_nearest(self.block[0](x), image)
-        for block in self.block[1:]:
-            x = block(x)
-        return x
-
-
-class MBConvUp2(nn.Module):
-    """`features.1.0`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.block = nn.Sequential(
-            Conv2dNormActivation2(24, kernel_size=3),
-            SqueezeExcitation(24, width=8),
-            Conv2dNormActivation3(24, 16),
-        )
-
-    def forward(self, x: Tensor, image: Tensor) -> Tensor:
-        x = upsample_nearest(x, image)
-        return self.block(x)
+    def forward(self, x: torch.Tensor, image: torch.Tensor | None = None) -> Tensor:
+        y = x
+        for block in self.block[: self.split]:
+            y = block(y)
+        if image is not None:
+            y = upsample_nearest(y, image)
+        for block in self.block[self.split :]:
+            y = block(y)
+        if self.stochastic_depth is not None:
+            y = self.stochastic_depth(y)
+        return y + x if self.stochastic_depth is not None else y
 
 
 class Stage(nn.Sequential):
@@ -318,43 +204,54 @@ class EfficientNetB0TD(nn.Module):
 
     scales = (1, 2, 4, 8, 16, 32)
 
-    def __init__(self, num_classes: int = 1000, in_chans: int = 3) -> None:
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        drop_rate: float = 0.2,
+        drop_path_rate: float = 0.17500000000000002,
+    ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.num_features = 32
         self.head_hidden_size = 1280
+        rates = [drop_path_rate * i / 14 for i in range(15)]
         self.entry = Numbered(
             {s: Entry(in_chans, width) for s, width in {32: 192, 16: 80, 8: 40, 4: 24, 2: 16, 1: 32}.items()}
         )
         self.features = Numbered(
             {
                 6: nn.Sequential(
-                    MBConv(192, 192, kernel_size=5, width=28),
-                    MBConv2(48, kernel_size=5, p=0.15000000000000002),
-                    MBConv2(48, kernel_size=5, p=0.1625),
-                    MBConv2(48, kernel_size=5, p=0.17500000000000002),
+                    MBConv(192, hidden=672, block_hidden=28, in_channels=192),
+                    *[MBConv(192, hidden=1152, block_hidden=48, in_channels=192, p=p) for p in rates[12:15]],
                 ),
-                7: nn.Sequential(MBConv(192, 320, kernel_size=3, width=48)),
+                7: nn.Sequential(MBConv(320, hidden=1152, block_hidden=48, in_channels=192, kernel_size=3)),
                 4: Stage(
-                    MBConvUp(320, 80, kernel_size=3, width=10),
-                    MBConv2(20, kernel_size=3, p=0.07500000000000001),
-                    MBConv2(20, kernel_size=3, p=0.08750000000000001),
+                    MBConv(80, hidden=240, block_hidden=10, in_channels=320, kernel_size=3),
+                    MBConv(80, hidden=480, block_hidden=20, in_channels=80, kernel_size=3, p=rates[6]),
+                    MBConv(80, hidden=480, block_hidden=20, in_channels=80, kernel_size=3, p=rates[7]),
                 ),
                 5: nn.Sequential(
-                    MBConv(80, 112, kernel_size=5, width=20),
-                    MBConv2(28, kernel_size=5, p=0.1125),
-                    MBConv2(28, kernel_size=5, p=0.125),
+                    MBConv(112, hidden=480, block_hidden=20, in_channels=80),
+                    MBConv(112, hidden=672, block_hidden=28, in_channels=112, p=rates[9]),
+                    MBConv(112, hidden=672, block_hidden=28, in_channels=112, p=rates[10]),
                 ),
-                3: Stage(MBConvUp(112, 40, kernel_size=5, width=6), MBConv2(10, kernel_size=5, p=0.05)),
-                2: Stage(MBConvUp(40, 24, kernel_size=3, width=4), MBConv2(6, kernel_size=3, p=0.025)),
-                1: Growing(MBConvUp2()),
+                3: Stage(
+                    MBConv(40, hidden=144, block_hidden=6, in_channels=112),
+                    MBConv(40, hidden=240, block_hidden=10, in_channels=40, p=rates[4]),
+                ),
+                2: Stage(
+                    MBConv(24, hidden=96, block_hidden=4, in_channels=40, kernel_size=3),
+                    MBConv(24, hidden=144, block_hidden=6, in_channels=24, kernel_size=3, p=rates[2]),
+                ),
+                1: Growing(MBConv(16, hidden=24, block_hidden=8, kernel_size=3, split=0)),
                 8: Conv2dNormActivation(32, 1280),
             }
         )
         self.merge = Numbered({16: Merge(80), 8: Merge(40), 4: Merge(24), 2: Merge(16), 1: Merge(32)})
         self.transition = Numbered({1: Transition()})
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Sequential(nn.Dropout(p=0.2, inplace=True), nn.Linear(1280, num_classes))
+        self.classifier = nn.Sequential(nn.Dropout(p=drop_rate, inplace=True), nn.Linear(1280, num_classes))
         if not num_classes:
             self.reset_classifier(0)
         self.apply(init_weights)

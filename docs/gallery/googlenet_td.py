@@ -69,33 +69,21 @@ class Entry(nn.Module):
         self.conv3 = nn.Conv2d(64, out_channels, kernel_size=3, padding=1, bias=False)
         self.norm3 = nn.BatchNorm2d(out_channels, eps=0.001)
 
-    def forward(self, image: Tensor) -> Tensor:
-        x = F.relu(self.norm(self.conv(image)))
-        x = F.relu(self.norm2(self.conv2(x)))
-        return F.relu(self.norm3(self.conv3(x)))
+    def forward(self, image: torch.Tensor) -> Tensor:
+        image = F.relu(self.norm(self.conv(image)))
+        image = F.relu(self.norm2(self.conv2(image)))
+        return F.relu(self.norm3(self.conv3(image)))
 
 
 class BasicConv2d(nn.Module):
-    """`inception5a.branch1` and 35 more."""
+    """`inception5a.branch1` and 53 more."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=kernel_size, padding=kernel_size // 2, bias=False)
         self.bn = nn.BatchNorm2d(out_channels, eps=0.001)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.bn(self.conv(x)))
-
-
-class BasicConv2d2(nn.Module):
-    """`inception5a.branch2.1` and 17 more."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(out_channels, eps=0.001)
-
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: torch.Tensor) -> Tensor:
         return F.relu(self.bn(self.conv(x)))
 
 
@@ -107,7 +95,7 @@ class Transition(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
         self.norm = nn.BatchNorm2d(out_channels, eps=0.001)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: torch.Tensor) -> Tensor:
         return F.relu(self.norm(self.conv(x)))
 
 
@@ -119,7 +107,7 @@ class Merge(nn.Module):
         self.conv = nn.Conv2d(2 * channels, channels, kernel_size=3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(channels, eps=0.001)
 
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+    def forward(self, x: torch.Tensor, e: torch.Tensor) -> Tensor:
         x = torch.cat([x + e, e], 1)
         return F.relu(self.norm(self.conv(x)))
 
@@ -128,18 +116,28 @@ class Inception(nn.Module):
     """`inception5a` and 8 more."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, width: int, width2: int, width3: int, width4: int, width5: int
+        self,
+        in_channels: int,
+        out_channels: int,
+        hidden: int,
+        branch2_hidden: int,
+        branch3_hidden: int,
+        hidden2: int,
+        hidden3: int,
     ) -> None:
         super().__init__()
-        self.branch1 = BasicConv2d(in_channels, width)
-        self.branch2 = nn.Sequential(BasicConv2d(in_channels, width2), BasicConv2d2(width2, width3))
-        self.branch3 = nn.Sequential(BasicConv2d(in_channels, width4), BasicConv2d2(width4, width5))
+        self.branch1 = BasicConv2d(in_channels, hidden)
+        self.branch2 = nn.Sequential(
+            BasicConv2d(in_channels, branch2_hidden), BasicConv2d(branch2_hidden, hidden2, kernel_size=3)
+        )
+        self.branch3 = nn.Sequential(
+            BasicConv2d(in_channels, branch3_hidden), BasicConv2d(branch3_hidden, hidden3, kernel_size=3)
+        )
         self.branch4 = nn.Sequential(
-            nn.MaxPool2d(kernel_size=3, stride=1, padding=1, ceil_mode=True),
-            BasicConv2d(in_channels, out_channels),
+            nn.MaxPool2d(kernel_size=3, stride=1, padding=1, ceil_mode=True), BasicConv2d(in_channels, out_channels)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: torch.Tensor) -> Tensor:
         y = self.branch1(x)
         z = self.branch2(x)
         u = self.branch3(x)
@@ -151,28 +149,42 @@ class GoogLeNetTD(nn.Module):
 
     scales = (1, 2, 4, 8, 16, 32)
 
-    def __init__(self, num_classes: int = 1000, in_chans: int = 3) -> None:
+    def __init__(self, num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.2) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = 64
         self.entry = Numbered(
             {s: Entry(in_chans, width) for s, width in {32: 832, 16: 512, 8: 256, 4: 192, 2: 64, 1: 64}.items()}
         )
-        self.inception5a = Inception(832, 128, width=256, width2=160, width3=320, width4=32, width5=128)
-        self.inception5b = Inception(832, 128, width=384, width2=192, width3=384, width4=48, width5=128)
+        self.inception5a = Inception(
+            832, 128, hidden=256, branch2_hidden=160, branch3_hidden=32, hidden2=320, hidden3=128
+        )
+        self.inception5b = Inception(
+            832, 128, hidden=384, branch2_hidden=192, branch3_hidden=48, hidden2=384, hidden3=128
+        )
         self.transition = Numbered(
             {16: Transition(1024, 512), 8: Transition(832, 256), 4: Transition(480, 192), 2: Transition(192, 64)}
         )
         self.merge = Numbered({16: Merge(512), 8: Merge(256), 4: Merge(192), 2: Merge(64), 1: Merge(64)})
-        self.inception4a = Inception(512, 64, width=192, width2=96, width3=208, width4=16, width5=48)
-        self.inception4b = Inception(512, 64, width=160, width2=112, width3=224, width4=24, width5=64)
-        self.inception4c = Inception(512, 64, width=128, width2=128, width3=256, width4=24, width5=64)
-        self.inception4d = Inception(512, 64, width=112, width2=144, width3=288, width4=32, width5=64)
-        self.inception4e = Inception(528, 128, width=256, width2=160, width3=320, width4=32, width5=128)
-        self.inception3a = Inception(256, 32, width=64, width2=96, width3=128, width4=16, width5=32)
-        self.inception3b = Inception(256, 64, width=128, width2=128, width3=192, width4=32, width5=96)
+        self.inception4a = Inception(512, 64, hidden=192, branch2_hidden=96, branch3_hidden=16, hidden2=208, hidden3=48)
+        self.inception4b = Inception(
+            512, 64, hidden=160, branch2_hidden=112, branch3_hidden=24, hidden2=224, hidden3=64
+        )
+        self.inception4c = Inception(
+            512, 64, hidden=128, branch2_hidden=128, branch3_hidden=24, hidden2=256, hidden3=64
+        )
+        self.inception4d = Inception(
+            512, 64, hidden=112, branch2_hidden=144, branch3_hidden=32, hidden2=288, hidden3=64
+        )
+        self.inception4e = Inception(
+            528, 128, hidden=256, branch2_hidden=160, branch3_hidden=32, hidden2=320, hidden3=128
+        )
+        self.inception3a = Inception(256, 32, hidden=64, branch2_hidden=96, branch3_hidden=16, hidden2=128, hidden3=32)
+        self.inception3b = Inception(
+            256, 64, hidden=128, branch2_hidden=128, branch3_hidden=32, hidden2=192, hidden3=96
+        )
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
-        self.dropout = nn.Dropout(p=0.2)
+        self.dropout = nn.Dropout(p=drop_rate)
         self.reset_classifier(num_classes)
         self.apply(init_weights)
 

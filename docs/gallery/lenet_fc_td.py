@@ -54,20 +54,17 @@ def upsample_nearest(x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     return F.interpolate(x, size=image.shape[-2:], mode="nearest")
 
 
-class ConvUnit(nn.Module):
-    """`features.4` and 2 more."""
+class ConvUnit(nn.Sequential):
+    """`features.4` and 3 more."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 5) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=kernel_size, padding=kernel_size // 2)
         self.norm = nn.BatchNorm2d(out_channels, eps=0.001, momentum=0.01)
         self.act = nn.ReLU()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(x)))
 
-
-class Transition(nn.Module):
+class Transition(nn.Sequential):
     """Brings a map to the width of the next stage: `transition.2` and 1 more."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -76,11 +73,8 @@ class Transition(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels, eps=0.001, momentum=0.01)
         self.act = nn.ReLU()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(x)))
 
-
-class Entry(nn.Module):
+class Entry(nn.Sequential):
     """Lifts an image to the width of its stage: `entry.2` and 1 more."""
 
     def __init__(self, in_chans: int, out_channels: int) -> None:
@@ -88,9 +82,6 @@ class Entry(nn.Module):
         self.conv = nn.Conv2d(in_chans, out_channels, kernel_size=5, padding=2)
         self.norm = nn.BatchNorm2d(out_channels, eps=0.001, momentum=0.01)
         self.act = nn.ReLU()
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(image)))
 
 
 class Merge(nn.Module):
@@ -102,21 +93,8 @@ class Merge(nn.Module):
         self.norm = nn.BatchNorm2d(channels, eps=0.001, momentum=0.01)
         self.act = nn.ReLU()
 
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+    def forward(self, x: torch.Tensor, e: torch.Tensor) -> Tensor:
         x = torch.cat([x + e, e], 1)
-        return self.act(self.norm(self.conv(x)))
-
-
-class ConvUnit2(nn.Module):
-    """`head`."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(6, num_classes, kernel_size=1)
-        self.norm = nn.BatchNorm2d(num_classes, eps=0.001, momentum=0.01)
-        self.act = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
         return self.act(self.norm(self.conv(x)))
 
 
@@ -129,17 +107,11 @@ class LenetFcTD(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = 6
-        self.features = Numbered(
-            {
-                4: ConvUnit(in_chans, 32, kernel_size=3),
-                2: ConvUnit(16, 16, kernel_size=5),
-                0: ConvUnit(6, 6, kernel_size=5),
-            }
-        )
+        self.features = Numbered({4: ConvUnit(in_chans, 32, kernel_size=3), 2: ConvUnit(16, 16), 0: ConvUnit(6, 6)})
         self.transition = Numbered({2: Transition(32, 16), 1: Transition(16, 6)})
         self.entry = Numbered({2: Entry(in_chans, 16), 1: Entry(in_chans, 6)})
         self.merge = Numbered({2: Merge(16), 1: Merge(6)})
-        self.head = ConvUnit2(num_classes)
+        self.head = ConvUnit(6, num_classes, kernel_size=1)
         self.pool = nn.AdaptiveAvgPool2d(1)
         if not num_classes:
             self.reset_classifier(0)

@@ -58,7 +58,7 @@ def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> 
     return (rows @ images.to(dtype) @ columns.mT).to(images.dtype)
 
 
-class Entry(nn.Module):
+class Entry(nn.Sequential):
     """Lifts an image to the width of its stage: `entry.32` and 5 more."""
 
     def __init__(self, in_chans: int, out_channels: int) -> None:
@@ -67,214 +67,93 @@ class Entry(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels, eps=0.001, momentum=0.01)
         self.act = nn.Hardswish(inplace=True)
 
-    def forward(self, image: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(image)))
 
+class Conv2dNormActivation(nn.Sequential):
+    """`features.9.block.0` and 32 more."""
 
-class Conv2dNormActivation(nn.Module):
-    """`features.9.block.0` and 8 more."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.add_module("0", nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False))
-        self.add_module("1", nn.BatchNorm2d(out_channels, eps=0.001, momentum=0.01))
-        self.add_module("2", nn.Hardswish(inplace=True))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return getattr(self, "2")(getattr(self, "1")(getattr(self, "0")(x)))
-
-
-class Conv2dNormActivation2(nn.Module):
-    """`features.9.block.1` and 7 more."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.add_module("0", nn.Conv2d(channels, channels, kernel_size=5, padding=2, groups=channels, bias=False))
-        self.add_module("1", nn.BatchNorm2d(channels, eps=0.001, momentum=0.01))
-        self.add_module("2", nn.Hardswish(inplace=True))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return getattr(self, "2")(getattr(self, "1")(getattr(self, "0")(x)))
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        activation: type[nn.Module] | None = None,
+        groups: int = 1,
+        kernel_size: int = 1,
+    ) -> None:
+        layers: list[nn.Module] = []
+        layers.append(
+            nn.Conv2d(
+                in_channels, out_channels, kernel_size=kernel_size, padding=kernel_size // 2, groups=groups, bias=False
+            )
+        )
+        layers.append(nn.BatchNorm2d(out_channels, eps=0.001, momentum=0.01))
+        if activation is not None:
+            layers.append(activation(inplace=True))
+        super().__init__(*layers)
 
 
 class SqueezeExcitation(nn.Module):
     """`features.9.block.2` and 8 more."""
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc1 = nn.Conv2d(channels, width, kernel_size=1)
+        self.fc1 = nn.Conv2d(channels, hidden, kernel_size=1)
         self.activation = nn.ReLU()
-        self.fc2 = nn.Conv2d(width, channels, kernel_size=1)
+        self.fc2 = nn.Conv2d(hidden, channels, kernel_size=1)
         self.scale_activation = nn.Hardsigmoid()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: torch.Tensor) -> Tensor:
         y = self.activation(self.fc1(self.avgpool(x)))
         return self.scale_activation(self.fc2(y)) * x
 
 
-class Conv2dNormActivation3(nn.Module):
-    """`features.9.block.3` and 10 more."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.add_module("0", nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False))
-        self.add_module("1", nn.BatchNorm2d(out_channels, eps=0.001, momentum=0.01))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return getattr(self, "1")(getattr(self, "0")(x))
-
-
 class Merge(nn.Module):
-    """Joins the map so far and the entry's map e: `merge.16`."""
+    """Joins the map so far and the entry's map e: `merge.16` and 4 more."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(80, 40, kernel_size=3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(40, eps=0.001, momentum=0.01)
-        self.act = nn.Hardswish(inplace=True)
-
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
-        x = torch.cat([x + e, e], 1)
-        return self.act(self.norm(self.conv(x)))
-
-
-class Conv2dNormActivation4(nn.Module):
-    """`features.2.block.0` and 1 more."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.add_module("0", nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False))
-        self.add_module("1", nn.BatchNorm2d(out_channels, eps=0.001, momentum=0.01))
-        self.add_module("2", nn.ReLU(inplace=True))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return getattr(self, "2")(getattr(self, "1")(getattr(self, "0")(x)))
-
-
-class Conv2dNormActivation5(nn.Module):
-    """`features.2.block.1` and 2 more."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.add_module("0", nn.Conv2d(channels, channels, kernel_size=3, padding=1, groups=channels, bias=False))
-        self.add_module("1", nn.BatchNorm2d(channels, eps=0.001, momentum=0.01))
-        self.add_module("2", nn.ReLU(inplace=True))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return getattr(self, "2")(getattr(self, "1")(getattr(self, "0")(x)))
-
-
-class Merge2(nn.Module):
-    """Joins the map so far and the entry's map e: `merge.8` and 3 more."""
-
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, activation: type[nn.Module] = nn.ReLU) -> None:
         super().__init__()
         self.conv = nn.Conv2d(2 * channels, channels, kernel_size=3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(channels, eps=0.001, momentum=0.01)
-        self.act = nn.ReLU(inplace=True)
+        self.act = activation(inplace=True)
 
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+    def forward(self, x: torch.Tensor, e: torch.Tensor) -> Tensor:
         x = torch.cat([x + e, e], 1)
         return self.act(self.norm(self.conv(x)))
 
 
 class InvertedResidual(nn.Module):
-    """`features.9` and 1 more."""
+    """`features.9` and 10 more."""
 
-    def __init__(self, in_channels: int, out_channels: int, width: int) -> None:
+    def __init__(
+        self,
+        out_channels: int,
+        hidden: int,
+        in_channels: int | None = None,
+        activation: type[nn.Module] = nn.Hardswish,
+        block_hidden: int | None = None,
+        kernel_size: int = 5,
+        split: int = 1,
+        residual: bool = True,
+    ) -> None:
         super().__init__()
+        self.split = split
+        self.residual = residual
         self.block = nn.Sequential(
-            Conv2dNormActivation(in_channels, 3 * in_channels),
-            Conv2dNormActivation2(3 * in_channels),
-            SqueezeExcitation(3 * in_channels, width=width),
-            Conv2dNormActivation3(3 * in_channels, out_channels),
+            *([Conv2dNormActivation(in_channels, hidden, activation=activation)] if in_channels is not None else []),
+            Conv2dNormActivation(hidden, hidden, activation=activation, groups=hidden, kernel_size=kernel_size),
+            *([SqueezeExcitation(hidden, hidden=block_hidden)] if block_hidden is not None else []),
+            Conv2dNormActivation(hidden, out_channels),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.block(x)
-
-
-class InvertedResidual2(nn.Module):
-    """`features.10` and 4 more."""
-
-    def __init__(self, channels: int, width: int, width2: int) -> None:
-        super().__init__()
-        self.block = nn.Sequential(
-            Conv2dNormActivation(channels, width),
-            Conv2dNormActivation2(width),
-            SqueezeExcitation(width, width=width2),
-            Conv2dNormActivation3(width, channels),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.block(x) + x
-
-
-class InvertedResidualUp(nn.Module):
-    """`features.4`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.block = nn.Sequential(
-            Conv2dNormActivation(96, 96),
-            Conv2dNormActivation2(96),
-            SqueezeExcitation(96, width=24),
-            Conv2dNormActivation3(96, 40),
-        )
-
-    def forward(self, x: Tensor, image: Tensor) -> Tensor:
-        x = upsample_nearest(self.block[0](x), image)
-        for block in self.block[1:]:
-            x = block(x)
-        return x
-
-
-class InvertedResidualUp2(nn.Module):
-    """`features.2`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.block = nn.Sequential(
-            Conv2dNormActivation4(48, 72),
-            Conv2dNormActivation5(72),
-            Conv2dNormActivation3(72, 24),
-        )
-
-    def forward(self, x: Tensor, image: Tensor) -> Tensor:
-        x = upsample_nearest(self.block[0](x), image)
-        return self.block[2](self.block[1](x))
-
-
-class InvertedResidual3(nn.Module):
-    """`features.3`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.block = nn.Sequential(
-            Conv2dNormActivation4(24, 88),
-            Conv2dNormActivation5(88),
-            Conv2dNormActivation3(88, 24),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.block(x) + x
-
-
-class InvertedResidualUp3(nn.Module):
-    """`features.1`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.block = nn.Sequential(
-            Conv2dNormActivation5(24),
-            SqueezeExcitation(24, width=8),
-            Conv2dNormActivation3(24, 16),
-        )
-
-    def forward(self, x: Tensor, image: Tensor) -> Tensor:
-        x = upsample_nearest(x, image)
-        return self.block(x)
+    def forward(self, x: torch.Tensor, image: torch.Tensor | None = None) -> Tensor:
+        y = x
+        for block in self.block[: self.split]:
+            y = block(y)
+        if image is not None:
+            y = upsample_nearest(y, image)
+        for block in self.block[self.split :]:
+            y = block(y)
+        return y + x if self.residual else y
 
 
 class MobileNetV3SmallTD(nn.Module):
@@ -282,7 +161,7 @@ class MobileNetV3SmallTD(nn.Module):
 
     scales = (1, 2, 4, 8, 16, 32)
 
-    def __init__(self, num_classes: int = 1000, in_chans: int = 3) -> None:
+    def __init__(self, num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.2) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.num_features = 16
@@ -292,26 +171,30 @@ class MobileNetV3SmallTD(nn.Module):
         )
         self.features = Numbered(
             {
-                9: InvertedResidual(96, 96, width=72),
-                10: InvertedResidual2(96, width=576, width2=144),
-                11: InvertedResidual2(96, width=576, width2=144),
-                4: InvertedResidualUp(),
-                5: InvertedResidual2(40, width=240, width2=64),
-                6: InvertedResidual2(40, width=240, width2=64),
-                7: InvertedResidual(40, 48, width=32),
-                8: InvertedResidual2(48, width=144, width2=40),
-                2: InvertedResidualUp2(),
-                3: InvertedResidual3(),
-                1: InvertedResidualUp3(),
-                12: Conv2dNormActivation(16, 576),
+                9: InvertedResidual(96, hidden=288, in_channels=96, block_hidden=72, residual=False),
+                10: InvertedResidual(96, hidden=576, in_channels=96, block_hidden=144),
+                11: InvertedResidual(96, hidden=576, in_channels=96, block_hidden=144),
+                4: InvertedResidual(40, hidden=96, in_channels=96, block_hidden=24, residual=False),
+                5: InvertedResidual(40, hidden=240, in_channels=40, block_hidden=64),
+                6: InvertedResidual(40, hidden=240, in_channels=40, block_hidden=64),
+                7: InvertedResidual(48, hidden=120, in_channels=40, block_hidden=32, residual=False),
+                8: InvertedResidual(48, hidden=144, in_channels=48, block_hidden=40),
+                2: InvertedResidual(24, hidden=72, in_channels=48, activation=nn.ReLU, kernel_size=3, residual=False),
+                3: InvertedResidual(24, hidden=88, in_channels=24, activation=nn.ReLU, kernel_size=3),
+                1: InvertedResidual(
+                    16, hidden=24, activation=nn.ReLU, block_hidden=8, kernel_size=3, split=0, residual=False
+                ),
+                12: Conv2dNormActivation(16, 576, activation=nn.Hardswish),
             }
         )
-        self.merge = Numbered({16: Merge(), 8: Merge2(24), 4: Merge2(16), 2: Merge2(16), 1: Merge2(16)})
+        self.merge = Numbered(
+            {16: Merge(40, activation=nn.Hardswish), 8: Merge(24), 4: Merge(16), 2: Merge(16), 1: Merge(16)}
+        )
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Sequential(
             nn.Linear(576, 1024),
             nn.Hardswish(inplace=True),
-            nn.Dropout(p=0.2, inplace=True),
+            nn.Dropout(p=drop_rate, inplace=True),
             nn.Linear(1024, num_classes),
         )
         if not num_classes:

@@ -54,33 +54,17 @@ def upsample_nearest(x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     return F.interpolate(x, size=image.shape[-2:], mode="nearest")
 
 
-class ConvUnit(nn.Module):
-    """`features.10` and 2 more."""
+class ConvUnit(nn.Sequential):
+    """`features.10` and 8 more."""
 
-    def __init__(self, in_channels: int, kernel_size: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, 192, kernel_size=kernel_size, padding=kernel_size // 2)
-        self.norm = nn.BatchNorm2d(192, eps=0.001, momentum=0.01)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=kernel_size, padding=kernel_size // 2)
+        self.norm = nn.BatchNorm2d(out_channels, eps=0.001, momentum=0.01)
         self.act = nn.ReLU()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(x)))
 
-
-class ConvUnit2(nn.Module):
-    """`features.11` and 5 more."""
-
-    def __init__(self, channels: int, out_channels: int, num_features: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, out_channels, kernel_size=1)
-        self.norm = nn.BatchNorm2d(num_features, eps=0.001, momentum=0.01)
-        self.act = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(x)))
-
-
-class Entry(nn.Module):
+class Entry(nn.Sequential):
     """Lifts an image to the width of its stage: `entry.2` and 1 more."""
 
     def __init__(self, in_chans: int) -> None:
@@ -88,9 +72,6 @@ class Entry(nn.Module):
         self.conv = nn.Conv2d(in_chans, 192, kernel_size=5, padding=2)
         self.norm = nn.BatchNorm2d(192, eps=0.001, momentum=0.01)
         self.act = nn.ReLU()
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(image)))
 
 
 class Merge(nn.Module):
@@ -102,7 +83,7 @@ class Merge(nn.Module):
         self.norm = nn.BatchNorm2d(192, eps=0.001, momentum=0.01)
         self.act = nn.ReLU()
 
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+    def forward(self, x: torch.Tensor, e: torch.Tensor) -> Tensor:
         x = torch.cat([x + e, e], 1)
         return self.act(self.norm(self.conv(x)))
 
@@ -112,27 +93,27 @@ class NinTD(nn.Module):
 
     scales = (1, 2, 4)
 
-    def __init__(self, num_classes: int = 10, in_chans: int = 3) -> None:
+    def __init__(self, num_classes: int = 10, in_chans: int = 3, drop_rate: float = 0.5) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = 96
         self.features = Numbered(
             {
-                10: ConvUnit(in_chans, kernel_size=3),
-                11: ConvUnit2(192, 192, num_features=192),
-                9: nn.Dropout(),
-                5: ConvUnit(192, kernel_size=5),
-                6: ConvUnit2(192, 192, num_features=192),
-                7: ConvUnit2(192, 192, num_features=192),
-                4: nn.Dropout(),
-                0: ConvUnit(192, kernel_size=5),
-                1: ConvUnit2(192, 160, num_features=160),
-                2: ConvUnit2(160, 96, num_features=96),
+                10: ConvUnit(in_chans, 192, kernel_size=3),
+                11: ConvUnit(192, 192),
+                9: nn.Dropout(p=drop_rate),
+                5: ConvUnit(192, 192, kernel_size=5),
+                6: ConvUnit(192, 192),
+                7: ConvUnit(192, 192),
+                4: nn.Dropout(p=drop_rate),
+                0: ConvUnit(192, 192, kernel_size=5),
+                1: ConvUnit(192, 160),
+                2: ConvUnit(160, 96),
             }
         )
         self.entry = Numbered({2: Entry(in_chans), 1: Entry(in_chans)})
         self.merge = Numbered({2: Merge(), 1: Merge()})
-        self.head = ConvUnit2(96, num_classes, num_features=num_classes)
+        self.head = ConvUnit(96, num_classes)
         self.pool = nn.AdaptiveAvgPool2d(1)
         if not num_classes:
             self.reset_classifier(0)

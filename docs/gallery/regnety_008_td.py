@@ -60,7 +60,7 @@ def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> 
     return (rows @ images.to(dtype) @ columns.mT).to(images.dtype)
 
 
-class Entry(nn.Module):
+class Entry(nn.Sequential):
     """Lifts an image to the width of its stage: `entry.32` and 5 more."""
 
     def __init__(self, in_chans: int, out_channels: int) -> None:
@@ -69,60 +69,35 @@ class Entry(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels)
         self.act = nn.ReLU(inplace=True)
 
-    def forward(self, image: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(image)))
 
+class ConvNormAct(nn.Sequential):
+    """`s4.b1.conv1` and 44 more."""
 
-class ConvNormAct(nn.Module):
-    """`s4.b1.conv1` and 13 more."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, groups: int = 1, kernel_size: int = 1, bn_act: bool = True
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size=kernel_size, padding=kernel_size // 2, groups=groups, bias=False
+        )
         self.bn = nn.BatchNorm2d(out_channels)
-        self.bn_act = nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn_act(self.bn(self.conv(x)))
-
-
-class ConvNormAct2(nn.Module):
-    """`s4.b1.conv2` and 13 more."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(16 * channels, 16 * channels, kernel_size=3, padding=1, groups=channels, bias=False)
-        self.bn = nn.BatchNorm2d(16 * channels)
-        self.bn_act = nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn_act(self.bn(self.conv(x)))
+        self.bn_act = None
+        if bn_act:
+            self.bn_act = nn.ReLU(inplace=True)
 
 
 class SEModule(nn.Module):
     """`s4.b1.se` and 13 more."""
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Conv2d(channels, width, kernel_size=1)
+        self.fc1 = nn.Conv2d(channels, hidden, kernel_size=1)
         self.act = nn.ReLU(inplace=True)
-        self.fc2 = nn.Conv2d(width, channels, kernel_size=1)
+        self.fc2 = nn.Conv2d(hidden, channels, kernel_size=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: torch.Tensor) -> Tensor:
         y = self.act(self.fc1(x.mean((2, 3), keepdim=True)))
         return x * self.fc2(y).sigmoid()
-
-
-class ConvNormAct3(nn.Module):
-    """`s4.b1.conv3` and 16 more."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
-        self.bn = nn.BatchNorm2d(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(x))
 
 
 class Merge(nn.Module):
@@ -134,12 +109,12 @@ class Merge(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
         self.act = nn.ReLU(inplace=True)
 
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+    def forward(self, x: torch.Tensor, e: torch.Tensor) -> Tensor:
         x = torch.cat([x + e, e], 1)
         return self.act(self.norm(self.conv(x)))
 
 
-class Transition(nn.Module):
+class Transition(nn.Sequential):
     """Brings a map to the width of the next stage: `transition.2`."""
 
     def __init__(self) -> None:
@@ -148,43 +123,31 @@ class Transition(nn.Module):
         self.norm = nn.BatchNorm2d(32)
         self.act = nn.ReLU(inplace=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(x)))
-
 
 class Bottleneck(nn.Module):
-    """`s4.b1` and 10 more."""
+    """`s4.b1` and 13 more."""
 
-    def __init__(self, width: int, width2: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, hidden: int, downsample: bool = False) -> None:
         super().__init__()
-        self.conv1 = ConvNormAct(16 * width, 16 * width)
-        self.conv2 = ConvNormAct2(width)
-        self.se = SEModule(16 * width, width=width2)
-        self.conv3 = ConvNormAct3(16 * width, 16 * width)
+        self.conv1 = ConvNormAct(in_channels, 16 * out_channels)
+        self.conv2 = ConvNormAct(16 * out_channels, 16 * out_channels, groups=out_channels, kernel_size=3)
+        self.se = SEModule(16 * out_channels, hidden=hidden)
+        self.conv3 = ConvNormAct(16 * out_channels, 16 * out_channels, bn_act=False)
+        self.downsample = None
+        if downsample:
+            self.downsample = ConvNormAct(in_channels, 16 * out_channels, bn_act=False)
         self.act3 = nn.ReLU()
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.se(self.conv2(self.conv1(x)))
-        return self.act3(self.conv3(y) + x)
-
-
-class BottleneckUp(nn.Module):
-    """`s3.b1` and 2 more."""
-
-    def __init__(self, in_channels: int, width: int, width2: int) -> None:
-        super().__init__()
-        self.conv1 = ConvNormAct(in_channels, 16 * width)
-        self.conv2 = ConvNormAct2(width)
-        self.se = SEModule(16 * width, width=width2)
-        self.conv3 = ConvNormAct3(16 * width, 16 * width)
-        self.downsample = ConvNormAct3(in_channels, 16 * width)
-        self.act3 = nn.ReLU()
-
-    def forward(self, x: Tensor, image: Tensor) -> Tensor:
-        y = upsample_nearest(self.conv1(x), image)
+    def forward(self, x: torch.Tensor, image: torch.Tensor | None = None) -> Tensor:
+        y = self.conv1(x)
+        if image is not None:
+            y = upsample_nearest(y, image)
         y = self.conv3(self.se(self.conv2(y)))
-        y = y + upsample_nearest(self.downsample(x), image)
-        return self.act3(y)
+        if self.downsample is not None:
+            x = self.downsample(x)
+        if image is not None:
+            x = upsample_nearest(x, image)
+        return self.act3(y + x)
 
 
 class RegStage(nn.Module):
@@ -192,9 +155,9 @@ class RegStage(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.b1 = BottleneckUp(128, width=4, width2=8)
+        self.b1 = Bottleneck(128, 4, hidden=8, downsample=True)
 
-    def forward(self, x: Tensor, image: Tensor) -> Tensor:
+    def forward(self, x: torch.Tensor, image: torch.Tensor) -> Tensor:
         return self.b1(x, image)
 
 
@@ -215,7 +178,7 @@ class RegNetY008TD(nn.Module):
 
     scales = (1, 2, 4, 8, 16, 32)
 
-    def __init__(self, num_classes: int = 1000, in_chans: int = 3) -> None:
+    def __init__(self, num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.0) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = 32
@@ -223,19 +186,19 @@ class RegNetY008TD(nn.Module):
             {s: Entry(in_chans, width) for s, width in {32: 768, 16: 320, 8: 128, 4: 64, 2: 32, 1: 32}.items()}
         )
         self.s4 = nn.Sequential(
-            OrderedDict([("b1", Bottleneck(width=48, width2=80)), ("b2", Bottleneck(width=48, width2=192))])
+            OrderedDict([("b1", Bottleneck(768, 48, hidden=80)), ("b2", Bottleneck(768, 48, hidden=192))])
         )
         self.s3 = Stage(
             OrderedDict(
                 [
-                    ("b1", BottleneckUp(768, width=20, width2=32)),
-                    ("b2", Bottleneck(width=20, width2=80)),
-                    ("b3", Bottleneck(width=20, width2=80)),
-                    ("b4", Bottleneck(width=20, width2=80)),
-                    ("b5", Bottleneck(width=20, width2=80)),
-                    ("b6", Bottleneck(width=20, width2=80)),
-                    ("b7", Bottleneck(width=20, width2=80)),
-                    ("b8", Bottleneck(width=20, width2=80)),
+                    ("b1", Bottleneck(768, 20, hidden=32, downsample=True)),
+                    ("b2", Bottleneck(320, 20, hidden=80)),
+                    ("b3", Bottleneck(320, 20, hidden=80)),
+                    ("b4", Bottleneck(320, 20, hidden=80)),
+                    ("b5", Bottleneck(320, 20, hidden=80)),
+                    ("b6", Bottleneck(320, 20, hidden=80)),
+                    ("b7", Bottleneck(320, 20, hidden=80)),
+                    ("b8", Bottleneck(320, 20, hidden=80)),
                 ]
             )
         )
@@ -243,9 +206,9 @@ class RegNetY008TD(nn.Module):
         self.s2 = Stage(
             OrderedDict(
                 [
-                    ("b1", BottleneckUp(320, width=8, width2=16)),
-                    ("b2", Bottleneck(width=8, width2=32)),
-                    ("b3", Bottleneck(width=8, width2=32)),
+                    ("b1", Bottleneck(320, 8, hidden=16, downsample=True)),
+                    ("b2", Bottleneck(128, 8, hidden=32)),
+                    ("b3", Bottleneck(128, 8, hidden=32)),
                 ]
             )
         )
@@ -254,7 +217,7 @@ class RegNetY008TD(nn.Module):
         self.head = nn.ModuleDict(
             {
                 "global_pool": nn.ModuleDict({"pool": nn.AdaptiveAvgPool2d(1)}),
-                "drop": nn.Dropout(p=0.0),
+                "drop": nn.Dropout(p=drop_rate),
                 "fc": nn.Linear(32, num_classes),
             }
         )

@@ -68,34 +68,19 @@ class Entry(nn.Module):
         self.norm2 = nn.BatchNorm2d(out_channels)
         self.act = nn.ReLU(inplace=True)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: torch.Tensor) -> Tensor:
         x = self.norm(self.conv(image))
         x = x + self.norm2(self.conv2(image))
         return self.act(x)
 
 
-class ConvNormAct(nn.Module):
-    """`stages.3.0.conv_1x1` and 20 more."""
+class ConvNormAct(nn.Sequential):
+    """`stages.3.0.conv_1x1` and 41 more."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=kernel_size, padding=kernel_size // 2, bias=False)
         self.bn = nn.BatchNorm2d(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(x))
-
-
-class ConvNormAct2(nn.Module):
-    """`stages.3.0.conv_kxk` and 20 more."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(x))
 
 
 class Merge(nn.Module):
@@ -107,23 +92,31 @@ class Merge(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
         self.act = nn.ReLU()
 
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+    def forward(self, x: torch.Tensor, e: torch.Tensor) -> Tensor:
         x = torch.cat([x + e, e], 1)
         return self.act(self.norm(self.conv(x)))
 
 
 class RepVggBlock(nn.Module):
-    """`stages.3.0`."""
+    """`stages.2.1` and 17 more."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int, identity: bool = True) -> None:
         super().__init__()
-        self.conv_1x1 = ConvNormAct(1280, 1280)
-        self.conv_kxk = ConvNormAct2(1280, 1280)
+        self.identity = None
+        if identity:
+            self.identity = nn.BatchNorm2d(channels)
+        self.conv_1x1 = ConvNormAct(channels, channels, kernel_size=1)
+        self.conv_kxk = ConvNormAct(channels, channels)
         self.act = nn.ReLU(inplace=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv_1x1(x)
-        return self.act(y + self.conv_kxk(x))
+    def forward(self, x: torch.Tensor) -> Tensor:
+        if self.identity is not None:
+            y = self.identity(x)
+        z = self.conv_1x1(x)
+        z = z + self.conv_kxk(x)
+        if self.identity is not None:
+            z = z + y
+        return self.act(z)
 
 
 class RepVggBlockUp(nn.Module):
@@ -131,32 +124,15 @@ class RepVggBlockUp(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv_1x1 = ConvNormAct(in_channels, out_channels)
-        self.conv_kxk = ConvNormAct2(in_channels, out_channels)
+        self.conv_1x1 = ConvNormAct(in_channels, out_channels, kernel_size=1)
+        self.conv_kxk = ConvNormAct(in_channels, out_channels)
         self.act = nn.ReLU(inplace=True)
 
-    def forward(self, x: Tensor, image: Tensor) -> Tensor:
+    def forward(self, x: torch.Tensor, image: torch.Tensor) -> Tensor:
         y = self.conv_1x1(x)
         x = upsample_nearest(x, image)
         x = self.conv_kxk(x)
         return self.act(upsample_nearest(y, image) + x)
-
-
-class RepVggBlock2(nn.Module):
-    """`stages.2.1` and 16 more."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.identity = nn.BatchNorm2d(channels)
-        self.conv_1x1 = ConvNormAct(channels, channels)
-        self.conv_kxk = ConvNormAct2(channels, channels)
-        self.act = nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.identity(x)
-        z = self.conv_1x1(x)
-        z = z + self.conv_kxk(x)
-        return self.act(z + y)
 
 
 class Stage(nn.Sequential):
@@ -176,7 +152,7 @@ class RepvggA0TD(nn.Module):
 
     scales = (1, 2, 4, 8, 16, 32)
 
-    def __init__(self, num_classes: int = 1000, in_chans: int = 3) -> None:
+    def __init__(self, num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.0) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = 48
@@ -185,17 +161,17 @@ class RepvggA0TD(nn.Module):
         )
         self.stages = Numbered(
             {
-                3: nn.Sequential(RepVggBlock()),
-                2: Stage(RepVggBlockUp(1280, 192), *[RepVggBlock2(192) for _ in range(13)]),
-                1: Stage(RepVggBlockUp(192, 96), *[RepVggBlock2(96) for _ in range(3)]),
-                0: Stage(RepVggBlockUp(96, 48), RepVggBlock2(48)),
+                3: nn.Sequential(RepVggBlock(1280, identity=False)),
+                2: Stage(RepVggBlockUp(1280, 192), *[RepVggBlock(192) for _ in range(13)]),
+                1: Stage(RepVggBlockUp(192, 96), *[RepVggBlock(96) for _ in range(3)]),
+                0: Stage(RepVggBlockUp(96, 48), RepVggBlock(48)),
             }
         )
         self.merge = Numbered({16: Merge(192), 8: Merge(96), 4: Merge(48), 2: Merge(48), 1: Merge(48)})
         self.head = nn.ModuleDict(
             {
                 "global_pool": nn.ModuleDict({"pool": nn.AdaptiveAvgPool2d(1)}),
-                "drop": nn.Dropout(p=0.0),
+                "drop": nn.Dropout(p=drop_rate),
                 "fc": nn.Linear(48, num_classes),
             }
         )

@@ -54,55 +54,40 @@ def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> 
     return (rows @ images.to(dtype) @ columns.mT).to(images.dtype)
 
 
-class Entry(nn.Module):
+class Entry(nn.Sequential):
     """Lifts an image to the width of its stage: `entry.4` and 2 more."""
 
     def __init__(self, in_chans: int, out_channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_chans, out_channels, kernel_size=3, padding=1)
 
-    def forward(self, image: Tensor) -> Tensor:
-        return self.conv(image)
-
 
 class PreActBlock(nn.Module):
-    """`group3.0` and 12 more."""
+    """`group3.0` and 14 more."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.norm1 = nn.BatchNorm2d(channels)
+        self.norm1 = nn.BatchNorm2d(in_channels)
         self.act1 = nn.ReLU()
-        self.conv1 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
-        self.norm2 = nn.BatchNorm2d(channels)
+        self.projection = None
+        if in_channels != out_channels:
+            self.projection = nn.Conv2d(in_channels, out_channels, kernel_size=1)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+        self.norm2 = nn.BatchNorm2d(out_channels)
         self.act2 = nn.ReLU()
-        self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(self.act1(self.norm1(x)))
-        y = self.conv2(self.act2(self.norm2(y)))
+    def forward(self, x: torch.Tensor, image: torch.Tensor | None = None) -> Tensor:
+        y = self.act1(self.norm1(x))
+        if self.projection is not None:
+            x = self.projection(y)
+        if image is not None:
+            y = upsample_nearest(y, image)
+        y = self.act2(self.norm2(self.conv1(y)))
+        y = self.conv2(y)
+        if image is not None:
+            x = upsample_nearest(x, image)
         return y + x
-
-
-class PreActBlockUp(nn.Module):
-    """`group2.0` and 1 more."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm1 = nn.BatchNorm2d(2 * channels)
-        self.act1 = nn.ReLU()
-        self.projection = nn.Conv2d(2 * channels, channels, kernel_size=1)
-        self.conv1 = nn.Conv2d(2 * channels, channels, kernel_size=3, padding=1)
-        self.norm2 = nn.BatchNorm2d(channels)
-        self.act2 = nn.ReLU()
-        self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
-
-    def forward(self, x: Tensor, image: Tensor) -> Tensor:
-        x = self.act1(self.norm1(x))
-        shortcut = self.projection(x)
-        x = upsample_nearest(x, image)
-        x = self.act2(self.norm2(self.conv1(x)))
-        x = self.conv2(x)
-        return x + upsample_nearest(shortcut, image)
 
 
 class Merge(nn.Module):
@@ -114,7 +99,7 @@ class Merge(nn.Module):
         self.act = nn.ReLU()
         self.conv = nn.Conv2d(2 * channels, channels, kernel_size=3, padding=1)
 
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+    def forward(self, x: torch.Tensor, e: torch.Tensor) -> Tensor:
         x = torch.cat([x + e, e], 1)
         return self.conv(self.act(self.norm(x)))
 
@@ -140,10 +125,10 @@ class Resnet32TD(nn.Module):
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = 16
         self.entry = Numbered({4: Entry(in_chans, 64), 2: Entry(in_chans, 32), 1: Entry(in_chans, 16)})
-        self.group3 = nn.Sequential(*[PreActBlock(64) for _ in range(5)])
-        self.group2 = Stage(PreActBlockUp(32), *[PreActBlock(32) for _ in range(4)])
+        self.group3 = nn.Sequential(*[PreActBlock(64, 64) for _ in range(5)])
+        self.group2 = Stage(PreActBlock(64, 32), *[PreActBlock(32, 32) for _ in range(4)])
         self.merge = Numbered({2: Merge(32), 1: Merge(16)})
-        self.group1 = Stage(PreActBlockUp(16), *[PreActBlock(16) for _ in range(4)])
+        self.group1 = Stage(PreActBlock(32, 16), *[PreActBlock(16, 16) for _ in range(4)])
         self.norm = nn.BatchNorm2d(16)
         self.act = nn.ReLU()
         self.pool = nn.AdaptiveAvgPool2d(1)

@@ -57,7 +57,7 @@ def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> 
     return (rows @ images.to(dtype) @ columns.mT).to(images.dtype)
 
 
-class Entry(nn.Module):
+class Entry(nn.Sequential):
     """Lifts an image to the width of its stage: `entry.32` and 5 more."""
 
     def __init__(self, in_chans: int, out_channels: int) -> None:
@@ -66,54 +66,36 @@ class Entry(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels)
         self.act = nn.ReLU(inplace=True)
 
-    def forward(self, image: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(image)))
-
 
 class Bottleneck(nn.Module):
-    """`layer4.0` and 12 more."""
+    """`layer4.0` and 15 more."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, downsample: bool = False) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(4 * channels, channels, kernel_size=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.conv3 = nn.Conv2d(channels, 4 * channels, kernel_size=1, bias=False)
-        self.bn3 = nn.BatchNorm2d(4 * channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.conv3 = nn.Conv2d(out_channels, 4 * out_channels, kernel_size=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * out_channels)
+        self.downsample = None
+        if downsample:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, 4 * out_channels, kernel_size=1, bias=False), nn.BatchNorm2d(4 * out_channels)
+            )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: torch.Tensor, image: torch.Tensor | None = None) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
-        y = self.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y)) + x
-        return self.relu(y)
-
-
-class BottleneckUp(nn.Module):
-    """`layer3.0` and 2 more."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(8 * channels, channels, kernel_size=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.conv3 = nn.Conv2d(channels, 4 * channels, kernel_size=1, bias=False)
-        self.bn3 = nn.BatchNorm2d(4 * channels)
-        self.downsample = nn.Sequential(
-            nn.Conv2d(8 * channels, 4 * channels, kernel_size=1, bias=False),
-            nn.BatchNorm2d(4 * channels),
-        )
-
-    def forward(self, x: Tensor, image: Tensor) -> Tensor:
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = upsample_nearest(y, image)
+        if image is not None:
+            y = upsample_nearest(y, image)
         y = self.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
-        y = y + upsample_nearest(self.downsample(x), image)
-        return self.relu(y)
+        if self.downsample is not None:
+            x = self.downsample(x)
+        if image is not None:
+            x = upsample_nearest(x, image)
+        return self.relu(y + x)
 
 
 class Merge(nn.Module):
@@ -125,12 +107,12 @@ class Merge(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
         self.act = nn.ReLU(inplace=True)
 
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+    def forward(self, x: torch.Tensor, e: torch.Tensor) -> Tensor:
         x = torch.cat([x + e, e], 1)
         return self.act(self.norm(self.conv(x)))
 
 
-class Transition(nn.Module):
+class Transition(nn.Sequential):
     """Brings a map to the width of the next stage: `transition.2`."""
 
     def __init__(self) -> None:
@@ -138,9 +120,6 @@ class Transition(nn.Module):
         self.conv = nn.Conv2d(256, 64, kernel_size=1, bias=False)
         self.norm = nn.BatchNorm2d(64)
         self.act = nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(x)))
 
 
 class Stage(nn.Sequential):
@@ -167,11 +146,11 @@ class ResNet50TD(nn.Module):
         self.entry = Numbered(
             {s: Entry(in_chans, width) for s, width in {32: 2048, 16: 1024, 8: 512, 4: 256, 2: 64, 1: 64}.items()}
         )
-        self.layer4 = nn.Sequential(*[Bottleneck(512) for _ in range(3)])
-        self.layer3 = Stage(BottleneckUp(256), *[Bottleneck(256) for _ in range(5)])
+        self.layer4 = nn.Sequential(*[Bottleneck(2048, 512) for _ in range(3)])
+        self.layer3 = Stage(Bottleneck(2048, 256, downsample=True), *[Bottleneck(1024, 256) for _ in range(5)])
         self.merge = Numbered({16: Merge(1024), 8: Merge(512), 4: Merge(256), 2: Merge(64), 1: Merge(64)})
-        self.layer2 = Stage(BottleneckUp(128), *[Bottleneck(128) for _ in range(3)])
-        self.layer1 = Stage(BottleneckUp(64), Bottleneck(64), Bottleneck(64))
+        self.layer2 = Stage(Bottleneck(1024, 128, downsample=True), *[Bottleneck(512, 128) for _ in range(3)])
+        self.layer1 = Stage(Bottleneck(512, 64, downsample=True), Bottleneck(256, 64), Bottleneck(256, 64))
         self.transition = Numbered({2: Transition()})
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.reset_classifier(num_classes)

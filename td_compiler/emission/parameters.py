@@ -21,6 +21,9 @@ _OUTPUTS = {"out_channels", "out_features"}
 _CHANNELS = {*_INPUTS, *_OUTPUTS, "num_features", "num_channels", "normalized_shape", "groups", "channels", "width"}
 
 
+_IN_PART = {"in_chans": "in_channels", "num_classes": "out_channels"}
+
+
 @dataclass(frozen=True)
 class Hole:
     """The values that stand at one place of a template, one per instance.
@@ -40,9 +43,11 @@ class Hole:
     @property
     def kind(self) -> str:
         """Holes of one kind with equal values share a parameter."""
-        named = {value.argument for value in self.present if isinstance(value, Argument)}
-        if named:
-            return named.pop() if len(named) == 1 and all(map(str.isidentifier, named)) else self.role
+        named = {value.argument if isinstance(value, Argument) else "" for value in self.present}
+        if len(named) == 1 and (name := next(iter(named))).isidentifier():
+            return name
+        if named - {""}:  # of some instances, as the width of the classifier among other layers
+            return next((kind for name, kind in _IN_PART.items() if name in named), self.role)
         if self.role == "layer":
             return _layer_kind(self.present)
         is_width = self.role in _CHANNELS or self.role.endswith(("channels", "hidden"))
