@@ -57,7 +57,7 @@ def upsample_nearest(x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     return F.interpolate(x, size=image.shape[-2:], mode="nearest")
 
 
-class Entry(nn.Module):
+class Entry(nn.Sequential):
     """Lifts an image to the width of its stage: `entry.32` and 5 more."""
 
     def __init__(self, in_chans: int, out_channels: int) -> None:
@@ -66,11 +66,8 @@ class Entry(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels)
         self.act = nn.ReLU(inplace=True)
 
-    def forward(self, image: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(image)))
 
-
-class DenseLayer(nn.Module):
+class DenseLayer(nn.Sequential):
     """`features.denseblock4.denselayer1` and 57 more."""
 
     def __init__(self, channels: int) -> None:
@@ -82,22 +79,20 @@ class DenseLayer(nn.Module):
         self.relu2 = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(128, 32, kernel_size=3, padding=1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv1(self.relu1(self.norm1(x)))
-        return self.conv2(self.relu2(self.norm2(x)))
 
+class Transition(nn.Sequential):
+    """Brings a map to the width of the next stage: `transition.16` and 6 more."""
 
-class Transition(nn.Module):
-    """Brings a map to the width of the next stage: `transition.16` and 3 more."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, act: bool = True) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(in_channels)
-        self.act = nn.ReLU(inplace=True)
+        self.act = None
+        if act:
+            self.act = nn.ReLU(inplace=True)
+        self.relu = None
+        if not act:
+            self.relu = nn.ReLU(inplace=True)
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(self.act(self.norm(x)))
 
 
 class Merge(nn.Module):
@@ -109,237 +104,24 @@ class Merge(nn.Module):
         self.act = nn.ReLU(inplace=True)
         self.conv = nn.Conv2d(2 * channels, channels, kernel_size=3, padding=1, bias=False)
 
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+    def forward(self, x: torch.Tensor, e: torch.Tensor) -> Tensor:
         x = torch.cat([x + e, e], 1)
         return self.conv(self.act(self.norm(x)))
 
 
-class Transition2(nn.Module):
-    """`features.transition3` and 2 more."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(2 * channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.conv = nn.Conv2d(2 * channels, channels, kernel_size=1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(self.relu(self.norm(x)))
-
-
 class DenseBlock(nn.Module):
-    """`features.denseblock4`."""
+    """`features.denseblock4` and 3 more."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int, depth: int) -> None:
         super().__init__()
-        self.denselayer1 = DenseLayer(512)
-        self.denselayer2 = DenseLayer(544)
-        self.denselayer3 = DenseLayer(576)
-        self.denselayer4 = DenseLayer(608)
-        self.denselayer5 = DenseLayer(640)
-        self.denselayer6 = DenseLayer(672)
-        self.denselayer7 = DenseLayer(704)
-        self.denselayer8 = DenseLayer(736)
-        self.denselayer9 = DenseLayer(768)
-        self.denselayer10 = DenseLayer(800)
-        self.denselayer11 = DenseLayer(832)
-        self.denselayer12 = DenseLayer(864)
-        self.denselayer13 = DenseLayer(896)
-        self.denselayer14 = DenseLayer(928)
-        self.denselayer15 = DenseLayer(960)
-        self.denselayer16 = DenseLayer(992)
+        for i in range(depth):
+            self.add_module(f"denselayer{i + 1}", DenseLayer(channels + i * 32))
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.denselayer1(torch.cat([x], 1))
-        z = torch.cat([x, y], 1)
-        z = self.denselayer2(z)
-        u = torch.cat([x, y, z], 1)
-        u = self.denselayer3(u)
-        v = torch.cat([x, y, z, u], 1)
-        v = self.denselayer4(v)
-        w = torch.cat([x, y, z, u, v], 1)
-        w = self.denselayer5(w)
-        y2 = torch.cat([x, y, z, u, v, w], 1)
-        y2 = self.denselayer6(y2)
-        y3 = torch.cat([x, y, z, u, v, w, y2], 1)
-        y3 = self.denselayer7(y3)
-        y4 = torch.cat([x, y, z, u, v, w, y2, y3], 1)
-        y4 = self.denselayer8(y4)
-        y5 = torch.cat([x, y, z, u, v, w, y2, y3, y4], 1)
-        y5 = self.denselayer9(y5)
-        y6 = torch.cat([x, y, z, u, v, w, y2, y3, y4, y5], 1)
-        y6 = self.denselayer10(y6)
-        y7 = torch.cat([x, y, z, u, v, w, y2, y3, y4, y5, y6], 1)
-        y7 = self.denselayer11(y7)
-        y8 = torch.cat([x, y, z, u, v, w, y2, y3, y4, y5, y6, y7], 1)
-        y8 = self.denselayer12(y8)
-        y9 = torch.cat([x, y, z, u, v, w, y2, y3, y4, y5, y6, y7, y8], 1)
-        y9 = self.denselayer13(y9)
-        y10 = torch.cat([x, y, z, u, v, w, y2, y3, y4, y5, y6, y7, y8, y9], 1)
-        y10 = self.denselayer14(y10)
-        y11 = torch.cat([x, y, z, u, v, w, y2, y3, y4, y5, y6, y7, y8, y9, y10], 1)
-        y11 = self.denselayer15(y11)
-        y12 = torch.cat([x, y, z, u, v, w, y2, y3, y4, y5, y6, y7, y8, y9, y10, y11], 1)
-        y12 = self.denselayer16(y12)
-        return torch.cat([x, y, z, u, v, w, y2, y3, y4, y5, y6, y7, y8, y9, y10, y11, y12], 1)
-
-
-class DenseBlock2(nn.Module):
-    """`features.denseblock3`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.denselayer1 = DenseLayer(256)
-        self.denselayer2 = DenseLayer(288)
-        self.denselayer3 = DenseLayer(320)
-        self.denselayer4 = DenseLayer(352)
-        self.denselayer5 = DenseLayer(384)
-        self.denselayer6 = DenseLayer(416)
-        self.denselayer7 = DenseLayer(448)
-        self.denselayer8 = DenseLayer(480)
-        self.denselayer9 = DenseLayer(512)
-        self.denselayer10 = DenseLayer(544)
-        self.denselayer11 = DenseLayer(576)
-        self.denselayer12 = DenseLayer(608)
-        self.denselayer13 = DenseLayer(640)
-        self.denselayer14 = DenseLayer(672)
-        self.denselayer15 = DenseLayer(704)
-        self.denselayer16 = DenseLayer(736)
-        self.denselayer17 = DenseLayer(768)
-        self.denselayer18 = DenseLayer(800)
-        self.denselayer19 = DenseLayer(832)
-        self.denselayer20 = DenseLayer(864)
-        self.denselayer21 = DenseLayer(896)
-        self.denselayer22 = DenseLayer(928)
-        self.denselayer23 = DenseLayer(960)
-        self.denselayer24 = DenseLayer(992)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.denselayer1(torch.cat([x], 1))
-        z = torch.cat([x, y], 1)
-        z = self.denselayer2(z)
-        u = torch.cat([x, y, z], 1)
-        u = self.denselayer3(u)
-        v = torch.cat([x, y, z, u], 1)
-        v = self.denselayer4(v)
-        w = torch.cat([x, y, z, u, v], 1)
-        w = self.denselayer5(w)
-        y2 = torch.cat([x, y, z, u, v, w], 1)
-        y2 = self.denselayer6(y2)
-        y3 = torch.cat([x, y, z, u, v, w, y2], 1)
-        y3 = self.denselayer7(y3)
-        y4 = torch.cat([x, y, z, u, v, w, y2, y3], 1)
-        y4 = self.denselayer8(y4)
-        y5 = torch.cat([x, y, z, u, v, w, y2, y3, y4], 1)
-        y5 = self.denselayer9(y5)
-        y6 = torch.cat([x, y, z, u, v, w, y2, y3, y4, y5], 1)
-        y6 = self.denselayer10(y6)
-        y7 = torch.cat([x, y, z, u, v, w, y2, y3, y4, y5, y6], 1)
-        y7 = self.denselayer11(y7)
-        y8 = torch.cat([x, y, z, u, v, w, y2, y3, y4, y5, y6, y7], 1)
-        y8 = self.denselayer12(y8)
-        y9 = torch.cat([x, y, z, u, v, w, y2, y3, y4, y5, y6, y7, y8], 1)
-        y9 = self.denselayer13(y9)
-        y10 = torch.cat([x, y, z, u, v, w, y2, y3, y4, y5, y6, y7, y8, y9], 1)
-        y10 = self.denselayer14(y10)
-        y11 = torch.cat([x, y, z, u, v, w, y2, y3, y4, y5, y6, y7, y8, y9, y10], 1)
-        y11 = self.denselayer15(y11)
-        y12 = torch.cat([x, y, z, u, v, w, y2, y3, y4, y5, y6, y7, y8, y9, y10, y11], 1)
-        y12 = self.denselayer16(y12)
-        y13 = torch.cat([x, y, z, u, v, w, y2, y3, y4, y5, y6, y7, y8, y9, y10, y11, y12], 1)
-        y13 = self.denselayer17(y13)
-        y14 = torch.cat([x, y, z, u, v, w, y2, y3, y4, y5, y6, y7, y8, y9, y10, y11, y12, y13], 1)
-        y14 = self.denselayer18(y14)
-        y15 = torch.cat([x, y, z, u, v, w, y2, y3, y4, y5, y6, y7, y8, y9, y10, y11, y12, y13, y14], 1)
-        y15 = self.denselayer19(y15)
-        y16 = torch.cat([x, y, z, u, v, w, y2, y3, y4, y5, y6, y7, y8, y9, y10, y11, y12, y13, y14, y15], 1)
-        y16 = self.denselayer20(y16)
-        y17 = torch.cat([x, y, z, u, v, w, y2, y3, y4, y5, y6, y7, y8, y9, y10, y11, y12, y13, y14, y15, y16], 1)
-        y17 = self.denselayer21(y17)
-        y18 = torch.cat([x, y, z, u, v, w, y2, y3, y4, y5, y6, y7, y8, y9, y10, y11, y12, y13, y14, y15, y16, y17], 1)
-        y18 = self.denselayer22(y18)
-        y19 = torch.cat(
-            [x, y, z, u, v, w, y2, y3, y4, y5, y6, y7, y8, y9, y10, y11, y12, y13, y14, y15, y16, y17, y18], 1
-        )
-        y19 = self.denselayer23(y19)
-        y20 = torch.cat(
-            [x, y, z, u, v, w, y2, y3, y4, y5, y6, y7, y8, y9, y10, y11, y12, y13, y14, y15, y16, y17, y18, y19], 1
-        )
-        y20 = self.denselayer24(y20)
-        return torch.cat(
-            [x, y, z, u, v, w, y2, y3, y4, y5, y6, y7, y8, y9, y10, y11, y12, y13, y14, y15, y16, y17, y18, y19, y20], 1
-        )
-
-
-class DenseBlock3(nn.Module):
-    """`features.denseblock2`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.denselayer1 = DenseLayer(128)
-        self.denselayer2 = DenseLayer(160)
-        self.denselayer3 = DenseLayer(192)
-        self.denselayer4 = DenseLayer(224)
-        self.denselayer5 = DenseLayer(256)
-        self.denselayer6 = DenseLayer(288)
-        self.denselayer7 = DenseLayer(320)
-        self.denselayer8 = DenseLayer(352)
-        self.denselayer9 = DenseLayer(384)
-        self.denselayer10 = DenseLayer(416)
-        self.denselayer11 = DenseLayer(448)
-        self.denselayer12 = DenseLayer(480)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.denselayer1(torch.cat([x], 1))
-        z = torch.cat([x, y], 1)
-        z = self.denselayer2(z)
-        u = torch.cat([x, y, z], 1)
-        u = self.denselayer3(u)
-        v = torch.cat([x, y, z, u], 1)
-        v = self.denselayer4(v)
-        w = torch.cat([x, y, z, u, v], 1)
-        w = self.denselayer5(w)
-        y2 = torch.cat([x, y, z, u, v, w], 1)
-        y2 = self.denselayer6(y2)
-        y3 = torch.cat([x, y, z, u, v, w, y2], 1)
-        y3 = self.denselayer7(y3)
-        y4 = torch.cat([x, y, z, u, v, w, y2, y3], 1)
-        y4 = self.denselayer8(y4)
-        y5 = torch.cat([x, y, z, u, v, w, y2, y3, y4], 1)
-        y5 = self.denselayer9(y5)
-        y6 = torch.cat([x, y, z, u, v, w, y2, y3, y4, y5], 1)
-        y6 = self.denselayer10(y6)
-        y7 = torch.cat([x, y, z, u, v, w, y2, y3, y4, y5, y6], 1)
-        y7 = self.denselayer11(y7)
-        y8 = torch.cat([x, y, z, u, v, w, y2, y3, y4, y5, y6, y7], 1)
-        y8 = self.denselayer12(y8)
-        return torch.cat([x, y, z, u, v, w, y2, y3, y4, y5, y6, y7, y8], 1)
-
-
-class DenseBlock4(nn.Module):
-    """`features.denseblock1`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.denselayer1 = DenseLayer(64)
-        self.denselayer2 = DenseLayer(96)
-        self.denselayer3 = DenseLayer(128)
-        self.denselayer4 = DenseLayer(160)
-        self.denselayer5 = DenseLayer(192)
-        self.denselayer6 = DenseLayer(224)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.denselayer1(torch.cat([x], 1))
-        z = torch.cat([x, y], 1)
-        z = self.denselayer2(z)
-        u = torch.cat([x, y, z], 1)
-        u = self.denselayer3(u)
-        v = torch.cat([x, y, z, u], 1)
-        v = self.denselayer4(v)
-        w = torch.cat([x, y, z, u, v], 1)
-        w = self.denselayer5(w)
-        y2 = torch.cat([x, y, z, u, v, w], 1)
-        return torch.cat([x, y, z, u, v, w, self.denselayer6(y2)], 1)
+    def forward(self, x: torch.Tensor) -> Tensor:
+        maps = [x]
+        for layer in self.children():
+            maps.append(layer(torch.cat(maps, 1)))
+        return torch.cat(maps, 1)
 
 
 class DenseNet121TD(nn.Module):
@@ -356,13 +138,13 @@ class DenseNet121TD(nn.Module):
         )
         self.features = nn.ModuleDict(
             {
-                "denseblock4": DenseBlock(),
-                "denseblock3": DenseBlock2(),
-                "transition3": Transition2(512),
-                "denseblock2": DenseBlock3(),
-                "transition2": Transition2(256),
-                "denseblock1": DenseBlock4(),
-                "transition1": Transition2(128),
+                "denseblock4": DenseBlock(512, depth=16),
+                "denseblock3": DenseBlock(256, depth=24),
+                "transition3": Transition(1024, 512, act=False),
+                "denseblock2": DenseBlock(128, depth=12),
+                "transition2": Transition(512, 256, act=False),
+                "denseblock1": DenseBlock(64, depth=6),
+                "transition1": Transition(256, 128, act=False),
                 "norm5": nn.BatchNorm2d(64),
             }
         )
