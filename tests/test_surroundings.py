@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 import sys
 import threading
@@ -27,6 +28,7 @@ from td_compiler.errors import Breakdown
 from td_compiler.graph.states import TopDown
 from td_compiler.network.refine import Refined
 from td_compiler.passes.insert_merges import InsertMerges
+from td_compiler.surroundings import resting_collector
 
 
 class Block(nn.Module):
@@ -107,6 +109,7 @@ def surroundings() -> tuple[Any, ...]:
         *(torch.get_default_device(), torch.get_default_dtype(), torch.is_inference_mode_enabled()),
         *(torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.are_deterministic_algorithms_enabled()),
         *(list(warnings.filters), torch.get_num_threads(), nn.Module.__call__, nn.Module.__getattr__),
+        *(gc.isenabled(), gc.get_threshold(), gc.get_freeze_count()),
     )
 
 
@@ -227,8 +230,40 @@ def test_several_convert_while_others_infer() -> None:
     for thread in servers:
         thread.join()
     assert not wrong
+    assert gc.isenabled()
     assert nn.Module.__call__ is call
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_collector_runs_again_behind_the_last_of_several() -> None:
+    one, other = resting_collector(), resting_collector()
+    with one:
+        other.__enter__()
+        assert not gc.isenabled()
+    assert not gc.isenabled(), "the other still converts"
+    other.__exit__(None, None, None)
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_the_collector_is_left_as_it_was(runs: bool) -> None:
+    seen: list[bool] = []
+
+    class Looks(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(gc.isenabled())
+            return super().forward(x)
+
+    try:
+        (gc.enable if runs else gc.disable)()
+        reverse(Looks(), input_size=SIZE)
+        assert gc.isenabled() is runs
+        with pytest.raises(ConversionError):
+            reverse(Raises(), input_size=SIZE)
+        assert gc.isenabled() is runs
+    finally:
+        gc.enable()
+    assert seen and not any(seen)
 
 
 class Exits(Net):
