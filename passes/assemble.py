@@ -130,9 +130,10 @@ def _report(building: Building, scales: tuple[int | Pair, ...], segments: list[S
 
 def _run_on_meta(building: Building, segments: list[Segment]) -> dict[fx.Node, torch.Tensor]:
     """Every node's value for as many images as the source was traced with, without computing one."""
-    bones: nn.Module | dict[str, nn.Module | torch.Tensor] = {**building.modules, **building.parameters}
+    parts: dict[str, nn.Module | torch.Tensor] = {**building.modules, **building.parameters}
+    bones: nn.Module | dict[str, nn.Module | torch.Tensor] = parts
     if not is_meta(building.bottom_up.device):
-        plant(root := nn.Module(), bones)
+        plant(root := nn.Module(), parts)
         bones = skeleton(root)
     values: dict[fx.Node, torch.Tensor] = {}
     images = facts(building.bottom_up.captured.image).value

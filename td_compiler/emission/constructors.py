@@ -163,10 +163,14 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in plain.items() if has_literal(value)}
 
 
-@functools.lru_cache(256)
 def _parameters(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
     """The parameters of a constructor that have a say in what it builds."""
-    parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
+    return _parameters_of(kind.__init__)
+
+
+@functools.lru_cache(256)
+def _parameters_of(constructor: Callable[..., None]) -> dict[str, inspect.Parameter]:
+    parameters = list(inspect.signature(constructor).parameters.values())[1:]
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     skipped = {"device", "dtype"}
     return {p.name: p for p in parameters if p.kind not in variadic and p.name not in skipped and p.name[0] != "_"}
