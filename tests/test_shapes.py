@@ -109,6 +109,15 @@ def test_what_works_in_place_returns_its_input(activation: Callable[..., nn.Modu
         assert activation(inplace=False)(x) is not x
 
 
+@pytest.mark.parametrize("function", [torch.Tensor.__iadd__, torch.Tensor.add_, torch.Tensor.__imul__])
+def test_a_sum_in_place_is_its_first_operand(function: Callable[..., Any]) -> None:
+    x, gate = image().to("meta"), torch.ones(2, 6, 1, 1, device="meta")
+    for other in (image().to("meta"), gate, 2.0):
+        assert returned(function, (x, other), {}) is x
+    assert returned(function, (gate, x), {}) is None, "torch refuses to grow a tensor in place"
+    assert returned(function, (x, image().double().to("meta")), {}) is None
+
+
 def test_wrong_shapes_are_left_to_torch() -> None:
     x, five = image().to("meta"), torch.ones(5, device="meta")
     wrong: list[Call] = [

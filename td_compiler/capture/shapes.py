@@ -89,6 +89,11 @@ def _sum_or_product(input: torch.Tensor, other: Any, **settings: Any) -> torch.T
     return _like(larger, larger.shape) if fits else None
 
 
+def _in_place(input: torch.Tensor, other: Any, **settings: Any) -> torch.Tensor | None:
+    made = _sum_or_product(input, other, **settings)
+    return input if made is not None and made.shape == input.shape else None
+
+
 def _concatenation(tensors: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor | None:
     first = tensors[0]
     before, after = first.shape[:dim], first.shape[dim:][1:]
@@ -157,6 +162,7 @@ _RULES: Mapping[Any, Rule] = {
     **dict.fromkeys((torch.sigmoid, torch.Tensor.sigmoid, torch.tanh, torch.Tensor.tanh), _elementwise),
     **dict.fromkeys((torch.mean, torch.Tensor.mean), _mean),
     F.conv2d: _convolution,
+    **dict.fromkeys((torch.Tensor.__iadd__, torch.Tensor.add_, torch.Tensor.__imul__, torch.Tensor.mul_), _in_place),
     torch.cat: _concatenation,
     F.batch_norm: _batch_norm,
     F.layer_norm: _layer_norm,
