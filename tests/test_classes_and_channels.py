@@ -61,12 +61,12 @@ def test_a_new_classifier_is_drawn_as_the_sources() -> None:
     torch.manual_seed(0)
     td = reverse(torchvision.models.mobilenet_v3_small(), num_classes=50)  # N(0, 0.01), zero biases
     last = td.get_submodule("classifier.3")
-    assert last.weight.std().item() == pytest.approx(0.01, rel=0.05) and not last.bias.any()
+    assert last.weight.std().item() == pytest.approx(0.01, rel=0.05) and not last.bias.any()  # type: ignore[operator]
     td.reset_classifier(60)
     last = td.get_submodule("classifier.3")
-    assert last.weight.std().item() == pytest.approx(0.01, rel=0.05) and not last.bias.any()
+    assert last.weight.std().item() == pytest.approx(0.01, rel=0.05) and not last.bias.any()  # type: ignore[operator]
     other = reverse(torchvision.models.resnet18(), num_classes=50).get_submodule("fc")
-    assert other.weight.abs().max().item() == pytest.approx(1 / math.sqrt(64), rel=0.01)
+    assert other.weight.abs().max().item() == pytest.approx(1 / math.sqrt(64), rel=0.01)  # type: ignore[operator]
 
 
 def test_the_sources_own_numbers_change_nothing() -> None:
@@ -109,7 +109,7 @@ class Normalising(nn.Sequential):
         self.register_buffer("mean", torch.rand(3, 1, 1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        scores: torch.Tensor = super().forward(images - self.mean)
+        scores: torch.Tensor = super().forward(images - self.mean)  # type: ignore[operator]
         return scores
 
 

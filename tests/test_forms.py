@@ -68,11 +68,11 @@ def test_what_users_put_in_stays(form: object) -> None:
     td = copy.deepcopy(converted("resnet18")).double().eval()
     assert isinstance(td, TopDownNet) and callable(form)
     seen: list[str] = []
-    td.layer2[0].register_forward_hook(lambda *_: seen.append("hook"))
-    td.layer4[0] = Adapted(td.layer4[0])
+    td.get_submodule("layer2.0").register_forward_hook(lambda *_: seen.append("hook"))
+    td.set_submodule("layer4.0", Adapted(td.get_submodule("layer4.0")))
     before = td(draw())
     form(td)
     torch.testing.assert_close(td(draw()), before)
-    assert isinstance(td.layer4[0], Adapted) and seen == ["hook", "hook"]
+    assert isinstance(td.get_submodule("layer4.0"), Adapted) and seen == ["hook", "hook"]
     with pytest.raises(ConversionError, match=r"layer4\.0 is a Adapted now and has no "):
         emit_source(td, class_name="Net", origin="here")

@@ -157,7 +157,7 @@ def test_trained_weights_show_nothing_and_the_report_says_so() -> None:
     td = reverse(model, input_size=(1, 28, 28))
     assert any("as if they had been trained" in note for note in td.report.notes)
     merge = emitted(td).get_submodule("merge.1.conv").weight
-    assert merge.std().item() == pytest.approx(math.sqrt(2 / into(merge)), rel=0.1)
+    assert merge.std().item() == pytest.approx(math.sqrt(2 / into(merge)), rel=0.1)  # type: ignore[operator]
     meta = reverse(Plain().to("meta"), input_size=(1, 28, 28))
     assert not any("trained" in note for note in meta.report.notes)
 
@@ -179,7 +179,7 @@ def test_a_trained_network_is_asked_for_its_own_way_to_draw() -> None:
     td = reverse(model, input_size=(1, 28, 28), init="fresh")
     for name, value in {"merge.1.conv": 0.5, "4": 0.5}.items():
         layer = td.get_submodule(name)
-        assert layer.weight.std().item() == pytest.approx(0.07, rel=0.15)
+        assert layer.weight.std().item() == pytest.approx(0.07, rel=0.15)  # type: ignore[operator]
         assert (layer.bias == value).all()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -222,11 +222,11 @@ def test_layers_that_differ_within_a_kind_keep_their_own_laws() -> None:
     for network in (emitted(td), reverse(Mixed(), input_size=(3, 16, 16), init="fresh")):
         for i in range(4):
             block = network.get_submodule(f"blocks.{i}")
-            assert block.spatial.weight.std().item() == pytest.approx(0.1, rel=0.2)
-            assert block.pointwise.weight.std().item() == pytest.approx(math.sqrt(2 / 64), rel=0.15)
-            assert (block.scale == 1e-5).all() and not block.norm.weight.any()
+            assert block.spatial.weight.std().item() == pytest.approx(0.1, rel=0.2)  # type: ignore[operator]
+            assert block.pointwise.weight.std().item() == pytest.approx(math.sqrt(2 / 64), rel=0.15)  # type: ignore[operator]
+            assert (block.scale == 1e-5).all() and not block.norm.weight.any()  # type: ignore[operator]
         merge = network.get_submodule("merge.1.conv").weight
-        assert merge.std().item() == pytest.approx(math.sqrt(2 / (into(merge) + out(merge))), rel=0.1)
+        assert merge.std().item() == pytest.approx(math.sqrt(2 / (into(merge) + out(merge))), rel=0.1)  # type: ignore[operator]
         assert torch.allclose(network.get_submodule("fc").bias, torch.tensor(-4.6))
 
 
@@ -235,4 +235,4 @@ def test_a_merge_is_never_silent() -> None:
     td = reverse(torchvision.models.resnet50(zero_init_residual=True), init="fresh")
     for network in (td, emitted(td)):
         assert (network.get_submodule("merge.4.norm").weight == 1).all()
-        assert not network.get_submodule("layer4.0.bn3").weight.any()
+        assert not network.get_submodule("layer4.0.bn3").weight.any()  # type: ignore[operator]

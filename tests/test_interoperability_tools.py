@@ -99,7 +99,7 @@ def test_containers_of_the_source_fire() -> None:
         td.get_submodule(path).register_forward_hook(lambda *_, path=path: fired.append(path))
     td(draw())
     assert sorted(fired) == ["entry.32", "layer2", "layer3", "layer4", "layer4.0", "merge.1"]
-    assert td.layer4[0](torch.randn(1, 512, 4, 4)).shape == (1, 512, 4, 4)
+    assert td.layer4[0](torch.randn(1, 512, 4, 4)).shape == (1, 512, 4, 4)  # type: ignore[operator]
 
 
 class Adapter(nn.Module):

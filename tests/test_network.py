@@ -200,8 +200,8 @@ def test_add_merge_is_a_sum() -> None:
     assert not hasattr(td, "merge")
     levels = td.pyramid(torch.randn(1, 1, 28, 28))
     coarse = td.get_submodule("features.4")(levels[2])
-    grown = nn.functional.interpolate(td.transition["2"](coarse), scale_factor=2)
-    expected = td.get_submodule("features.2")(grown + td.entry["2"](levels[1]))
+    grown = nn.functional.interpolate(td.transition["2"](coarse), scale_factor=2)  # type: ignore[operator]
+    expected = td.get_submodule("features.2")(grown + td.entry["2"](levels[1]))  # type: ignore[operator]
     torch.testing.assert_close(td.stage_maps(levels)[1], expected)
 
 

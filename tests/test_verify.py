@@ -93,7 +93,7 @@ def cut_off(td: TopDownNet) -> None:
 
 
 def other_scales(td: TopDownNet) -> None:
-    td.pyramid = Pyramid([1, 2, 3])
+    td.add_module("pyramid", Pyramid([1, 2, 3]))
 
 
 def shrinking(td: TopDownNet) -> None:

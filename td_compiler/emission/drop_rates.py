@@ -29,13 +29,14 @@ def as_drop_path(module: nn.Module) -> DropPath | None:
         return None
     if not 0 <= rates[0] < 1 or not all(isinstance(value, (bool, int, float, str)) for value in settings.values()):
         return None
-    return DropPath(rates[0]) if _drops_paths(kind, tuple(settings.items())) else None
+    found = _drops_paths(kind, tuple(settings.items()))  # type: ignore[arg-type]  # a class has a hash too
+    return DropPath(rates[0]) if found else None
 
 
 @functools.cache
 def _drops_paths(kind: type[nn.Module], settings: tuple[tuple[str, object], ...]) -> bool:
     """Whether a module of a class with such attributes does what a `DropPath` of its only float does: tried out."""
-    module, own = copy.copy(nn.Module()), DropPath(next(value for _, value in settings if type(value) is float))  # type: ignore[arg-type]
+    module, own = copy.copy(nn.Module()), DropPath(next(value for _, value in settings if type(value) is float))
     module.__class__ = kind
     module.__dict__.update(settings)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():

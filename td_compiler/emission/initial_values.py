@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -118,6 +118,11 @@ def _rules_of(kind: str, members: Sequence[tuple[str, nn.Module]], laws: Mapping
     return tuple(rules)
 
 
+def _taps(conv: nn.Module) -> int:
+    sizes: Any = conv.kernel_size
+    return math.prod(sizes)
+
+
 def _condition(those: Sequence[tuple[str, nn.Module]], others: Sequence[tuple[str, nn.Module]]) -> str:
     """An expression that is true of some layers and not of others of their class."""
     traits: list[tuple[str, Callable[[nn.Module], bool]]] = []
@@ -125,8 +130,8 @@ def _condition(those: Sequence[tuple[str, nn.Module]], others: Sequence[tuple[st
         traits = [
             ("module.groups == module.in_channels", is_depthwise),
             ("module.groups > 1", lambda module: bool(module.groups != 1)),
-            ("math.prod(module.kernel_size) == 1", lambda module: math.prod(module.kernel_size) == 1),
-            ("math.prod(module.kernel_size) > 1", lambda module: math.prod(module.kernel_size) > 1),
+            ("math.prod(module.kernel_size) == 1", lambda module: _taps(module) == 1),
+            ("math.prod(module.kernel_size) > 1", lambda module: _taps(module) > 1),
         ]
     for text, holds in traits:
         if all(holds(module) for _, module in those) and not any(holds(module) for _, module in others):

@@ -145,7 +145,8 @@ def samples_of(tensors: Sequence[tuple[torch.Tensor, Mapping[Fan, float]]]) -> l
         if row[3] == row[4] and tensor.numel() > _SAMPLE:  # one of filters that are nearly all zero
             row[3:5] = (float(end) for end in tensor.detach().aminmax())
         precision = max(1e-6, torch.finfo(tensor.dtype).eps)
-        samples.append(Sample(fans, min(tensor.numel(), _SAMPLE), *row, _orthogonal_gain(tensor, row), precision))
+        count, gain = min(tensor.numel(), _SAMPLE), _orthogonal_gain(tensor, row)
+        samples.append(Sample(fans, count, row[0], row[1], row[2], row[3], row[4], gain, precision))
     return samples
 
 
@@ -156,7 +157,8 @@ def _some(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _by_stride(tensor: torch.Tensor) -> list[int]:
-    return sorted(range(tensor.dim()), key=lambda axis: -tensor.stride(axis))
+    strides = tensor.stride()
+    return sorted(range(tensor.dim()), key=lambda axis: -strides[axis])
 
 
 def _orthogonal_gain(tensor: torch.Tensor, moments: Sequence[float]) -> float:
@@ -220,7 +222,7 @@ def _scored(samples: Sequence[Sample], *, weak: bool) -> Iterator[tuple[float, L
                     base = std / TRUNCATED if shape == "truncated" else std
                     within = _WITHIN if shape == "truncated" else 1.0
                     log = -number * math.log(base * math.sqrt(2 * math.pi) * within) - squares / (2 * base * base)
-                yield log + stretch - price - fan_price, Law(shape, value, fan)  # type: ignore[arg-type]
+                yield log + stretch - price - fan_price, Law(shape, value, fan)
 
 
 def _candidates(

@@ -53,7 +53,8 @@ def tiles(x: torch.Tensor, image: torch.Tensor, factor: tuple[int, int]) -> bool
     If not, blocks are cut off at the border, which only the plain form gets right. An
     exported or traced program takes that form too: it must hold for images of any size.
     """
-    symbolic = isinstance(x, torch.fx.Proxy) or torch.jit.is_tracing()
+    kind: type = type(x)
+    symbolic = issubclass(kind, torch.fx.Proxy) or torch.jit.is_tracing()
     if symbolic or torch.compiler.is_exporting():
         return False
     size = (x.shape[-2] * factor[0], x.shape[-1] * factor[1])

@@ -63,6 +63,20 @@ class TopDownNet(nn.Module):
     channels_last: bool
     checkpointed: frozenset[str] = frozenset()
 
+    if TYPE_CHECKING:  # what the text of every network says
+        num_classes: int
+        num_features: int
+        head_hidden_size: int
+        in_chans: int
+        pretrained_cfg: dict[str, Any]
+        default_cfg: dict[str, Any]
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor: ...
+        def forward_features(self, images: torch.Tensor) -> torch.Tensor: ...
+        def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor: ...
+        def forward_pyramid(self, levels: Sequence[torch.Tensor]) -> torch.Tensor: ...
+        def get_classifier(self) -> nn.Module: ...
+
     def __init__(
         self,
         modules: Mapping[str, nn.Module | torch.Tensor],
@@ -186,8 +200,7 @@ class TopDownNet(nn.Module):
             super().reset_classifier(num_classes)  # type: ignore[misc]  # the text's
         except TypeError as error:
             raise ConversionError(f"{error}: give num_classes to reverse, or to timm.create_model.") from error
-        classifier: nn.Module = self.get_classifier()  # type: ignore[operator]
-        classifier.to(like.device, like.dtype).train(self.training)
+        self.get_classifier().to(like.device, like.dtype).train(self.training)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Checkpoint all stages, or none, by timm's name for it (:meth:`checkpoint_stages`)."""

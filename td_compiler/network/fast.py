@@ -83,11 +83,14 @@ _PLAIN: dict[type[nn.Module], type[nn.Module]] = {
 def _follow(network: TopDownNet, bones: TopDownNet) -> None:
     """Give layers the classes that those at their paths have, and what holds them the classes of the text."""
     for path, layer in network.named_modules(remove_duplicate=False):
-        kind, wanted = type(layer), type(_at(bones, path))
+        like = _at(bones, path)
+        if like is None:
+            continue
+        kind, wanted = type(layer), type(like)
         if _PLAIN.get(wanted) is kind:
             layer.__class__ = wanted
-            if issubclass(wanted, FoldedConv2d):
-                layer.factor = _at(bones, path).factor  # type: ignore[assignment,union-attr]
+            if isinstance(like, FoldedConv2d):
+                layer.factor = like.factor
         elif _PLAIN.get(kind) is wanted:
             layer.__class__ = wanted
             for name in ("factor", "_kept"):

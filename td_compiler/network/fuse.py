@@ -154,8 +154,7 @@ def _with_used_layers(network: TopDownNet, note: str, *, is_fast: bool) -> TopDo
     layers = {path: module for path, module in network.named_modules(remove_duplicate=False) if path in used}
     tensors = {path: attrgetter(path)(network) for path in _attributes(network.parts)}
     report = replace(network.report, notes=(*network.report.notes, note))
-    prologue, *segments = network.parts if network.prologue is not None else (None, *network.segments)
-    unfolded = None
+    segments, unfolded, prologue = network.segments, None, network.prologue
     if is_fast:
         unfolded, segments = segments, [*folded(segments, pixels_of(network), layers)]
     made = {**layers, **tensors}
