@@ -128,12 +128,12 @@ class _Finder:
         homes = {unit: plan(node).class_name.lstrip("_")} if unit else {}
         return homes | {path: kind.lstrip("_") for path, kind in plan(node).homes}
 
-    def find(self, nodes: list[fx.Node], above: frozenset[str]) -> list[Unit]:
-        """The units among nodes, outermost; `above` are the paths of those that hold all of the nodes."""
+    def find(self, nodes: list[fx.Node], above: frozenset[str], within: str = "") -> list[Unit]:
+        """The units among nodes, outermost, below the path `within`; `above`: paths of units that hold all nodes."""
         places: dict[str, list[int]] = {}
         for i, node in enumerate(nodes):
             for path in self._homes[node]:
-                if path not in above:
+                if path not in above and (not within or path.startswith(f"{within}.")):
                     places.setdefault(path, []).append(i)
         found: list[tuple[int, Unit]] = []
         taken: set[int] = set()
@@ -188,7 +188,7 @@ class _Finder:
         modules = [str(node.target) for node in own if node.op == "call_module"]
         foreign = [target for target in modules if not target.startswith(f"{path}.")]
         arguments = _name_arguments(list(dict.fromkeys(outside)), list(dict.fromkeys(foreign)), base)
-        return Unit(path, base, tuple(own), arguments, results[0], tuple(self.find(own, above | {path})))
+        return Unit(path, base, tuple(own), arguments, results[0], tuple(self.find(own, above | {path}, path)))
 
 
 def _camel(path: str) -> str:
