@@ -24,6 +24,7 @@ class Conditions:
         parameters: values of every parameter, an instance each.
         known: what the forward knows already: condition -> variants.
         taken: names that the class has for something else.
+        kept: the parameters that the class keeps under their names for the forward.
     """
 
     def __init__(
@@ -32,13 +33,15 @@ class Conditions:
         parameters: Mapping[str, tuple[Any, ...]],
         known: Mapping[str, frozenset[int]],
         taken: Sequence[str],
+        kept: Sequence[str],
     ) -> None:
         self.flags: dict[str, tuple[Any, ...]] = {}
         self.stored: dict[str, str] = {}
         self._variants = variants
         self._all = frozenset(variants)
         self._parameters = parameters
-        self._taken = set(taken)
+        self._taken = {*taken, *kept}
+        self._kept = set(kept)
         self._declared: dict[str, str] = {}
         self._at_start: dict[frozenset[int], str] = {}
         self._at_run: dict[frozenset[int], str] = {}
@@ -71,8 +74,13 @@ class Conditions:
             if one & other == mask:
                 self._at_run[mask] = f"{first} and {second}"
                 return self._at_run[mask]
+        start = self._start(mask, self._free(purpose, attribute=True))
+        number = start.removesuffix(" is not None")
+        if number != start and number in self._kept:
+            self._know(mask, f"self.{start}")
+            return self._at_run[mask]
         name = self._free(purpose, attribute=True)
-        self.stored[name] = self._start(mask, name)
+        self.stored[name] = start
         self._know(mask, f"self.{name}")
         return self._at_run[mask]
 

@@ -318,7 +318,7 @@ class _Template:
         holes = self._holes(made.drafts, variants)
         names = [declaration.name for declaration, _ in self._declarations]
         parameters = find_parameters(holes, names)
-        conditions = Conditions(variants, parameters.values, self.masks, names)
+        conditions = Conditions(variants, parameters.values, self.masks, names, list(parameters.stored))
         base = self._chain()
         optional = {d.name: when for d, when in self._declarations if when != self._all}
         for name, when in optional.items():
