@@ -125,7 +125,8 @@ def _report(building: Building, scales: tuple[int | Pair, ...], segments: list[S
     source = type(building.bottom_up.model).__name__
     size, laws = building.bottom_up.input_size, building.initialisation.laws
     size = (building.options.in_chans or size[0], *size[1:])
-    return Report(source, size, scales, tuple(rows), tuple(building.notes), building.options, laws)
+    new = frozenset(path for path in building.modules if not building.layers[path].own)
+    return Report(source, size, scales, tuple(rows), tuple(building.notes), building.options, laws, new)
 
 
 def _run_on_meta(building: Building, segments: list[Segment]) -> dict[fx.Node, torch.Tensor]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from td_compiler.convert import reverse
     from td_compiler.graph.registry import register
     from td_compiler.network.base import TopDownNet
+    from td_compiler.network.checkpoints import load_bottom_up
     from td_compiler.network.fast import fast, plain
     from td_compiler.network.fuse import fuse
     from td_compiler.network.pretrained import from_pretrained, save_pretrained
@@ -32,6 +33,7 @@ __all__ = [
     "from_pretrained",
     "fuse",
     "leaf",
+    "load_bottom_up",
     "plain",
     "register",
     "reverse",
@@ -48,6 +50,7 @@ _HOMES = {
     "from_pretrained": "td_compiler.network.pretrained",
     "fuse": "td_compiler.network.fuse",
     "leaf": "td_compiler.capture.leaves",
+    "load_bottom_up": "td_compiler.network.checkpoints",
     "plain": "td_compiler.network.fast",
     "register": "td_compiler.graph.registry",
     "reverse": "td_compiler.convert",

@@ -76,6 +76,7 @@ class Report:
         notes: what a user should know: parts dropped, sizes inferred, and the like; one sentence each.
         options: how it was converted; None where that is not known.
         initialisation: parameter of the top-down network -> the law by which its first values are drawn (SPEC 8.4).
+        new_layers: the paths of the layers that the source has not.
     """
 
     source: str
@@ -85,3 +86,4 @@ class Report:
     notes: tuple[str, ...] = ()
     options: Options | None = None
     initialisation: Mapping[str, Law] = field(default_factory=dict, repr=False, compare=False)
+    new_layers: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
