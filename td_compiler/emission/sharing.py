@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import Any
 
 from torch import fx
@@ -369,7 +369,7 @@ class _Template:
                 if v is not MISSING and not (n in made.defaults and v == made.defaults[n])
             }
             docs = {name: show(value, name) for name, value in given.items()}
-            lead = [docs.pop(name) for name in _leading(list(docs))]
+            lead = [docs.pop(name) for name in _leading(list(docs), order)]
             made.instances[draft.unit.path] = call(_SELF, *lead, **docs)
         return made
 
@@ -436,11 +436,16 @@ def _declared(drafts: Sequence[Draft]) -> list[str]:
     return united([[declaration.name for declaration in draft.declarations] for draft in drafts])
 
 
-def _leading(names: list[str]) -> list[str]:
-    """The arguments that are given by position: the first ones, if they say how wide a block is, or one alone."""
-    if len(names) == 1 and names[0] in _BY_POSITION | {"hidden"}:
-        return names
-    return [name for i, name in enumerate(names) if set(names[: i + 1]) <= _BY_POSITION]
+def _leading(names: Sequence[str], parameters: Sequence[str]) -> list[str]:
+    """The arguments that are given by position: the first ones, if they say how wide a block is, or one alone.
+
+    `names` are those that are given, in the order of the `parameters`: behind one that is left out none has its place.
+    """
+    pairs = zip(names, parameters, strict=False)
+    first = [name for name, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
+    if len(first) == len(names) == 1 and first[0] in _BY_POSITION | {"hidden"}:
+        return first
+    return [name for i, name in enumerate(first) if set(first[: i + 1]) <= _BY_POSITION]
 
 
 _BY_POSITION = set(POSITIONAL)

@@ -112,14 +112,21 @@ def take_form(network: TopDownNet, bones: TopDownNet | None = None) -> None:
     program = Program.of(*library_source(bones or network, name), name)
     own = dict(network.named_modules(remove_duplicate=False))
     if bones is None:
-        written = {path for path, _ in program.instance.named_modules(remove_duplicate=False)}
-        lost = sorted(used_modules(network.parts) - written)
-        assert not lost, f"the network's text has no layer {lost[0]}"
+        _check(network, program.instance)
     for path, made in program.instance.named_modules(remove_duplicate=False):
         module, kind = own.get(path), type(made)
         if module is not None and _holds_others(module) and (kind in _BARE or is_written(kind)):
             module.__class__ = program.kind(kind.__name__) if is_written(kind) else kind
             _take_over(module, made)
+
+
+def _check(network: TopDownNet, made: nn.Module) -> None:
+    """Assert that what the text makes has the network's layers, and tensors of its shapes; held layers have theirs."""
+    lost = sorted(used_modules(network.parts) - {path for path, _ in made.named_modules(remove_duplicate=False)})
+    assert not lost, f"the network's text has no layer {lost[0]}"
+    shapes = {name: tensor.shape for name, tensor in network.state_dict(keep_vars=True).items()}
+    for name, tensor in made.state_dict(keep_vars=True).items():
+        assert shapes.get(name) == tensor.shape, f"the network's text has {name} {tuple(tensor.shape)}"
 
 
 def _take_over(module: nn.Module, made: nn.Module) -> None:
