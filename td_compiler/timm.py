@@ -28,7 +28,8 @@ from td_compiler.network.base import TopDownNet
 from td_compiler.options import Options
 from td_compiler.sources.timm_families import convolutional_names
 
-_OPTIONS = {field.name for field in dataclasses.fields(Options)}
+# What timm's own constructors take is theirs: they fit pretrained weights to other classes and channels.
+_OPTIONS = {field.name for field in dataclasses.fields(Options)} - {"num_classes", "in_chans"}
 _NO_WEIGHTS: dict[str, Any] = {
     "url": None,
     "file": None,
@@ -78,10 +79,14 @@ def _create(source: str, pretrained: bool, arguments: dict[str, Any]) -> TopDown
 
 def _network(source: str, pretrained: bool, arguments: dict[str, Any]) -> TopDownNet:
     options = {name: arguments.pop(name) for name in _OPTIONS & arguments.keys()}
+    if options.get("task") == "segmentation":
+        options["num_classes"] = arguments.pop("num_classes", None)
     model = model_entrypoint(source)(pretrained=pretrained, **arguments)
     config = getattr(model, "pretrained_cfg", {})
-    td = reverse(model, **{"input_size": config.get("input_size", (3, 224, 224)), **options})
-    td.in_chans = td.report.input_size[0]
+    channels, *size = config.get("input_size", (3, 224, 224))
+    channels = arguments.get("in_chans", channels)
+    td = reverse(model, **{"input_size": (channels, *size), **options})
+    td.in_chans = channels
     td.pretrained_cfg = td.default_cfg = {**config, "architecture": f"td_{source}"}
     return td
 

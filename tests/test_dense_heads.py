@@ -137,7 +137,7 @@ def test_verify_says_no_to_another_number_of_classes() -> None:
     [
         ({"task": "segmentation"}, "num_classes=None must be a positive number for task='segmentation'"),
         ({"task": "segmentation", "num_classes": 0}, "num_classes=0 must be a positive number"),
-        ({"num_classes": 5}, "num_classes=5 is for task='segmentation'"),
+        ({"num_classes": 5}, "as an encoder for task='segmentation'"),  # which is no classifier of other classes
         ({"task": "segmentatio"}, "Did you mean 'segmentation'"),
         ({}, "as an encoder for task='segmentation'"),
     ],
