@@ -42,7 +42,7 @@ def assemble(building: Building) -> TopDownNet:
     unfolded = None
     if building.options.fast:
         pixels = [math.prod(building.map_size(stage.scale)) for stage in building.stages]
-        unfolded, segments = segments, [*folded(segments, pixels, building.modules)]
+        unfolded, segments = segments, folded(segments, pixels, building.modules)
     report = _report(building, pyramid.scales, segments)
     for graph in {id(each): each.graph for each in (prologue, *segments, *(unfolded or ())) if each}.values():
         for node in graph.nodes:

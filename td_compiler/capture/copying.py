@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from td_compiler.capture.meta import without_values
+from td_compiler.graph.names import is_written
 
 __all__ = ["copy_module"]
 
@@ -80,7 +81,7 @@ def _copy(item: Any, memo: dict[int, Any]) -> Any:
 def _is_plain(kind: type[nn.Module]) -> bool:
     """Whether a class is copied as any object is, by its attributes."""
     own = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__getnewargs__", "__getnewargs_ex__")
-    if kind.__module__.startswith("td_compiler.generated."):
+    if is_written(kind):
         return True
     inherited = all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in own)
     of_torch = kind.__setstate__.__module__.startswith("torch.nn.")  # those only fill in what old files lack

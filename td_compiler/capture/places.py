@@ -11,12 +11,14 @@ import torch
 from torch import nn
 from torch.autograd.function import BackwardCFunction
 
+from td_compiler.graph.names import GENERATED
+
 __all__ = ["Place", "at_line", "owner_of", "place_and_function", "place_of_error", "user_place"]
 
 Place = tuple[str, int]
 """A line of the user's code: its file and number."""
 
-_GENERATED = ("<frozen ", "<top-down ", "<training step ", "<eval_with_key>", "<__array_function__")
+_GENERATED = ("<frozen ", f"<{GENERATED}", "<training step ", "<eval_with_key>", "<__array_function__")
 _OURS = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parents[1]}{os.sep}", *_GENERATED)
 
 

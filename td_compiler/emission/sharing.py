@@ -36,7 +36,7 @@ from td_compiler.emission.steps import Step
 from td_compiler.emission.tree import Tree, is_numbered
 from td_compiler.emission.unify import MISSING, Argument, Mismatch, Text, Unifier, show, united
 from td_compiler.emission.units import Unit
-from td_compiler.graph.names import is_attribute
+from td_compiler.graph.names import camel_case, is_attribute
 
 __all__ = ["Declaration", "Draft", "SharedClass", "Sharer"]
 
@@ -188,22 +188,18 @@ class Sharer:
         candidates = [base]
         for other in others:
             more = [d.name for d in made.declarations if d.name not in {each.name for each in other.declarations}]
-            candidates += [f"{base}With{_camel(name)}" for name in more if name.isidentifier()]
+            candidates += [f"{base}With{camel_case(name)}" for name in more if name.isidentifier()]
             if "image" in made.arguments and "image" not in other.arguments:
                 candidates.append(f"Growing{base}")
             first, its_first = _first_called(made), _first_called(other)
             if first and first != its_first:
-                candidates.append(f"{_camel(first)}First{base}")
+                candidates.append(f"{camel_case(first)}First{base}")
             if len(made.declarations) < len(other.declarations):
                 candidates.append(f"Small{base}")
         place = made.drafts[0].unit.path.split(".")
-        candidates += [f"{_camel(name)}{base}" for name in reversed(place) if name.isidentifier()]
+        candidates += [f"{camel_case(name)}{base}" for name in reversed(place) if name.isidentifier()]
         candidates += [f"{base}{i}" for i in range(2, len(self._taken) + 3)]
         return next(name for name in candidates if name not in self._taken and name.isidentifier())
-
-
-def _camel(name: str) -> str:
-    return "".join(part[:1].upper() + part[1:] for part in name.strip("_").split("_"))
 
 
 def _first_called(made: SharedClass) -> str:

@@ -8,12 +8,9 @@ from collections.abc import Iterable
 from torch import nn
 
 from td_compiler.emission.layout import quoted
-from td_compiler.graph.names import is_attribute
+from td_compiler.graph.names import is_attribute, is_written
 
-__all__ = ["GENERATED", "Tree", "is_bare", "is_numbered", "is_written", "own_children"]
-
-GENERATED = "td_compiler.generated."
-"""What the modules of networks' texts are called."""
+__all__ = ["Tree", "is_bare", "is_numbered", "own_children"]
 
 
 def is_numbered(names: Iterable[str]) -> bool:
@@ -29,11 +26,6 @@ def _is_number(name: str) -> bool:
 def own_children(module: nn.Module) -> dict[str, nn.Module]:
     """A module's direct children by name."""
     return {name: child for name, child in module._modules.items() if child is not None}
-
-
-def is_written(kind: type[nn.Module]) -> bool:
-    """Whether a class is one of a network's own text, executed (:mod:`td_compiler.network.program`)."""
-    return kind.__module__.startswith(GENERATED)
 
 
 def is_bare(module: nn.Module) -> bool:

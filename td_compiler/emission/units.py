@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from td_compiler.emission.tree import Tree, is_numbered, own_children
-from td_compiler.graph.names import free_name, is_attribute
+from td_compiler.graph.names import camel_case, free_name, is_attribute
 from td_compiler.graph.notes import plan
 from td_compiler.network.segments import Segment
 
@@ -194,7 +194,7 @@ class _Finder:
 def _camel(path: str) -> str:
     """A class's name from the last word of a path that is none of numbers alone: `layer3.0.downsample`: Downsample."""
     words = [name for name in path.split(".") if is_attribute(name)]
-    return "".join(part[:1].upper() + part[1:] for part in words[-1].strip("_").split("_")) if words else ""
+    return camel_case(words[-1]) if words else ""
 
 
 def _values(node: fx.Node) -> list[fx.Node]:

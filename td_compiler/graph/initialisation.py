@@ -14,6 +14,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -46,6 +47,13 @@ class _Tensor(NamedTuple):
     @property
     def full_name(self) -> str:
         return f"{self.path}.{self.name}" if self.path else self.name
+
+    @property
+    def last_name(self) -> str:
+        """What its layer is called among its like: `bn2`, `block.3`."""
+        names = self.path.split(".")
+        start = next((i for i in reversed(range(len(names))) if not names[i].isdecimal()), 0)
+        return ".".join(names[start:])
 
     @property
     def group(self) -> tuple[str, str]:
@@ -359,24 +367,9 @@ def _parts(members: Sequence[tuple[_Tensor, Sample]]) -> Iterator[list[tuple[_Te
     if constant and len(constant) < len(members):
         yield [member for member in members if not member[1].is_constant]
         yield constant
-    for key in (_trait, _last_name, _full_name):
+    for key in map(attrgetter, ("trait", "last_name", "full_name")):
         parts: dict[Any, list[tuple[_Tensor, Sample]]] = defaultdict(list)
         for member in members:
             parts[key(member[0])].append(member)
         if len(parts) > 1:
             yield from parts.values()
-
-
-def _trait(tensor: _Tensor) -> tuple[bool, bool]:
-    return tensor.trait
-
-
-def _last_name(tensor: _Tensor) -> str:
-    """What a layer is called among its like: `bn2`, `block.3`."""
-    names = tensor.path.split(".")
-    start = next((i for i in reversed(range(len(names))) if not names[i].isdecimal()), 0)
-    return ".".join(names[start:])
-
-
-def _full_name(tensor: _Tensor) -> str:
-    return tensor.full_name

@@ -6,7 +6,10 @@ import keyword
 import unicodedata
 from collections.abc import Container
 
-__all__ = ["free_name", "is_attribute"]
+__all__ = ["GENERATED", "camel_case", "free_name", "is_attribute", "is_written"]
+
+GENERATED = "td_compiler.generated."
+"""What the modules of networks' texts are called."""
 
 
 def is_attribute(name: str) -> bool:
@@ -17,6 +20,16 @@ def is_attribute(name: str) -> bool:
     is_mangled = name.startswith("__") and not name.endswith("__")
     is_plain = name.isidentifier() and not keyword.iskeyword(name) and not is_mangled
     return is_plain and unicodedata.normalize("NFKC", name) == name
+
+
+def is_written(kind: type) -> bool:
+    """Whether a class is one of a network's own text, executed (:mod:`td_compiler.network.program`)."""
+    return kind.__module__.startswith(GENERATED)
+
+
+def camel_case(name: str) -> str:
+    """A class's name from a lower-case one: `layer_norm` is LayerNorm."""
+    return "".join(part[:1].upper() + part[1:] for part in name.strip("_").split("_"))
 
 
 def free_name(name: str, taken: Container[str]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import sys
 import types
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +12,9 @@ import torch
 from torch import fx
 from torch.fx.node import map_aggregate
 
-from td_compiler.graph.notes import Plan, copied, is_top_down, noted, plan
+from td_compiler.graph.notes import Plan, is_top_down, noted, plan
 
-__all__ = ["from_pickle", "to_pickle", "with_targets"]
+__all__ = ["from_pickle", "to_pickle"]
 
 
 @dataclass(frozen=True)
@@ -96,14 +95,3 @@ def _shown(node: fx.Node) -> Plan | None:
         known = plan(node)
         return Plan(known.unit, known.class_name, growth=known.growth, homes=known.homes)
     return None
-
-
-def with_targets(graph: fx.Graph, target_of: Callable[[fx.Node], Any]) -> fx.Graph:
-    """A copy of a graph with other targets; a graph keeps, and pickles, those that its nodes ever had."""
-    copy = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), copies.__getitem__)
-        copies[node] = copy.create_node(node.op, target_of(node), args, kwargs, node.name, node.type)
-        copies[node].meta = copied(node)
-    return copy

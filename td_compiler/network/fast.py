@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeGuard, TypeVar
 
 import torch
@@ -44,7 +44,7 @@ def fast(network: Net) -> Net:
     if network.unfolded is None:
         bones = bare(network)
         modules = dict(bones.named_modules(remove_duplicate=False))
-        bones.segments = [*folded(network.segments, pixels_of(network), modules)]
+        bones.segments = folded(network.segments, pixels_of(network), modules)
         network.unfolded = network.segments
         _follow(network, bones)
         if network.channels_last:
@@ -112,7 +112,7 @@ def pixels_of(network: TopDownNet) -> list[int]:
     return [math.prod(sizes[each.name]) for each in network.segments[:-1]]
 
 
-def folded(segments: Sequence[Segment], pixels: Sequence[int], modules: Mapping[str, nn.Module]) -> Iterable[Segment]:
+def folded(segments: Sequence[Segment], pixels: Sequence[int], modules: Mapping[str, nn.Module]) -> list[Segment]:
     """The segments with their layers' fast forms; the graphs are copies, the layers change in place.
 
     Args:
@@ -120,6 +120,7 @@ def folded(segments: Sequence[Segment], pixels: Sequence[int], modules: Mapping[
         pixels: how many each stage's map has.
         modules: the layers by path.
     """
+    made: list[Segment] = []
     calls = Counter(str(n.target) for each in segments for n in each.graph.find_nodes(op="call_module"))
     for index, (segment, area) in enumerate(zip(segments, pixels, strict=False)):
         graph = _copy(segment.graph)
@@ -132,8 +133,8 @@ def folded(segments: Sequence[Segment], pixels: Sequence[int], modules: Mapping[
                 if site is not None and _pays(site, layer, area):
                     _fold(graph, site, layer)
         graph.lint()
-        yield Segment(segment.name, segment.scale, graph)
-    yield segments[-1]
+        made.append(Segment(segment.name, segment.scale, graph))
+    return [*made, segments[-1]]
 
 
 def _copy(graph: fx.Graph) -> fx.Graph:

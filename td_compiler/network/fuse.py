@@ -156,7 +156,7 @@ def _with_used_layers(network: TopDownNet, note: str, *, is_fast: bool) -> TopDo
     report = replace(network.report, notes=(*network.report.notes, note))
     segments, unfolded, prologue = network.segments, None, network.prologue
     if is_fast:
-        unfolded, segments = segments, [*folded(segments, pixels_of(network), layers)]
+        unfolded, segments = segments, folded(segments, pixels_of(network), layers)
     made = {**layers, **tensors}
     return TopDownNet(
         made, segments, network.pyramid, report, prologue, unfolded, channels_last=network.channels_last

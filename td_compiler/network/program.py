@@ -15,14 +15,14 @@ import types
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from td_compiler.capture.copying import copy_module
 from td_compiler.capture.meta import META
 from td_compiler.emission.source import library_source
-from td_compiler.emission.tree import GENERATED, is_written
 from td_compiler.emission.units import RESERVED, used_modules
-from td_compiler.graph.names import is_attribute
+from td_compiler.graph.names import GENERATED, is_attribute, is_written
 from td_compiler.layers.numbered import Numbered
 
 if TYPE_CHECKING:
@@ -86,6 +86,16 @@ class Program:
         with META:
             return self.classes[self.name]()
 
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """The instance's modules by path, shared ones under each of theirs."""
+        return dict(self.instance.named_modules(remove_duplicate=False))
+
+    @cached_property
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shapes of the instance's state."""
+        return {name: tensor.shape for name, tensor in self.instance.state_dict(keep_vars=True).items()}
+
     def kind(self, name: str) -> type[nn.Module]:
         """The class of a name; the network's with what the library adds."""
         return self.network if name == self.name else self.classes[name]
@@ -112,21 +122,21 @@ def take_form(network: TopDownNet, bones: TopDownNet | None = None) -> None:
     program = Program.of(*library_source(bones or network, name), name)
     own = dict(network.named_modules(remove_duplicate=False))
     if bones is None:
-        _check(network, program.instance)
-    for path, made in program.instance.named_modules(remove_duplicate=False):
+        _check(network, program)
+    for path, made in program.modules.items():
         module, kind = own.get(path), type(made)
         if module is not None and _holds_others(module) and (kind in _BARE or is_written(kind)):
             module.__class__ = program.kind(kind.__name__) if is_written(kind) else kind
             _take_over(module, made)
 
 
-def _check(network: TopDownNet, made: nn.Module) -> None:
+def _check(network: TopDownNet, program: Program) -> None:
     """Assert that what the text makes has the network's layers, and tensors of its shapes; held layers have theirs."""
-    lost = sorted(used_modules(network.parts) - {path for path, _ in made.named_modules(remove_duplicate=False)})
+    lost = sorted(used_modules(network.parts) - program.modules.keys())
     assert not lost, f"the network's text has no layer {lost[0]}"
-    shapes = {name: tensor.shape for name, tensor in network.state_dict(keep_vars=True).items()}
-    for name, tensor in made.state_dict(keep_vars=True).items():
-        assert shapes.get(name) == tensor.shape, f"the network's text has {name} {tuple(tensor.shape)}"
+    state = network.state_dict(keep_vars=True)
+    for name, shape in program.shapes.items():
+        assert name in state and state[name].shape == shape, f"the network's text has {name} {tuple(shape)}"
 
 
 def _take_over(module: nn.Module, made: nn.Module) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
-from td_compiler.emission.tree import is_written
+from td_compiler.graph.names import is_written
 from td_compiler.graph.operators import Kind, layer_row
 from td_compiler.graph.parametrised import computed_tensors
 from td_compiler.layers.dropout import FastDropout
