@@ -53,14 +53,14 @@ lint: $(VENV)/.dev
 	$(BIN)/python -m ruff format --check .
 	$(MAKE) typecheck
 
-# mypy cannot follow the mapping of passes/ to td_compiler.passes in an editable install, so it is given the package as
-# a user gets it, installed into a folder of its own, with the checkout's other Python beside it.
+# mypy cannot follow the mapping of passes/ and benchmarks/ into td_compiler in an editable install, so it is given the
+# package as a user gets it, installed into a folder of its own, with the checkout's other Python beside it.
 typecheck: $(VENV)/.dev
 	rm -rf build/lib build/typed
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target build/typed .
-	cp -R benchmarks examples tests build/typed
+	cp -R examples tests build/typed
 	cd build/typed && $(BIN)/python -m mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache \
-		td_compiler benchmarks examples tests
+		td_compiler examples tests
 
 $(VENV)/.zoos: $(VENV)/.made pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[models,pytorchcv]"

@@ -1,1 +1,1 @@
-"""Experiments with top-down networks, run from a checkout: `python -m benchmarks EXPERIMENT [options]`."""
+"""Experiments with top-down networks: `python -m td_compiler.benchmarks EXPERIMENT [options]`, extra `bench`."""

@@ -26,8 +26,8 @@ from typing import Any, TypedDict, get_args
 import torch
 from torch import nn
 
-from benchmarks.experiments.coverage.models import expand
 from td_compiler import ConversionError, TopDownNet, reverse, zoo
+from td_compiler.benchmarks.experiments.coverage.models import expand
 from td_compiler.options import Filters
 from td_compiler.sources.names import load_source
 

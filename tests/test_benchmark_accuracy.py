@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.experiments import accuracy
-from benchmarks.experiments.accuracy import EXPERIMENT
-from benchmarks.lab.jobs import Results
-from benchmarks.show.tables import Table, mean_and_deviation, ratio
+from td_compiler.benchmarks.experiments import accuracy
+from td_compiler.benchmarks.experiments.accuracy import EXPERIMENT
+from td_compiler.benchmarks.lab.jobs import Results
+from td_compiler.benchmarks.show.tables import Table, mean_and_deviation, ratio
 from tests.support.benchmark_data import write_mnist
 
 

@@ -10,12 +10,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.data import images as images_module
-from benchmarks.data.datasets import DATASETS, DataError, Derived, Images, Stream, fingerprint, load, opened, title
-from benchmarks.training.batches import augmented, batches, shuffled, split
-from benchmarks.training.networks import NetworkSpec
-from benchmarks.training.recipes import PROFILES, changed, recipe_for
-from benchmarks.training.training import planned
+from td_compiler.benchmarks.data import images as images_module
+from td_compiler.benchmarks.data.datasets import (
+    DATASETS,
+    DataError,
+    Derived,
+    Images,
+    Stream,
+    fingerprint,
+    load,
+    opened,
+    title,
+)
+from td_compiler.benchmarks.training.batches import augmented, batches, shuffled, split
+from td_compiler.benchmarks.training.networks import NetworkSpec
+from td_compiler.benchmarks.training.recipes import PROFILES, changed, recipe_for
+from td_compiler.benchmarks.training.training import planned
 from tests.support.benchmark_data import bars, machine, write_folder, write_mnist
 
 

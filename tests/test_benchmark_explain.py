@@ -17,18 +17,18 @@ from safetensors.torch import save_file
 from scipy import ndimage
 from torch import Tensor, nn
 
-from benchmarks.data.datasets import load
-from benchmarks.experiments.heatmaps import explain, localise
-from benchmarks.experiments.heatmaps.explain import Explain, encode
-from benchmarks.experiments.heatmaps.explainer import Explainer, at_image_size, to_unit
-from benchmarks.experiments.heatmaps.figures import decode
-from benchmarks.experiments.heatmaps.localise import Localise, blob, covered
-from benchmarks.experiments.heatmaps.tables import BASELINES, FORMS, counts, measures
-from benchmarks.lab.journal import Result
-from benchmarks.lab.machine import Machine
-from benchmarks.training.networks import NetworkSpec
-from benchmarks.training.training import Normalised, Training
 from td_compiler import TopDownNet, zoo
+from td_compiler.benchmarks.data.datasets import load
+from td_compiler.benchmarks.experiments.heatmaps import explain, localise
+from td_compiler.benchmarks.experiments.heatmaps.explain import Explain, encode
+from td_compiler.benchmarks.experiments.heatmaps.explainer import Explainer, at_image_size, to_unit
+from td_compiler.benchmarks.experiments.heatmaps.figures import decode
+from td_compiler.benchmarks.experiments.heatmaps.localise import Localise, blob, covered
+from td_compiler.benchmarks.experiments.heatmaps.tables import BASELINES, FORMS, counts, measures
+from td_compiler.benchmarks.lab.journal import Result
+from td_compiler.benchmarks.lab.machine import Machine
+from td_compiler.benchmarks.training.networks import NetworkSpec
+from td_compiler.benchmarks.training.training import Normalised, Training
 from tests.support.benchmark_data import NETWORKS, RECIPE, write_mnist
 
 

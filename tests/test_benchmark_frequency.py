@@ -12,13 +12,13 @@ import torch
 from torch import nn
 from torchvision.transforms.functional import gaussian_blur
 
-from benchmarks.data.cosines import FREQUENCIES, cosines
-from benchmarks.data.datasets import DataError, fingerprint, load, title
-from benchmarks.data.filters import blur, high_pass, low_pass
-from benchmarks.experiments import frequency
-from benchmarks.experiments.frequency.growing import GrowingNet
-from benchmarks.lab.journal import Results
 from td_compiler import reverse, zoo
+from td_compiler.benchmarks.data.cosines import FREQUENCIES, cosines
+from td_compiler.benchmarks.data.datasets import DataError, fingerprint, load, title
+from td_compiler.benchmarks.data.filters import blur, high_pass, low_pass
+from td_compiler.benchmarks.experiments import frequency
+from td_compiler.benchmarks.experiments.frequency.growing import GrowingNet
+from td_compiler.benchmarks.lab.journal import Results
 from tests.support.benchmark_data import NETWORKS, machine, write_mnist
 
 

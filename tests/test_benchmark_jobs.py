@@ -20,15 +20,15 @@ from typing import Any, ClassVar
 
 import pytest
 
-from benchmarks import __main__
-from benchmarks.data.images import DataError
-from benchmarks.experiments import accuracy
-from benchmarks.experiments.accuracy import Accuracy
-from benchmarks.lab import journal
-from benchmarks.lab.jobs import Job, JobsFailed, Results, job_key, run_jobs
-from benchmarks.lab.machine import Machine
-from benchmarks.training.networks import NetworkSpec
-from benchmarks.training.training import Training
+from td_compiler.benchmarks import __main__
+from td_compiler.benchmarks.data.images import DataError
+from td_compiler.benchmarks.experiments import accuracy
+from td_compiler.benchmarks.experiments.accuracy import Accuracy
+from td_compiler.benchmarks.lab import journal
+from td_compiler.benchmarks.lab.jobs import Job, JobsFailed, Results, job_key, run_jobs
+from td_compiler.benchmarks.lab.machine import Machine
+from td_compiler.benchmarks.training.networks import NetworkSpec
+from td_compiler.benchmarks.training.training import Training
 from tests.support.benchmark_data import NETWORKS, RECIPE, machine, write_mnist
 
 PATIENCE = 500  # seconds; what takes a moment may take minutes where much else runs
@@ -229,7 +229,11 @@ def test_a_full_disk_leaves_the_file_whole(here: Machine, monkeypatch: pytest.Mo
 
 _SPAWN = multiprocessing.get_context("forkserver")
 _SPAWN.set_forkserver_preload(
-    ["benchmarks.training.fitting", "benchmarks.experiments.accuracy", "tests.support.benchmark_data"]
+    [
+        "td_compiler.benchmarks.training.fitting",
+        "td_compiler.benchmarks.experiments.accuracy",
+        "tests.support.benchmark_data",
+    ]
 )
 
 
@@ -338,7 +342,7 @@ def _command(options: list[str], errors: Path) -> None:
     """The command, interrupted as it writes its third checkpoint."""
     import torch
 
-    from benchmarks.training import fitting
+    from td_compiler.benchmarks.training import fitting
 
     save, saves = fitting._Module.on_save_checkpoint, itertools.count(1)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.data.canvases import make_canvases
-from benchmarks.data.datasets import DataError, Images, load, title
-from benchmarks.experiments import refine
-from benchmarks.experiments.refine.jobs import count_macs
-from benchmarks.lab.journal import Results
 from td_compiler import reverse, zoo
+from td_compiler.benchmarks.data.canvases import make_canvases
+from td_compiler.benchmarks.data.datasets import DataError, Images, load, title
+from td_compiler.benchmarks.experiments import refine
+from td_compiler.benchmarks.experiments.refine.jobs import count_macs
+from td_compiler.benchmarks.lab.journal import Results
 from td_compiler.network.refine import Refined
 from tests.support.benchmark_data import machine, write_mnist
 

@@ -20,21 +20,21 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure as Plot
 from matplotlib.text import Text
 
-from benchmarks.experiments.accuracy import EXPERIMENT as ACCURACY
-from benchmarks.experiments.heatmaps.explain import EXPERIMENT as EXPLAIN
-from benchmarks.experiments.heatmaps.explain import encode
-from benchmarks.experiments.heatmaps.localise import EXPERIMENT as LOCALISE
-from benchmarks.experiments.heatmaps.tables import BASELINES, FORMS
-from benchmarks.lab.journal import Result, Results
-from benchmarks.lab.packing import packed
-from benchmarks.show import command as report
-from benchmarks.show.document import Document
-from benchmarks.show.findings import findings
-from benchmarks.show.style import COLOURS, INK, NAMES, STYLE, figure, save
-from benchmarks.show.tables import Figure, Section, Table
-from benchmarks.training.networks import ARRANGEMENTS, NetworkSpec
-from benchmarks.training.recipes import Recipe
-from benchmarks.training.training import Training
+from td_compiler.benchmarks.experiments.accuracy import EXPERIMENT as ACCURACY
+from td_compiler.benchmarks.experiments.heatmaps.explain import EXPERIMENT as EXPLAIN
+from td_compiler.benchmarks.experiments.heatmaps.explain import encode
+from td_compiler.benchmarks.experiments.heatmaps.localise import EXPERIMENT as LOCALISE
+from td_compiler.benchmarks.experiments.heatmaps.tables import BASELINES, FORMS
+from td_compiler.benchmarks.lab.journal import Result, Results
+from td_compiler.benchmarks.lab.packing import packed
+from td_compiler.benchmarks.show import command as report
+from td_compiler.benchmarks.show.document import Document
+from td_compiler.benchmarks.show.findings import findings
+from td_compiler.benchmarks.show.style import COLOURS, INK, NAMES, STYLE, figure, save
+from td_compiler.benchmarks.show.tables import Figure, Section, Table
+from td_compiler.benchmarks.training.networks import ARRANGEMENTS, NetworkSpec
+from td_compiler.benchmarks.training.recipes import Recipe
+from td_compiler.benchmarks.training.training import Training
 
 _COUNT = itertools.count()
 
@@ -141,7 +141,7 @@ class Page(HTMLParser):
 
 
 def page_of(results: list[Result]) -> str:
-    from benchmarks.show.command import document
+    from td_compiler.benchmarks.show.command import document
 
     return document(results).html()
 

@@ -15,21 +15,21 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from benchmarks.attacks.attacks import ATTACKS, smallest_perturbations
-from benchmarks.attacks.corruptions import CORRUPTIONS, SEVERITIES
-from benchmarks.attacks.filters import gaussian_blur, plasma, shifted_sum, warp, zoomed
-from benchmarks.attacks.pointwise import BatchedPointwiseAttack
-from benchmarks.attacks.single_pixel import SinglePixelAttack
-from benchmarks.experiments.robustness import main
-from benchmarks.experiments.robustness.curves import loss_curve
-from benchmarks.experiments.robustness.groups import AttackRun, Comparison, compared, corrupted
-from benchmarks.experiments.robustness.section import corruption_error
-from benchmarks.experiments.robustness.vulnerability import still_right
-from benchmarks.lab.journal import Result
-from benchmarks.lab.packing import packed, unpacked
-from benchmarks.lab.table import Arm, Setting
-from benchmarks.training.training import Normalise, Normalised
 from td_compiler import reverse, zoo
+from td_compiler.benchmarks.attacks.attacks import ATTACKS, smallest_perturbations
+from td_compiler.benchmarks.attacks.corruptions import CORRUPTIONS, SEVERITIES
+from td_compiler.benchmarks.attacks.filters import gaussian_blur, plasma, shifted_sum, warp, zoomed
+from td_compiler.benchmarks.attacks.pointwise import BatchedPointwiseAttack
+from td_compiler.benchmarks.attacks.single_pixel import SinglePixelAttack
+from td_compiler.benchmarks.experiments.robustness import main
+from td_compiler.benchmarks.experiments.robustness.curves import loss_curve
+from td_compiler.benchmarks.experiments.robustness.groups import AttackRun, Comparison, compared, corrupted
+from td_compiler.benchmarks.experiments.robustness.section import corruption_error
+from td_compiler.benchmarks.experiments.robustness.vulnerability import still_right
+from td_compiler.benchmarks.lab.journal import Result
+from td_compiler.benchmarks.lab.packing import packed, unpacked
+from td_compiler.benchmarks.lab.table import Arm, Setting
+from td_compiler.benchmarks.training.training import Normalise, Normalised
 
 L2 = foolbox.distances.l2
 

@@ -16,15 +16,15 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.experiments import conversion, scaling
-from benchmarks.experiments.conversion import ConversionJob
-from benchmarks.experiments.scaling.jobs import SIZES, ScalingJob, scaling_jobs
-from benchmarks.lab.journal import Results
-from benchmarks.lab.machine import Machine
-from benchmarks.lab.powers import fit_power
-from benchmarks.lab.resident import growth_at_peak, in_own_process
-from benchmarks.lab.steps import inference_step, seconds_in_turns, training_step
 from td_compiler import ConversionError, reverse, zoo
+from td_compiler.benchmarks.experiments import conversion, scaling
+from td_compiler.benchmarks.experiments.conversion import ConversionJob
+from td_compiler.benchmarks.experiments.scaling.jobs import SIZES, ScalingJob, scaling_jobs
+from td_compiler.benchmarks.lab.journal import Results
+from td_compiler.benchmarks.lab.machine import Machine
+from td_compiler.benchmarks.lab.powers import fit_power
+from td_compiler.benchmarks.lab.resident import growth_at_peak, in_own_process
+from td_compiler.benchmarks.lab.steps import inference_step, seconds_in_turns, training_step
 
 CPU = torch.device("cpu")
 LINUX = Path("/proc/self/status").exists()
@@ -71,7 +71,7 @@ def test_a_short_step_is_measured_several_at_once(monkeypatch: pytest.MonkeyPatc
     def short() -> None:
         clock[0] += 1e-5
 
-    monkeypatch.setattr("benchmarks.lab.steps.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr("td_compiler.benchmarks.lab.steps.time", SimpleNamespace(perf_counter=lambda: clock[0]))
     assert seconds_in_turns({"short": short}, range(1), CPU)["short"] == [pytest.approx(1e-5)]
     assert clock[0] > 100 * 1e-5
 

@@ -11,17 +11,17 @@ import torch
 import torch.nn.functional as F
 from torchvision.utils import make_grid
 
-from benchmarks.data.datasets import DataError, Images, load, title
-from benchmarks.data.meshes import class_weights, intersection_over_union, label_pixels, make_meshes
-from benchmarks.experiments import segmentation
-from benchmarks.experiments.segmentation.experiment import overlaps
-from benchmarks.experiments.segmentation.networks import NETWORKS, spec_of
-from benchmarks.lab.journal import Results
-from benchmarks.lab.packing import unpacked
-from benchmarks.training.fitting import plateau
-from benchmarks.training.recipes import RecipeError
-from benchmarks.training.tasks import task_of
-from benchmarks.training.training import Training, trained
+from td_compiler.benchmarks.data.datasets import DataError, Images, load, title
+from td_compiler.benchmarks.data.meshes import class_weights, intersection_over_union, label_pixels, make_meshes
+from td_compiler.benchmarks.experiments import segmentation
+from td_compiler.benchmarks.experiments.segmentation.experiment import overlaps
+from td_compiler.benchmarks.experiments.segmentation.networks import NETWORKS, spec_of
+from td_compiler.benchmarks.lab.journal import Results
+from td_compiler.benchmarks.lab.packing import unpacked
+from td_compiler.benchmarks.training.fitting import plateau
+from td_compiler.benchmarks.training.recipes import RecipeError
+from td_compiler.benchmarks.training.tasks import task_of
+from td_compiler.benchmarks.training.training import Training, trained
 from tests.support.benchmark_data import RECIPE, machine, write_mnist
 
 

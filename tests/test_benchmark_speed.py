@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.__main__ import main
-from benchmarks.experiments.speed.handwritten import handwritten
-from benchmarks.experiments.speed.jobs import SpeedJob, speed_jobs
-from benchmarks.lab.machine import Machine
+from td_compiler.benchmarks.__main__ import main
+from td_compiler.benchmarks.experiments.speed.handwritten import handwritten
+from td_compiler.benchmarks.experiments.speed.jobs import SpeedJob, speed_jobs
+from td_compiler.benchmarks.lab.machine import Machine
 
 
 def job(network: str, **changes: object) -> SpeedJob:

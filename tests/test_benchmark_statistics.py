@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.lab.statistics import Estimate, difference_of_means, estimate, holm, mcnemar, median_of, sums, verdict
+from td_compiler.benchmarks.lab.statistics import (
+    Estimate,
+    difference_of_means,
+    estimate,
+    holm,
+    mcnemar,
+    median_of,
+    sums,
+    verdict,
+)
 
 
 @pytest.mark.parametrize(("of_runs", "of_images"), [(0.0, 0.3), (0.02, 0.1), (0.02, 0.3)])

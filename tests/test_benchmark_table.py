@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks.experiments.accuracy import EXPERIMENT
-from benchmarks.lab.journal import Result
-from benchmarks.lab.packing import packed
-from benchmarks.lab.table import columns, settings
-from benchmarks.training.networks import NetworkSpec
-from benchmarks.training.recipes import PROFILES
-from benchmarks.training.training import Training, planned
+from td_compiler.benchmarks.experiments.accuracy import EXPERIMENT
+from td_compiler.benchmarks.lab.journal import Result
+from td_compiler.benchmarks.lab.packing import packed
+from td_compiler.benchmarks.lab.table import columns, settings
+from td_compiler.benchmarks.training.networks import NetworkSpec
+from td_compiler.benchmarks.training.recipes import PROFILES
+from td_compiler.benchmarks.training.training import Training, planned
 
 CONDITIONS = {"revision": 2, "compiler": "1", "sources": "", "content": "0", "processor": "CPU", "precision": "32-true"}
 

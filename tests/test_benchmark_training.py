@@ -14,19 +14,19 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.data import images
-from benchmarks.data.datasets import load, opened
-from benchmarks.experiments.accuracy import Accuracy
-from benchmarks.lab.jobs import JobsFailed, Results, run_jobs
-from benchmarks.lab.machine import Machine
-from benchmarks.lab.memory import CudaPeak
-from benchmarks.training import fitting
-from benchmarks.training.batches import seed_of, shuffled, split
-from benchmarks.training.networks import NetworkSpec
-from benchmarks.training.norms import fresh_statistics
-from benchmarks.training.recipes import RecipeError
-from benchmarks.training.training import Training, evaluate, trained
 from td_compiler import ConversionError
+from td_compiler.benchmarks.data import images
+from td_compiler.benchmarks.data.datasets import load, opened
+from td_compiler.benchmarks.experiments.accuracy import Accuracy
+from td_compiler.benchmarks.lab.jobs import JobsFailed, Results, run_jobs
+from td_compiler.benchmarks.lab.machine import Machine
+from td_compiler.benchmarks.lab.memory import CudaPeak
+from td_compiler.benchmarks.training import fitting
+from td_compiler.benchmarks.training.batches import seed_of, shuffled, split
+from td_compiler.benchmarks.training.networks import NetworkSpec
+from td_compiler.benchmarks.training.norms import fresh_statistics
+from td_compiler.benchmarks.training.recipes import RecipeError
+from td_compiler.benchmarks.training.training import Training, evaluate, trained
 from tests.support.benchmark_data import NETWORKS, RECIPE, machine, write_folder, write_mnist
 
 

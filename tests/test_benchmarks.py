@@ -11,12 +11,12 @@ import timm
 import torch
 import torchvision
 
-from benchmarks.__main__ import main
-from benchmarks.experiments import coverage
-from benchmarks.experiments.coverage.models import SMALLEST, expand, family
-from benchmarks.experiments.coverage.rows import Row, Task, code_version, convert
-from benchmarks.experiments.coverage.tables import markdown, reasons
-from benchmarks.experiments.coverage.workers import Lost, run_tasks
+from td_compiler.benchmarks.__main__ import main
+from td_compiler.benchmarks.experiments import coverage
+from td_compiler.benchmarks.experiments.coverage.models import SMALLEST, expand, family
+from td_compiler.benchmarks.experiments.coverage.rows import Row, Task, code_version, convert
+from td_compiler.benchmarks.experiments.coverage.tables import markdown, reasons
+from td_compiler.benchmarks.experiments.coverage.workers import Lost, run_tasks
 
 ENCODERS = {"swin_transformer", "vision_transformer", "maxvit"}  # torchvision's classifiers that are no CNNs
 

@@ -1,6 +1,7 @@
 """The package as it is installed: what it exports, what importing it costs, what its wheel holds."""
 
 import importlib.metadata
+import re
 import subprocess
 import sys
 import tomllib
@@ -36,5 +37,26 @@ def test_the_version_is_the_installed_one() -> None:
 def test_every_package_folder_is_installed() -> None:
     with (ROOT / "pyproject.toml").open("rb") as file:
         listed = tomllib.load(file)["tool"]["setuptools"]["packages"]
-    folders = [path.parent.relative_to(ROOT) for path in (ROOT / "td_compiler").rglob("__init__.py")]
-    assert set(listed) == {".".join(folder.parts) for folder in folders} | {"td_compiler.passes"}
+    there = [*(ROOT / "td_compiler").rglob("__init__.py"), *(ROOT / "benchmarks").rglob("__init__.py")]
+    names = [".".join(path.parent.relative_to(ROOT).parts) for path in there]
+    inside = {name if name.startswith("td_compiler") else f"td_compiler.{name}" for name in names}
+    assert set(listed) == inside | {"td_compiler.passes"}
+
+
+def test_the_compiler_imports_no_benchmarks() -> None:
+    """They are an extra: what is imported on use alone stands inside functions."""
+    files = [*(ROOT / "td_compiler").rglob("*.py"), *(ROOT / "passes").rglob("*.py")]
+    found = [
+        file.name for file in files if re.search(r"^(from|import) td_compiler\.benchmarks", file.read_text(), re.M)
+    ]
+    assert not found
+
+
+def test_experiments_without_their_extra_say_how_to_install_it(tmp_path: Path) -> None:
+    code = (
+        "import sys; from td_compiler.benchmarks import __main__, extra\n"
+        "extra.find_spec = lambda name: None; __main__.main(['accuracy', 'lenet_fc'])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.count("\n") == 1 and "pip install 'td-compiler[bench]'" in run.stderr

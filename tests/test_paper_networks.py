@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.experiments.speed.handwritten import handwritten
 from td_compiler import TopDownNet, reverse, zoo
+from td_compiler.benchmarks.experiments.speed.handwritten import handwritten
 from td_compiler.options import Filters
 from tests.support.reference import INPUT_SIZES, authors_array, load_reference_weights, reference_images
 

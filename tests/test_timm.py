@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 import td_compiler.timm
-from benchmarks.experiments.coverage.models import SMALLEST
 from td_compiler import ConversionError, TopDownNet, reverse
+from td_compiler.benchmarks.experiments.coverage.models import SMALLEST
 from td_compiler.emission import emit_source
 from td_compiler.sources.timm_families import FAMILIES, family
 

@@ -13,9 +13,9 @@ import torch
 from foolbox.attacks.base import AttackWithDistance, FixedEpsilonAttack
 from torch import Tensor
 
-from benchmarks.attacks.pointwise import BatchedPointwiseAttack
-from benchmarks.attacks.search import GrowingAttack, Perturb
-from benchmarks.attacks.single_pixel import SinglePixelAttack
+from td_compiler.benchmarks.attacks.pointwise import BatchedPointwiseAttack
+from td_compiler.benchmarks.attacks.search import GrowingAttack, Perturb
+from td_compiler.benchmarks.attacks.single_pixel import SinglePixelAttack
 
 __all__ = ["ATTACKS", "AttackRow", "smallest_perturbations"]
 

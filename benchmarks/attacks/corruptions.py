@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.attacks.filters import gaussian_blur, plasma, shifted_sum, smooth_field, warp, zoomed
+from td_compiler.benchmarks.attacks.filters import gaussian_blur, plasma, shifted_sum, smooth_field, warp, zoomed
 
 __all__ = ["CORRUPTIONS", "SEVERITIES", "Corruption"]
 

@@ -11,7 +11,7 @@ import torch
 from foolbox.attacks.base import FlexibleDistanceMinimizationAttack, MinimizationAttack, T, raise_if_kwargs
 from torch import Tensor
 
-from benchmarks.attacks.search import Target
+from td_compiler.benchmarks.attacks.search import Target
 
 __all__ = ["BatchedPointwiseAttack"]
 

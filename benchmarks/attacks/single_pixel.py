@@ -10,7 +10,7 @@ import torch
 from foolbox.attacks.base import FlexibleDistanceMinimizationAttack, T, raise_if_kwargs
 from torch import Tensor
 
-from benchmarks.attacks.search import Target
+from td_compiler.benchmarks.attacks.search import Target
 
 __all__ = ["SinglePixelAttack"]
 

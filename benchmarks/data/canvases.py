@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks.data.datasets import DATASETS, DataError, Derived, Images
+from td_compiler.benchmarks.data.datasets import DATASETS, DataError, Derived, Images
 
 __all__ = ["FRAGMENT", "FRAGMENTS", "make_canvases"]
 

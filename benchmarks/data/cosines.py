@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from benchmarks.data.datasets import Images
+from td_compiler.benchmarks.data.datasets import Images
 
 __all__ = ["FREQUENCIES", "cosines"]
 

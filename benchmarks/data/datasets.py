@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 import torch
 
-from benchmarks.data.images import DataError, Images, Stream, read_archive
-from benchmarks.lab.machine import Machine
+from td_compiler.benchmarks.data.images import DataError, Images, Stream, read_archive
+from td_compiler.benchmarks.lab.machine import Machine
 
 __all__ = ["DATASETS", "DataError", "DataSet", "Derived", "Images", "Stream", "fingerprint", "load", "opened", "title"]
 
@@ -277,8 +277,8 @@ DATASETS: dict[str, DataSet] = {
 }
 # Modules that add rows to the table when they are imported.
 _PROVIDERS = (
-    "benchmarks.data.frequencies",
-    "benchmarks.data.meshes",
-    "benchmarks.data.photos",
-    "benchmarks.data.canvases",
+    "td_compiler.benchmarks.data.frequencies",
+    "td_compiler.benchmarks.data.meshes",
+    "td_compiler.benchmarks.data.photos",
+    "td_compiler.benchmarks.data.canvases",
 )

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from benchmarks.data.cosines import cosines
-from benchmarks.data.datasets import DATASETS, DataError, Derived, Images
-from benchmarks.data.filters import blur, high_pass, low_pass
-from benchmarks.data.images import as_float
-from benchmarks.lab.machine import Machine
+from td_compiler.benchmarks.data.cosines import cosines
+from td_compiler.benchmarks.data.datasets import DATASETS, DataError, Derived, Images
+from td_compiler.benchmarks.data.filters import blur, high_pass, low_pass
+from td_compiler.benchmarks.data.images import as_float
+from td_compiler.benchmarks.lab.machine import Machine
 
 __all__ = ["Cosines", "blurred"]
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.data.datasets import DATASETS, DataError, Derived, Images, Stream
-from benchmarks.training.tasks import TASKS, Loss, Task
+from td_compiler.benchmarks.data.datasets import DATASETS, DataError, Derived, Images, Stream
+from td_compiler.benchmarks.training.tasks import TASKS, Loss, Task
 
 __all__ = [
     "BACKGROUND",

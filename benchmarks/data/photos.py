@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.data.datasets import DATASETS
-from benchmarks.data.images import DataError, Images, Stream
-from benchmarks.lab.machine import Machine
+from td_compiler.benchmarks.data.datasets import DATASETS
+from td_compiler.benchmarks.data.images import DataError, Images, Stream
+from td_compiler.benchmarks.lab.machine import Machine
 
 __all__ = ["UNKNOWN", "Photo"]
 

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from benchmarks.lab.experiment import Experiment
-from benchmarks.lab.journal import Result
-from benchmarks.lab.machine import Machine
-from benchmarks.lab.options import Arrangements, DataSets, Networks, Setup, run_command
-from benchmarks.lab.packing import packed
-from benchmarks.lab.table import Arm, Setting, settings
-from benchmarks.show.plots import Bars, bars, legend
-from benchmarks.show.published import published
-from benchmarks.show.style import figure
-from benchmarks.show.tables import Cell, Figure, Section, Table, mean_and_deviation, ratio
-from benchmarks.training.networks import ARRANGEMENTS, NetworkSpec
-from benchmarks.training.training import Training, trained
+from td_compiler.benchmarks.lab.experiment import Experiment
+from td_compiler.benchmarks.lab.journal import Result
+from td_compiler.benchmarks.lab.machine import Machine
+from td_compiler.benchmarks.lab.options import Arrangements, DataSets, Networks, Setup, run_command
+from td_compiler.benchmarks.lab.packing import packed
+from td_compiler.benchmarks.lab.table import Arm, Setting, settings
+from td_compiler.benchmarks.show.plots import Bars, bars, legend
+from td_compiler.benchmarks.show.published import published
+from td_compiler.benchmarks.show.style import figure
+from td_compiler.benchmarks.show.tables import Cell, Figure, Section, Table, mean_and_deviation, ratio
+from td_compiler.benchmarks.training.networks import ARRANGEMENTS, NetworkSpec
+from td_compiler.benchmarks.training.training import Training, trained
 from td_compiler.report.tables import byte_count, short_count
 
 if TYPE_CHECKING:

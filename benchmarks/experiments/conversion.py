@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from benchmarks.lab.experiment import Experiment
-from benchmarks.lab.journal import Result
-from benchmarks.lab.machine import Machine
-from benchmarks.lab.measuring import measure, progress, run_measuring_command
-from benchmarks.lab.options import Count, Networks, Setup
-from benchmarks.lab.powers import fit_power
-from benchmarks.lab.resident import growth_at_peak, in_own_process
-from benchmarks.show.plots import legend
-from benchmarks.show.style import COLOURS, INK, figure
-from benchmarks.show.tables import Cell, Figure, Section, Table
-from benchmarks.training.networks import source_content
+from td_compiler.benchmarks.lab.experiment import Experiment
+from td_compiler.benchmarks.lab.journal import Result
+from td_compiler.benchmarks.lab.machine import Machine
+from td_compiler.benchmarks.lab.measuring import measure, progress, run_measuring_command
+from td_compiler.benchmarks.lab.options import Count, Networks, Setup
+from td_compiler.benchmarks.lab.powers import fit_power
+from td_compiler.benchmarks.lab.resident import growth_at_peak, in_own_process
+from td_compiler.benchmarks.show.plots import legend
+from td_compiler.benchmarks.show.style import COLOURS, INK, figure
+from td_compiler.benchmarks.show.tables import Cell, Figure, Section, Table
+from td_compiler.benchmarks.training.networks import source_content
 from td_compiler.report.tables import byte_count, short_count
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from benchmarks.lab.options import run_plain_command
-from benchmarks.show.tables import Section, Table, show
+from td_compiler.benchmarks.lab.options import run_plain_command
+from td_compiler.benchmarks.show.tables import Section, Table, show
 from td_compiler.files import write_whole
 
 if TYPE_CHECKING:
@@ -171,8 +171,8 @@ def main(arguments: Sequence[str], prog: str) -> int:
         """Read the emitted source of networks: its length, and what makes it hard to read."""
         from rich.console import Console
 
-        from benchmarks.experiments.coverage.models import expand
-        from benchmarks.show.document import Document
+        from td_compiler.benchmarks.experiments.coverage.models import expand
+        from td_compiler.benchmarks.show.document import Document
 
         readings = []
         for network in expand(networks):

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from benchmarks.show.tables import Section, show
+from td_compiler.benchmarks.show.tables import Section, show
 
 if TYPE_CHECKING:
-    from benchmarks.lab.jobs import Job, Result
-    from benchmarks.lab.options import Setup
+    from td_compiler.benchmarks.lab.jobs import Job, Result
+    from td_compiler.benchmarks.lab.options import Setup
 
 __all__ = ["Experiment"]
 
@@ -35,12 +35,12 @@ class Experiment:
         """Run the jobs, print the tables of their results, write the figures.
 
         Raises:
-            as `benchmarks.lab.jobs.run_jobs`.
+            as `td_compiler.benchmarks.lab.jobs.run_jobs`.
         """
         from rich.console import Console
 
-        from benchmarks.lab.jobs import run_jobs
-        from benchmarks.show.style import save
+        from td_compiler.benchmarks.lab.jobs import run_jobs
+        from td_compiler.benchmarks.show.style import save
 
         results = run_jobs(jobs, setup.machine, processes=setup.processes, ray=setup.ray, command=setup.command)
         if setup.machine.rank:

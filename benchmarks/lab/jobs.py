@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from benchmarks.lab.journal import Result, Results
-from benchmarks.lab.machine import Machine
+from td_compiler.benchmarks.lab.journal import Result, Results
+from td_compiler.benchmarks.lab.machine import Machine
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -68,7 +68,7 @@ def conditions(job: Job, machine: Machine) -> dict[str, Any]:
         ConversionError: if there is no such network.
     """
     import td_compiler
-    from benchmarks.data.datasets import fingerprint
+    from td_compiler.benchmarks.data.datasets import fingerprint
 
     parts = list(_parts(job))
     sources = dict.fromkeys(part.content() for part in parts if hasattr(part, "content"))
@@ -169,7 +169,7 @@ def _run_and_keep(job: Job, key: str, number: int, work: _Work, results: Results
 
 def _attempt(job: Job, key: str, work: _Work) -> Result | None:
     """A job's result; None, and a line that says why, if it failed. What stops all jobs is raised."""
-    from benchmarks.data.datasets import DataError
+    from td_compiler.benchmarks.data.datasets import DataError
 
     try:
         return _run_one(job, key, work)

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from benchmarks.data.images import DataError
+from td_compiler.benchmarks.data.images import DataError
 
 __all__ = ["Result", "Results", "waiting_lock"]
 

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.lab.experiment import Experiment
-from benchmarks.lab.jobs import Job
-from benchmarks.lab.journal import Results
-from benchmarks.lab.machine import Machine
-from benchmarks.lab.options import Setup, check_device, check_profile, run_command
-from benchmarks.training.recipes import PROFILES
+from td_compiler.benchmarks.lab.experiment import Experiment
+from td_compiler.benchmarks.lab.jobs import Job
+from td_compiler.benchmarks.lab.journal import Results
+from td_compiler.benchmarks.lab.machine import Machine
+from td_compiler.benchmarks.lab.options import Setup, check_device, check_profile, run_command
+from td_compiler.benchmarks.training.recipes import PROFILES
 from td_compiler.files import write_whole
 
 __all__ = ["measure", "progress", "run_measuring_command"]
@@ -38,7 +38,7 @@ def _shared(
 
 
 def run_measuring_command(command: Callable[..., None], arguments: Sequence[str], prog: str) -> int:
-    """As `benchmarks.lab.options.run_command`, without the options of trainings."""
+    """As `td_compiler.benchmarks.lab.options.run_command`, without the options of trainings."""
     return run_command(command, arguments, prog, shared=_shared)
 
 
@@ -48,8 +48,8 @@ def measure(experiment: Experiment, jobs: Sequence[Job], setup: Setup) -> None:
     Raises:
         as `Experiment.run`.
     """
-    from benchmarks.show.document import Document
-    from benchmarks.show.style import save
+    from td_compiler.benchmarks.show.document import Document
+    from td_compiler.benchmarks.show.style import save
 
     experiment.run(jobs, setup)
     found = Results(setup.machine.results).read().values()

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from benchmarks.lab.machine import Machine
-from benchmarks.training.recipes import PROFILES, Profile, RecipeError
+from td_compiler.benchmarks.lab.machine import Machine
+from td_compiler.benchmarks.training.recipes import PROFILES, Profile, RecipeError
 from td_compiler.cli.shared_options import with_shared_options
 
 if TYPE_CHECKING:
-    from benchmarks.training.networks import NetworkSpec
-    from benchmarks.training.training import Training
+    from td_compiler.benchmarks.training.networks import NetworkSpec
+    from td_compiler.benchmarks.training.training import Training
 
 __all__ = [
     *("Arrangements", "Count", "DataSets", "Networks", "Setup"),
@@ -42,7 +42,7 @@ class Setup:
         recipe: `NAME=VALUE` in place of the recipe's own.
         augment: in place of the recipe's own.
         options: of `reverse`, for top-down networks.
-        processes, ray: as in `benchmarks.lab.jobs.run_jobs`.
+        processes, ray: as in `td_compiler.benchmarks.lab.jobs.run_jobs`.
         command: the command line, to be kept with results.
     """
 
@@ -62,8 +62,8 @@ class Setup:
         return range(self.seed, self.seed + self.profile.runs)
 
     def plan(self, network: NetworkSpec, data: str, run: int, task: str = "classification") -> Training:
-        """How a network is trained; see `benchmarks.training.training.planned`."""
-        from benchmarks.training.training import planned
+        """How a network is trained; see `td_compiler.benchmarks.training.training.planned`."""
+        from td_compiler.benchmarks.training.training import planned
 
         if network.arrangement != "bu":
             network = network.with_options(self.options)
@@ -219,9 +219,9 @@ def run_plain_command(command: Callable[..., None], arguments: Sequence[str], pr
 
 def _explain(error: Exception) -> tuple[str, int]:
     """A sentence for an error, and the exit status."""
-    from benchmarks.data.images import DataError
-    from benchmarks.lab.jobs import JobsFailed
     from td_compiler import ConversionError
+    from td_compiler.benchmarks.data.images import DataError
+    from td_compiler.benchmarks.lab.jobs import JobsFailed
 
     if hasattr(error, "format_message"):  # Click's, whose class typer keeps in different places
         return error.format_message(), 2

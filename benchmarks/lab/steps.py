@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.lab.machine import Machine
-from benchmarks.lab.measuring import progress
-from benchmarks.lab.memory import cuda_growth_at_peak
+from td_compiler.benchmarks.lab.machine import Machine
+from td_compiler.benchmarks.lab.measuring import progress
+from td_compiler.benchmarks.lab.memory import cuda_growth_at_peak
 
 __all__ = ["inference_step", "peak_of_step", "seconds_in_turns", "seconds_of_steps", "training_step"]
 

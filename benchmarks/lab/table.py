@@ -14,10 +14,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, fields
 from typing import Any
 
-from benchmarks.data.datasets import title
-from benchmarks.lab.journal import Result
-from benchmarks.training.networks import ARRANGEMENTS, NetworkSpec
-from benchmarks.training.recipes import RECIPES, Recipe, epochs_in_words, recipe_for
+from td_compiler.benchmarks.data.datasets import title
+from td_compiler.benchmarks.lab.journal import Result
+from td_compiler.benchmarks.training.networks import ARRANGEMENTS, NetworkSpec
+from td_compiler.benchmarks.training.recipes import RECIPES, Recipe, epochs_in_words, recipe_for
 
 __all__ = ["COMPARED", "Arm", "Setting", "Value", "as_csv", "columns", "settings", "slug"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -10,15 +9,15 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.data.images import DataError
-from benchmarks.lab.experiment import Experiment
-from benchmarks.lab.journal import Result, Results
-from benchmarks.lab.options import run_plain_command
-from benchmarks.lab.table import as_csv
-from benchmarks.show.document import Document
-from benchmarks.show.findings import findings
-from benchmarks.show.style import save
-from benchmarks.show.tables import Section
+from td_compiler.benchmarks.data.images import DataError
+from td_compiler.benchmarks.lab.experiment import Experiment
+from td_compiler.benchmarks.lab.journal import Result, Results
+from td_compiler.benchmarks.lab.options import run_plain_command
+from td_compiler.benchmarks.lab.table import as_csv
+from td_compiler.benchmarks.show.document import Document
+from td_compiler.benchmarks.show.findings import findings
+from td_compiler.benchmarks.show.style import save
+from td_compiler.benchmarks.show.tables import Section
 from td_compiler.files import write_together
 
 __all__ = ["document", "main"]
@@ -43,9 +42,9 @@ def document(results: Sequence[Result], floor: float | None = None) -> Document:
 
 def _experiments() -> list[Experiment]:
     """All experiments that leave results, in the order of the command line."""
-    from benchmarks.__main__ import EXPERIMENTS
+    from td_compiler.benchmarks.__main__ import EXPERIMENTS, experiment
 
-    modules = (importlib.import_module(module) for name, (module, _) in EXPERIMENTS.items() if name != "report")
+    modules = (experiment(name) for name in EXPERIMENTS if name != "report")
     return [module.EXPERIMENT for module in modules if hasattr(module, "EXPERIMENT")]
 
 

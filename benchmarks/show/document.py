@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
-from benchmarks.show.style import INK, svg
-from benchmarks.show.tables import Figure, Section, escaped
+from td_compiler.benchmarks.show.style import INK, svg
+from td_compiler.benchmarks.show.tables import Figure, Section, escaped
 
 __all__ = ["Document"]
 

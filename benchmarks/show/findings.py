@@ -12,11 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.lab.journal import Result
-from benchmarks.lab.packing import unpacked
-from benchmarks.lab.statistics import FEWEST_RUNS, Array, Estimate, difference_of_means, estimate, sums, verdict
-from benchmarks.lab.table import COMPARED, Arm, Setting, settings
-from benchmarks.show.tables import Section, Table
+from td_compiler.benchmarks.lab.journal import Result
+from td_compiler.benchmarks.lab.packing import unpacked
+from td_compiler.benchmarks.lab.statistics import (
+    FEWEST_RUNS,
+    Array,
+    Estimate,
+    difference_of_means,
+    estimate,
+    sums,
+    verdict,
+)
+from td_compiler.benchmarks.lab.table import COMPARED, Arm, Setting, settings
+from td_compiler.benchmarks.show.tables import Section, Table
 
 __all__ = ["findings"]
 
@@ -41,7 +49,7 @@ class _Evidence:
     Attributes:
         setting, arm: where.
         found: the figure with its interval, or why there is none.
-        verdict: see `benchmarks.lab.statistics.Verdict`.
+        verdict: see `td_compiler.benchmarks.lab.statistics.Verdict`.
         runs, images: how many it rests on.
     """
 
@@ -173,8 +181,8 @@ def _robustness(
     """Evidence from TD's perturbations under attacks of these kinds, over BU's."""
 
     def evidence(results: Sequence[Result], floor: float | None) -> Iterator[_Evidence]:
-        from benchmarks.attacks.attacks import ATTACKS
-        from benchmarks.experiments.robustness.groups import attack_settings, compared
+        from td_compiler.benchmarks.attacks.attacks import ATTACKS
+        from td_compiler.benchmarks.experiments.robustness.groups import attack_settings, compared
 
         for setting in attack_settings(results):
             chosen = [arm for arm in setting.arms if ATTACKS[str(arm.columns["attack"])].kind in kinds]
@@ -226,7 +234,7 @@ def _localisation(
 
 
 def _localised(arm: Arm, measure: str, near: float | None, sign: int) -> tuple[str, str, int]:
-    from benchmarks.experiments.heatmaps.tables import BASELINES, FORMS, gain
+    from td_compiler.benchmarks.experiments.heatmaps.tables import BASELINES, FORMS, gain
 
     found = gain(arm, measure, FORMS[1])
     bounds = {"above": 0.0} if sign > 0 else {"below": 0.0}
@@ -241,7 +249,7 @@ def _localised(arm: Arm, measure: str, near: float | None, sign: int) -> tuple[s
 
 def _segmentation(results: Sequence[Result], floor: float | None) -> Iterator[_Evidence]:
     """U-Net above FCN above TD."""
-    from benchmarks.experiments.segmentation.section import segmentation_settings
+    from td_compiler.benchmarks.experiments.segmentation.section import segmentation_settings
 
     for setting in segmentation_settings(results):
         arms = {str(arm.columns["network"]).partition(":")[2]: arm for arm in setting.arms}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.show.style import COLOURS, INK, NAMES
+from td_compiler.benchmarks.show.style import COLOURS, INK, NAMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

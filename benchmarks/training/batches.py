@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from benchmarks.data.images import Images, Stream, centre_crop
+from td_compiler.benchmarks.data.images import Images, Stream, centre_crop
 
 __all__ = ["Batches", "augmented", "batches", "seed_of", "shuffled", "split"]
 
@@ -81,7 +81,7 @@ def augmented(images: Tensor, augment: str, crop: int | None) -> Tensor:
 
     Args:
         images: (N, C, H, W) in [0, 1].
-        augment: `none`, `shift-flip` or `crop-flip-colour`, see `benchmarks.training.recipes.Recipe`.
+        augment: `none`, `shift-flip` or `crop-flip-colour`, see `td_compiler.benchmarks.training.recipes.Recipe`.
         crop: the side of the squares to cut out, at random with `crop-flip-colour`, else in the middle; None for none.
     """
     if augment == "shift-flip":

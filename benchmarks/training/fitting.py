@@ -25,15 +25,15 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
-from benchmarks.data.datasets import opened
-from benchmarks.data.images import Images, as_float
-from benchmarks.lab.files import Damaged, read_checked, with_checksum, write_synced
-from benchmarks.lab.machine import Machine
-from benchmarks.lab.memory import CudaPeak, saved_bytes
-from benchmarks.training.batches import augmented, batches, seed_of, shuffled, split
-from benchmarks.training.recipes import Recipe, RecipeError
-from benchmarks.training.tasks import Loss, task_of
-from benchmarks.training.training import Builder, Training, untrained
+from td_compiler.benchmarks.data.datasets import opened
+from td_compiler.benchmarks.data.images import Images, as_float
+from td_compiler.benchmarks.lab.files import Damaged, read_checked, with_checksum, write_synced
+from td_compiler.benchmarks.lab.machine import Machine
+from td_compiler.benchmarks.lab.memory import CudaPeak, saved_bytes
+from td_compiler.benchmarks.training.batches import augmented, batches, seed_of, shuffled, split
+from td_compiler.benchmarks.training.recipes import Recipe, RecipeError
+from td_compiler.benchmarks.training.tasks import Loss, task_of
+from td_compiler.benchmarks.training.training import Builder, Training, untrained
 
 __all__ = ["Diverged", "fit", "plateau"]
 
@@ -88,7 +88,7 @@ def fit(
     Args:
         training, machine: what to train, where.
         folder: of the checkpoint.
-        build: as in :func:`benchmarks.training.training.trained`.
+        build: as in :func:`td_compiler.benchmarks.training.training.trained`.
 
     Returns:
         the trained network's state, and what `Trained` says of the training beside it.

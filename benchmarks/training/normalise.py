@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from benchmarks.data.images import Images, Stream, as_float
+from td_compiler.benchmarks.data.images import Images, Stream, as_float
 
 __all__ = ["Normalise", "Normalised", "normalisation"]
 

@@ -44,7 +44,7 @@ class Recipe:
             flips and changes of colour along the principal components of ImageNet's pixels.
         normalise: what the network's first layer does to images in [0, 1]: `none`; `pixel-mean`: subtract the training
             images' mean, pixel by pixel; `channels`: mean 0 and standard deviation 1 in every channel.
-        fresh_statistics: take running statistics of batch norms anew after training, see `benchmarks.training.norms`.
+        fresh_statistics: take running statistics of batch norms anew after training, see `norms.py`.
         held_out: the share of the training images that is kept for validation, reshuffled for every run.
     """
 

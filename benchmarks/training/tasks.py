@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.data.images import Images, Stream
+from td_compiler.benchmarks.data.images import Images, Stream
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -55,4 +55,4 @@ def _accuracy(classes: int) -> Any:
 
 TASKS: dict[str, Task] = {"classification": Task(loss=lambda data: functional.cross_entropy, metric=_accuracy)}
 # Modules that add rows to the table when they are imported.
-_PROVIDERS = ("benchmarks.data.meshes",)
+_PROVIDERS = ("td_compiler.benchmarks.data.meshes",)

@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 
 import td_compiler
-from benchmarks.data.datasets import fingerprint, load, opened
-from benchmarks.data.images import Images, Stream, as_float
-from benchmarks.lab.files import Damaged, checksum, write_synced
-from benchmarks.lab.journal import waiting_lock
-from benchmarks.lab.machine import Machine
-from benchmarks.training.batches import Batches, augmented, batches, seed_of, split
-from benchmarks.training.networks import NetworkSpec
-from benchmarks.training.normalise import Normalise, Normalised, normalisation
-from benchmarks.training.norms import fresh_statistics
-from benchmarks.training.recipes import Profile, Recipe, changed, options_for, recipe_for
+from td_compiler.benchmarks.data.datasets import fingerprint, load, opened
+from td_compiler.benchmarks.data.images import Images, Stream, as_float
+from td_compiler.benchmarks.lab.files import Damaged, checksum, write_synced
+from td_compiler.benchmarks.lab.journal import waiting_lock
+from td_compiler.benchmarks.lab.machine import Machine
+from td_compiler.benchmarks.training.batches import Batches, augmented, batches, seed_of, split
+from td_compiler.benchmarks.training.networks import NetworkSpec
+from td_compiler.benchmarks.training.normalise import Normalise, Normalised, normalisation
+from td_compiler.benchmarks.training.norms import fresh_statistics
+from td_compiler.benchmarks.training.recipes import Profile, Recipe, changed, options_for, recipe_for
 
 __all__ = [
     *("Builder", "Normalise", "Normalised", "Trained", "Training"),
@@ -54,7 +54,7 @@ class Training:
         run: the seed: of the fresh weights, the held-out images, the order of batches and all else that is random.
         train_images: how many training images, the held-out ones included; None for all.
         test_images: how many images the trained network is tested on; of no influence on the weights.
-        task: a key of `benchmarks.training.tasks.TASKS`.
+        task: a key of `td_compiler.benchmarks.training.tasks.TASKS`.
         variant: what else a `build` of one's own depends on.
     """
 
@@ -229,7 +229,7 @@ def _kept(folder: Path) -> Kept | None:
 
 
 def _train(training: Training, machine: Machine, folder: Path, build: Builder | None) -> None:
-    from benchmarks.training.fitting import fit
+    from td_compiler.benchmarks.training.fitting import fit
 
     data = opened(training.data, machine, train=True, limit=training.train_images)
     state, notes = fit(training, machine, folder, build)

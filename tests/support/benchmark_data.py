@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.lab.machine import Machine
-from benchmarks.training.recipes import Recipe
+from td_compiler.benchmarks.lab.machine import Machine
+from td_compiler.benchmarks.training.recipes import Recipe
 
 CLASSES = ("a", "b", "c")
 

@@ -25,10 +25,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import td_compiler
-from benchmarks.experiments.coverage.models import GROUPS, expand, family
-from benchmarks.experiments.coverage.rows import Journal, Row, Task, code_version, convert
-from benchmarks.experiments.coverage.tables import markdown, reasons, tally, terminal_table
-from benchmarks.experiments.coverage.workers import Lost, run_tasks
+from td_compiler.benchmarks.experiments.coverage.models import GROUPS, expand, family
+from td_compiler.benchmarks.experiments.coverage.rows import Journal, Row, Task, code_version, convert
+from td_compiler.benchmarks.experiments.coverage.tables import markdown, reasons, tally, terminal_table
+from td_compiler.benchmarks.experiments.coverage.workers import Lost, run_tasks
 from td_compiler.files import write_whole
 from td_compiler.options import Filters
 from td_compiler.sources.names import SourceError

@@ -19,8 +19,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from benchmarks.experiments.coverage.models import family
 from td_compiler import ConversionError, TopDownNet, reverse, verify
+from td_compiler.benchmarks.experiments.coverage.models import family
 from td_compiler.errors import Breakdown
 from td_compiler.files import write_whole
 from td_compiler.options import Filters, Options

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from rich.table import Column, Table
 
-from benchmarks.experiments.coverage.rows import RESULTS, Row
+from td_compiler.benchmarks.experiments.coverage.rows import RESULTS, Row
 
 __all__ = ["Reason", "by_family", "markdown", "reasons", "tally", "terminal_table"]
 

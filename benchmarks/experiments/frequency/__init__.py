@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.data.parts import PARTS
-from benchmarks.experiments.frequency.section import frequency_section
-from benchmarks.lab.experiment import Experiment
-from benchmarks.lab.options import Arrangements, DataSets, Networks, Setup, run_command
+from td_compiler.benchmarks.data.parts import PARTS
+from td_compiler.benchmarks.experiments.frequency.section import frequency_section
+from td_compiler.benchmarks.lab.experiment import Experiment
+from td_compiler.benchmarks.lab.options import Arrangements, DataSets, Networks, Setup, run_command
 
 __all__ = ["EXPERIMENT", "main"]
 
@@ -31,8 +31,8 @@ def _frequency(
     ] = _RADII,
 ) -> None:
     """Train networks on images that lack frequencies, and top-down networks in other ways (thesis 3.2)."""
-    from benchmarks.experiments.frequency.jobs import frequency_jobs
-    from benchmarks.training.networks import NetworkSpec
+    from td_compiler.benchmarks.experiments.frequency.jobs import frequency_jobs
+    from td_compiler.benchmarks.training.networks import NetworkSpec
 
     specs = [NetworkSpec(name, way) for name in networks for way in arrangement]
     EXPERIMENT.run(frequency_jobs(part, specs, data, radius, setup.runs, setup.plan), setup)

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from benchmarks.data.datasets import load, opened
-from benchmarks.data.filters import SIGMAS
-from benchmarks.data.frequencies import blurred
-from benchmarks.data.parts import PARTS
-from benchmarks.experiments.frequency.growing import GrowingNet
-from benchmarks.lab.machine import Machine
-from benchmarks.training.batches import shuffled, split
-from benchmarks.training.networks import NetworkSpec
-from benchmarks.training.training import Builder, Trained, Training, evaluate, trained
+from td_compiler.benchmarks.data.datasets import load, opened
+from td_compiler.benchmarks.data.filters import SIGMAS
+from td_compiler.benchmarks.data.frequencies import blurred
+from td_compiler.benchmarks.data.parts import PARTS
+from td_compiler.benchmarks.experiments.frequency.growing import GrowingNet
+from td_compiler.benchmarks.lab.machine import Machine
+from td_compiler.benchmarks.training.batches import shuffled, split
+from td_compiler.benchmarks.training.networks import NetworkSpec
+from td_compiler.benchmarks.training.training import Builder, Trained, Training, evaluate, trained
 
 __all__ = ["FilterJob", "GrowingJob", "frequency_jobs"]
 
@@ -25,7 +25,7 @@ class FilterJob:
     """Train on one data set, test on several.
 
     Attributes:
-        part: a key of `benchmarks.data.parts.PARTS`.
+        part: a key of `td_compiler.benchmarks.data.parts.PARTS`.
         base: the data set that all are variants of.
         training: what is trained.
         tests: the names of the data sets that it is tested on.
@@ -142,7 +142,7 @@ def frequency_jobs(
     """The jobs of some parts of the experiment.
 
     Args:
-        parts: keys of `benchmarks.data.parts.PARTS`.
+        parts: keys of `td_compiler.benchmarks.data.parts.PARTS`.
         specs: the networks; the parts that are about top-down networks leave bottom-up ones out.
         data: the data sets. The part `cosines` has its own.
         radii: of the Fourier masks, in cycles per image side.

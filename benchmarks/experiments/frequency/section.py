@@ -8,12 +8,12 @@ from functools import partial
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.data.parts import PARTS
-from benchmarks.lab.journal import Result
-from benchmarks.lab.table import COMPARED, Arm, Setting, settings
-from benchmarks.show.style import figure
-from benchmarks.show.tables import Figure, Section, Table, mean_and_deviation
-from benchmarks.training.recipes import epochs_in_words
+from td_compiler.benchmarks.data.parts import PARTS
+from td_compiler.benchmarks.lab.journal import Result
+from td_compiler.benchmarks.lab.table import COMPARED, Arm, Setting, settings
+from td_compiler.benchmarks.show.style import figure
+from td_compiler.benchmarks.show.tables import Figure, Section, Table, mean_and_deviation
+from td_compiler.benchmarks.training.recipes import epochs_in_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Plot

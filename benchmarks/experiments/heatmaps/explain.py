@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from benchmarks.data.images import DataError, Images, as_float
-from benchmarks.data.photos import UNKNOWN
-from benchmarks.experiments.heatmaps.figures import section
-from benchmarks.lab.experiment import Experiment
-from benchmarks.lab.files import checksum
-from benchmarks.lab.machine import Machine
-from benchmarks.lab.options import Networks, Setup, run_command
-from benchmarks.lab.packing import packed
-from benchmarks.training.networks import NetworkSpec
-from benchmarks.training.training import Training, trained
+from td_compiler.benchmarks.data.images import DataError, Images, as_float
+from td_compiler.benchmarks.data.photos import UNKNOWN
+from td_compiler.benchmarks.experiments.heatmaps.figures import section
+from td_compiler.benchmarks.lab.experiment import Experiment
+from td_compiler.benchmarks.lab.files import checksum
+from td_compiler.benchmarks.lab.machine import Machine
+from td_compiler.benchmarks.lab.options import Networks, Setup, run_command
+from td_compiler.benchmarks.lab.packing import packed
+from td_compiler.benchmarks.training.networks import NetworkSpec
+from td_compiler.benchmarks.training.training import Training, trained
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from benchmarks.experiments.heatmaps.explainer import Explainer
+    from td_compiler.benchmarks.experiments.heatmaps.explainer import Explainer
 
 __all__ = ["EXPERIMENT", "Explain", "Given", "encode", "main"]
 
@@ -119,7 +119,7 @@ class Explain:
 
         The class explained is the image's own, or the one that the network finds where that is not known.
         """
-        from benchmarks.data.datasets import load
+        from td_compiler.benchmarks.data.datasets import load
 
         chosen = _first_of_each_class(load(self.data, machine, train=False), self.count).to(machine.torch_device)
         explainer, classes, size = self._explainer(machine, chosen)
@@ -149,8 +149,8 @@ class Explain:
 
     def _explainer(self, machine: Machine, chosen: Images) -> tuple[Explainer, Sequence[str], Size]:
         """The network, its classes' names where they are known, and its input size (C, H, W)."""
-        from benchmarks.data.datasets import load
-        from benchmarks.experiments.heatmaps.explainer import Explainer
+        from td_compiler.benchmarks.data.datasets import load
+        from td_compiler.benchmarks.experiments.heatmaps.explainer import Explainer
 
         if self.training is None:
             assert self.given is not None
@@ -175,7 +175,7 @@ def _first_of_each_class(images: Images, count: int) -> Images:
 
 def _heat_maps(explainer: Explainer, images: Tensor, classes: Tensor) -> dict[str, Tensor]:
     """Heat maps (N, 1, H, W) in [0, 1]: Grad-CAM by tap, `saliency`, and `guided` where the network has ReLUs."""
-    from benchmarks.experiments.heatmaps.explainer import at_image_size, to_unit
+    from td_compiler.benchmarks.experiments.heatmaps.explainer import at_image_size, to_unit
 
     maps = {tap: at_image_size(explainer.grad_cam(images, classes, tap), images.shape) for tap in explainer.taps}
     maps["saliency"] = explainer.saliency(images, classes)
@@ -244,7 +244,7 @@ def _all_given(specs: Sequence[NetworkSpec], files: Mapping[str, str]) -> None:
 
 def _photos(setup: Setup, photos: Sequence[Path], data: str) -> list[str]:
     """The photos as data sets, at the size of the images that the network is trained on."""
-    from benchmarks.data.datasets import opened
+    from td_compiler.benchmarks.data.datasets import opened
 
     if not photos:
         return []

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from captum.attr import GuidedBackprop, LayerGradCam, Saliency
 from torch import Tensor, fx, nn
 
-from benchmarks.training.training import Normalised
+from td_compiler.benchmarks.training.training import Normalised
 from td_compiler.network.taps import tapped
 
 __all__ = ["Explainer", "at_image_size", "to_unit"]

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.lab.journal import Result
-from benchmarks.lab.packing import unpacked
-from benchmarks.lab.table import COMPARED, Setting, settings, slug
-from benchmarks.show.style import NAMES, figure
-from benchmarks.show.tables import Figure, Section
+from td_compiler.benchmarks.lab.journal import Result
+from td_compiler.benchmarks.lab.packing import unpacked
+from td_compiler.benchmarks.lab.table import COMPARED, Setting, settings, slug
+from td_compiler.benchmarks.show.style import NAMES, figure
+from td_compiler.benchmarks.show.tables import Figure, Section
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,16 +18,16 @@ import torch
 import typer
 from torch import Tensor
 
-from benchmarks.data.datasets import load
-from benchmarks.data.images import DataError, as_float
-from benchmarks.experiments.heatmaps.explainer import Explainer, at_image_size, to_unit
-from benchmarks.experiments.heatmaps.tables import FORMS, section
-from benchmarks.lab.experiment import Experiment
-from benchmarks.lab.machine import Machine
-from benchmarks.lab.options import Networks, Setup, run_command
-from benchmarks.lab.packing import packed
-from benchmarks.training.networks import NetworkSpec
-from benchmarks.training.training import Training, answers, trained, untrained
+from td_compiler.benchmarks.data.datasets import load
+from td_compiler.benchmarks.data.images import DataError, as_float
+from td_compiler.benchmarks.experiments.heatmaps.explainer import Explainer, at_image_size, to_unit
+from td_compiler.benchmarks.experiments.heatmaps.tables import FORMS, section
+from td_compiler.benchmarks.lab.experiment import Experiment
+from td_compiler.benchmarks.lab.machine import Machine
+from td_compiler.benchmarks.lab.options import Networks, Setup, run_command
+from td_compiler.benchmarks.lab.packing import packed
+from td_compiler.benchmarks.training.networks import NetworkSpec
+from td_compiler.benchmarks.training.training import Training, answers, trained, untrained
 
 __all__ = ["EXPERIMENT", "Localise", "blob", "covered", "main"]
 

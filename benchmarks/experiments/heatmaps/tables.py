@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.lab.journal import Result
-from benchmarks.lab.packing import unpacked
-from benchmarks.lab.statistics import Array, Estimate, estimate, sums
-from benchmarks.lab.table import COMPARED, Arm, Setting, settings
-from benchmarks.show.plots import Bars, bars, legend
-from benchmarks.show.published import published
-from benchmarks.show.style import NAMES, figure
-from benchmarks.show.tables import Cell, Figure, Section, Table, mean_and_deviation
+from td_compiler.benchmarks.lab.journal import Result
+from td_compiler.benchmarks.lab.packing import unpacked
+from td_compiler.benchmarks.lab.statistics import Array, Estimate, estimate, sums
+from td_compiler.benchmarks.lab.table import COMPARED, Arm, Setting, settings
+from td_compiler.benchmarks.show.plots import Bars, bars, legend
+from td_compiler.benchmarks.show.published import published
+from td_compiler.benchmarks.show.style import NAMES, figure
+from td_compiler.benchmarks.show.tables import Cell, Figure, Section, Table, mean_and_deviation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Plot

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.experiments.refine.section import refine_section
-from benchmarks.lab.experiment import Experiment
-from benchmarks.lab.options import DataSets, Setup, run_command
+from td_compiler.benchmarks.experiments.refine.section import refine_section
+from td_compiler.benchmarks.lab.experiment import Experiment
+from td_compiler.benchmarks.lab.options import DataSets, Setup, run_command
 
 __all__ = ["EXPERIMENT", "main"]
 
@@ -34,8 +34,8 @@ def _refine(
     ] = _PATCHES,
 ) -> None:
     """Measure what a window saves at ImageNet's size; train small networks with and without."""
-    from benchmarks.experiments.refine.jobs import refine_jobs
-    from benchmarks.training.networks import NetworkSpec
+    from td_compiler.benchmarks.experiments.refine.jobs import refine_jobs
+    from td_compiler.benchmarks.training.networks import NetworkSpec
 
     unknown = next((name for name in part if name not in _PARTS), None)
     if unknown is not None:

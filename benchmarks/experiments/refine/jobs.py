@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.data.datasets import load
-from benchmarks.lab.machine import Machine
-from benchmarks.lab.memory import saved_bytes
-from benchmarks.training.networks import NetworkSpec
-from benchmarks.training.training import Normalised, Training, evaluate, trained
+from td_compiler.benchmarks.data.datasets import load
+from td_compiler.benchmarks.lab.machine import Machine
+from td_compiler.benchmarks.lab.memory import saved_bytes
+from td_compiler.benchmarks.training.networks import NetworkSpec
+from td_compiler.benchmarks.training.training import Normalised, Training, evaluate, trained
 from td_compiler.capture.skeleton import skeleton
 from td_compiler.network.refine import Refined
 

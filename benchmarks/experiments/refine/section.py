@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.lab.journal import Result
-from benchmarks.lab.table import Arm, Setting, settings
-from benchmarks.lab.table import columns as columns_of
-from benchmarks.show.tables import Cell, Section, Table, mean_and_deviation, ratio
+from td_compiler.benchmarks.lab.journal import Result
+from td_compiler.benchmarks.lab.table import Arm, Setting, settings
+from td_compiler.benchmarks.lab.table import columns as columns_of
+from td_compiler.benchmarks.show.tables import Cell, Section, Table, mean_and_deviation, ratio
 from td_compiler.report.tables import byte_count, short_count
 
 __all__ = ["refine_section"]

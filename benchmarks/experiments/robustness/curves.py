@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.show.plots import legend
-from benchmarks.show.style import figure, line
+from td_compiler.benchmarks.show.plots import legend
+from td_compiler.benchmarks.show.style import figure, line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Plot
 
-    from benchmarks.experiments.robustness.groups import AttackRun, AttackRuns
-    from benchmarks.lab.table import Setting
+    from td_compiler.benchmarks.experiments.robustness.groups import AttackRun, AttackRuns
+    from td_compiler.benchmarks.lab.table import Setting
 
 __all__ = ["draw_corruptions", "draw_curves", "draw_vulnerability", "loss_curve"]
 
@@ -72,7 +72,7 @@ def _accuracy(runs: Sequence[AttackRun], scales: str) -> float:
 
 def draw_corruptions(setting: Setting) -> Plot:
     """A panel for each kind of corruption: error against severity."""
-    from benchmarks.attacks.corruptions import CORRUPTIONS, SEVERITIES
+    from td_compiler.benchmarks.attacks.corruptions import CORRUPTIONS, SEVERITIES
 
     kinds = list(dict.fromkeys(corruption.kind for corruption in CORRUPTIONS.values()))
     plot, highest = figure(6.5, 2.2), 0.0

@@ -10,11 +10,11 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.experiments.robustness.jobs import AttackJob, CorruptionJob
-from benchmarks.experiments.robustness.section import section
-from benchmarks.lab.experiment import Experiment
-from benchmarks.lab.options import Arrangements, DataSets, Networks, Setup, run_command
-from benchmarks.training.networks import NetworkSpec
+from td_compiler.benchmarks.experiments.robustness.jobs import AttackJob, CorruptionJob
+from td_compiler.benchmarks.experiments.robustness.section import section
+from td_compiler.benchmarks.lab.experiment import Experiment
+from td_compiler.benchmarks.lab.options import Arrangements, DataSets, Networks, Setup, run_command
+from td_compiler.benchmarks.training.networks import NetworkSpec
 
 __all__ = ["EXPERIMENT", "main"]
 
@@ -58,7 +58,7 @@ def _robustness(
 
 
 def _attacks(chosen: Sequence[str]) -> list[str]:
-    from benchmarks.attacks.attacks import ATTACKS
+    from td_compiler.benchmarks.attacks.attacks import ATTACKS
 
     for name in chosen:
         if name not in ATTACKS:

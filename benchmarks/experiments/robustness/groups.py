@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.lab.journal import Result
-from benchmarks.lab.packing import unpacked
-from benchmarks.lab.statistics import FEWEST_RUNS, Estimate, difference_of_means, holm, mcnemar, median_of
-from benchmarks.lab.table import COMPARED, Arm, Setting, settings
+from td_compiler.benchmarks.lab.journal import Result
+from td_compiler.benchmarks.lab.packing import unpacked
+from td_compiler.benchmarks.lab.statistics import FEWEST_RUNS, Estimate, difference_of_means, holm, mcnemar, median_of
+from td_compiler.benchmarks.lab.table import COMPARED, Arm, Setting, settings
 
 __all__ = [
     *("AttackRun", "AttackRuns", "Comparison"),
@@ -84,7 +84,7 @@ def corruption_settings(results: Sequence[Result]) -> list[Setting]:
 
 def attacked(setting: Setting) -> AttackRuns:
     """The runs of every attack, attacks in the order of their table."""
-    from benchmarks.attacks.attacks import ATTACKS
+    from td_compiler.benchmarks.attacks.attacks import ATTACKS
 
     found = sorted(setting.by("attack").items(), key=lambda item: list(ATTACKS).index(item[0]))
     return {

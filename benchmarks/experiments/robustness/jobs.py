@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, no_grad
 
-from benchmarks.data.images import as_float
-from benchmarks.lab.machine import Machine
-from benchmarks.lab.packing import packed
-from benchmarks.training.training import Normalised, Training, trained
+from td_compiler.benchmarks.data.images import as_float
+from td_compiler.benchmarks.lab.machine import Machine
+from td_compiler.benchmarks.lab.packing import packed
+from td_compiler.benchmarks.training.training import Normalised, Training, trained
 
 __all__ = ["AttackJob", "CorruptionJob"]
 
@@ -22,7 +22,7 @@ class AttackJob:
 
     Attributes:
         training: how the network is trained; its run seeds the attack, too.
-        attack: a key of `benchmarks.attacks.attacks.ATTACKS`.
+        attack: a key of `td_compiler.benchmarks.attacks.attacks.ATTACKS`.
         images: how many test images are attacked; None for all.
         steps: the number of steps of the attack's search.
         repeats: how often an attack with random numbers is repeated; the smallest perturbation counts.
@@ -57,7 +57,7 @@ class AttackJob:
         """
         import torch
 
-        from benchmarks.experiments.robustness.vulnerability import still_right
+        from td_compiler.benchmarks.experiments.robustness.vulnerability import still_right
         from td_compiler.network.base import TopDownNet
 
         found = trained(self.training, machine)
@@ -92,7 +92,7 @@ def _attack(
     """Attack some of the images (N, C, H, W): they as perturbed, the same where that failed, and where it did not."""
     import torch
 
-    from benchmarks.attacks.attacks import smallest_perturbations
+    from td_compiler.benchmarks.attacks.attacks import smallest_perturbations
 
     result, success = images.clone(), torch.zeros_like(which)
     if which.any():
@@ -136,7 +136,7 @@ class CorruptionJob:
         """
         import torch
 
-        from benchmarks.attacks.corruptions import CORRUPTIONS, SEVERITIES
+        from td_compiler.benchmarks.attacks.corruptions import CORRUPTIONS, SEVERITIES
 
         found = trained(self.training, machine)
         images, labels = _test_images(self.data, self.images, machine)
@@ -164,7 +164,7 @@ class CorruptionJob:
 
 def _test_images(data: str, limit: int | None, machine: Machine) -> tuple[Tensor, Tensor]:
     """Test images (N, C, H, W), uint8, and labels (N,) on the machine's device."""
-    from benchmarks.data.datasets import load
+    from td_compiler.benchmarks.data.datasets import load
 
     test = load(data, machine, train=False, limit=limit).to(machine.torch_device)
     return test.images, test.labels

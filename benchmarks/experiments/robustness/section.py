@@ -7,8 +7,8 @@ from functools import partial
 from statistics import mean
 from typing import Any
 
-from benchmarks.experiments.robustness.curves import draw_corruptions, draw_curves, draw_vulnerability
-from benchmarks.experiments.robustness.groups import (
+from td_compiler.benchmarks.experiments.robustness.curves import draw_corruptions, draw_curves, draw_vulnerability
+from td_compiler.benchmarks.experiments.robustness.groups import (
     AttackRun,
     AttackRuns,
     attack_settings,
@@ -17,10 +17,10 @@ from benchmarks.experiments.robustness.groups import (
     corrupted,
     corruption_settings,
 )
-from benchmarks.lab.journal import Result
-from benchmarks.lab.statistics import FEWEST_RUNS
-from benchmarks.lab.table import Arm, Setting
-from benchmarks.show.tables import Cell, Figure, Section, Table, mean_and_deviation
+from td_compiler.benchmarks.lab.journal import Result
+from td_compiler.benchmarks.lab.statistics import FEWEST_RUNS
+from td_compiler.benchmarks.lab.table import Arm, Setting
+from td_compiler.benchmarks.show.tables import Cell, Figure, Section, Table, mean_and_deviation
 
 __all__ = ["corruption_error", "section"]
 
@@ -65,7 +65,7 @@ def _median(runs: Sequence[AttackRun]) -> Cell:
 
 
 def _success_table(setting: Setting, runs: AttackRuns) -> Table:
-    from benchmarks.attacks.attacks import ATTACKS
+    from td_compiler.benchmarks.attacks.attacks import ATTACKS
 
     labels = _networks(runs)
     rows: list[tuple[Cell, ...]] = []
@@ -112,7 +112,7 @@ def _comparisons(setting: Setting) -> list[Table]:
 
 
 def _bound_tables(setting: Setting, runs: AttackRuns) -> list[Table]:
-    from benchmarks.attacks.attacks import ATTACKS
+    from td_compiler.benchmarks.attacks.attacks import ATTACKS
 
     gradient = {attack: networks for attack, networks in runs.items() if ATTACKS[attack].kind == "gradient"}
     if not gradient:

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.experiments.scaling.section import scaling_section
-from benchmarks.lab.experiment import Experiment
-from benchmarks.lab.measuring import measure, run_measuring_command
-from benchmarks.lab.options import Count, Setup
+from td_compiler.benchmarks.experiments.scaling.section import scaling_section
+from td_compiler.benchmarks.lab.experiment import Experiment
+from td_compiler.benchmarks.lab.measuring import measure, run_measuring_command
+from td_compiler.benchmarks.lab.options import Count, Setup
 
 __all__ = ["EXPERIMENT", "main"]
 
@@ -34,7 +34,7 @@ def _scaling(
 
     By default a profile's batch sizes, sides and depths; if any are given, only those.
     """
-    from benchmarks.experiments.scaling.jobs import SIZES, scaling_jobs
+    from td_compiler.benchmarks.experiments.scaling.jobs import SIZES, scaling_jobs
 
     size = SIZES[setup.profile.name]
     if batch or side or depth:

@@ -8,12 +8,12 @@ from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.lab.journal import Result
-from benchmarks.lab.powers import PowerLaw, fit_power
-from benchmarks.lab.table import slug
-from benchmarks.show.plots import legend
-from benchmarks.show.style import figure, line
-from benchmarks.show.tables import Cell, Figure, Section, Table
+from td_compiler.benchmarks.lab.journal import Result
+from td_compiler.benchmarks.lab.powers import PowerLaw, fit_power
+from td_compiler.benchmarks.lab.table import slug
+from td_compiler.benchmarks.show.plots import legend
+from td_compiler.benchmarks.show.style import figure, line
+from td_compiler.benchmarks.show.tables import Cell, Figure, Section, Table
 from td_compiler.report.tables import byte_count, short_count
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.experiments.segmentation.section import segmentation_section
-from benchmarks.lab.experiment import Experiment
-from benchmarks.lab.options import Setup, run_command
+from td_compiler.benchmarks.experiments.segmentation.section import segmentation_section
+from td_compiler.benchmarks.lab.experiment import Experiment
+from td_compiler.benchmarks.lab.options import Setup, run_command
 
 __all__ = ["EXPERIMENT", "main"]
 
@@ -28,8 +28,8 @@ def _segmentation(
     width: Annotated[int, typer.Option(min=1, help="Filters of the finest stage; 64 in the thesis.")] = 64,
 ) -> None:
     """Train networks to name the class of every pixel, measure their intersection over union."""
-    from benchmarks.experiments.segmentation.experiment import SegmentationJob
-    from benchmarks.experiments.segmentation.networks import spec_of
+    from td_compiler.benchmarks.experiments.segmentation.experiment import SegmentationJob
+    from td_compiler.benchmarks.experiments.segmentation.networks import spec_of
 
     specs, meshes = [spec_of(name, width) for name in network], f"meshes:{side}:{data}"
     plans = [setup.plan(spec, meshes, run, task="segmentation") for run in setup.runs for spec in specs]

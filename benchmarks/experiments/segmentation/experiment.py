@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from benchmarks.data.datasets import Images, load
-from benchmarks.data.images import as_float
-from benchmarks.data.meshes import intersection_over_union
-from benchmarks.lab.machine import Machine
-from benchmarks.lab.packing import packed
-from benchmarks.training.training import Training, answers, trained
+from td_compiler.benchmarks.data.datasets import Images, load
+from td_compiler.benchmarks.data.images import as_float
+from td_compiler.benchmarks.data.meshes import intersection_over_union
+from td_compiler.benchmarks.lab.machine import Machine
+from td_compiler.benchmarks.lab.packing import packed
+from td_compiler.benchmarks.training.training import Training, answers, trained
 
 __all__ = ["SegmentationJob", "overlaps"]
 
@@ -25,7 +25,7 @@ class SegmentationJob:
     """Train one network, measure its intersection over union on the test images.
 
     Attributes:
-        training: of a network of `benchmarks.experiments.segmentation.networks`, for the task `segmentation`.
+        training: of a network of `networks`, for the task `segmentation`.
     """
 
     experiment: ClassVar[str] = "segmentation"

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.training.networks import NetworkSpec
 from td_compiler import ConversionError, reverse
+from td_compiler.benchmarks.training.networks import NetworkSpec
 from td_compiler.graph.initialise import initialise_he
 
 __all__ = ["NETWORKS", "Entry", "FCNLight", "SegmentationSpec", "UNetEncoder", "UNetLike", "spec_of"]

@@ -7,12 +7,12 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.lab.journal import Result
-from benchmarks.lab.packing import unpacked
-from benchmarks.lab.table import Arm, Setting, settings
-from benchmarks.show.plots import Bars, bars, legend
-from benchmarks.show.style import COLOURS, OTHERS, figure
-from benchmarks.show.tables import Cell, Figure, Section, Table, mean_and_deviation, ratio
+from td_compiler.benchmarks.lab.journal import Result
+from td_compiler.benchmarks.lab.packing import unpacked
+from td_compiler.benchmarks.lab.table import Arm, Setting, settings
+from td_compiler.benchmarks.show.plots import Bars, bars, legend
+from td_compiler.benchmarks.show.style import COLOURS, OTHERS, figure
+from td_compiler.benchmarks.show.tables import Cell, Figure, Section, Table, mean_and_deviation, ratio
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Plot

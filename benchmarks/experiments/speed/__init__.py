@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.experiments.speed.section import speed_section
-from benchmarks.lab.experiment import Experiment
-from benchmarks.lab.measuring import measure, run_measuring_command
-from benchmarks.lab.options import Count, Setup
+from td_compiler.benchmarks.experiments.speed.section import speed_section
+from td_compiler.benchmarks.lab.experiment import Experiment
+from td_compiler.benchmarks.lab.measuring import measure, run_measuring_command
+from td_compiler.benchmarks.lab.options import Count, Setup
 
 __all__ = ["EXPERIMENT", "main"]
 
@@ -32,7 +32,7 @@ def _speed(
     bf16: Annotated[bool, typer.Option("--bf16", help="Also under autocast to bfloat16; always on a GPU.")] = False,
 ) -> None:
     """Measure inference and training steps of emitted networks and of plain ones, in turns."""
-    from benchmarks.experiments.speed.jobs import speed_jobs
+    from td_compiler.benchmarks.experiments.speed.jobs import speed_jobs
 
     jobs = speed_jobs(networks, setup.machine, setup.profile.name, batch, side, repeats, compiled=compiled, bf16=bf16)
     measure(EXPERIMENT, jobs, setup)

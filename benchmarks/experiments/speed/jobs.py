@@ -12,13 +12,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from benchmarks.experiments.speed.handwritten import HANDWRITTEN, handwritten
-from benchmarks.lab.machine import Machine
-from benchmarks.lab.memory import saved_bytes
-from benchmarks.lab.resident import growth_at_peak, in_own_process
-from benchmarks.lab.steps import peak_of_step, seconds_in_turns, seconds_of_steps, training_step
-from benchmarks.training.networks import source_content
 from td_compiler import TopDownNet, reverse
+from td_compiler.benchmarks.experiments.speed.handwritten import HANDWRITTEN, handwritten
+from td_compiler.benchmarks.lab.machine import Machine
+from td_compiler.benchmarks.lab.memory import saved_bytes
+from td_compiler.benchmarks.lab.resident import growth_at_peak, in_own_process
+from td_compiler.benchmarks.lab.steps import peak_of_step, seconds_in_turns, seconds_of_steps, training_step
+from td_compiler.benchmarks.training.networks import source_content
 from td_compiler.emission import emit_source
 from td_compiler.sources.names import load_source
 

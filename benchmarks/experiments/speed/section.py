@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from benchmarks.lab.journal import Result
-from benchmarks.show.tables import Cell, Section, Table
+from td_compiler.benchmarks.lab.journal import Result
+from td_compiler.benchmarks.show.tables import Cell, Section, Table
 from td_compiler.report.tables import byte_count, short_count
 
 __all__ = ["speed_section"]
