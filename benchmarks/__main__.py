@@ -20,6 +20,7 @@ EXPERIMENTS = {
     "localise": ("experiments.heatmaps.localise", "how well heat maps cover the object"),
     "segmentation": ("experiments.segmentation", "meshes of Fashion-MNIST, pixel by pixel"),
     "frequency": ("experiments.frequency", "blurs, cosines, Fourier masks, laplacian pyramid, progressive growing"),
+    "compare": ("experiments.compare", "is the top-down version of a network better, and at what?"),
     "conversion": ("experiments.conversion", "time and memory of conversions"),
     "speed": ("experiments.speed", "emitted networks against the same written out plainly"),
     "scaling": ("experiments.scaling", "cost against batch size, image side and depth"),

@@ -281,4 +281,5 @@ _PROVIDERS = (
     "td_compiler.benchmarks.data.meshes",
     "td_compiler.benchmarks.data.photos",
     "td_compiler.benchmarks.data.canvases",
+    "td_compiler.benchmarks.data.channels",
 )

@@ -26,7 +26,7 @@ from td_compiler.benchmarks.lab.statistics import (
 from td_compiler.benchmarks.lab.table import COMPARED, Arm, Setting, settings
 from td_compiler.benchmarks.show.tables import Section, Table
 
-__all__ = ["findings"]
+__all__ = ["findings", "least_accuracy"]
 
 _ON_PAR = 0.5  # points of accuracy
 _GATE = 3.0  # points under what the paper's recipe reaches
@@ -126,10 +126,7 @@ def _judged(
         reference: the bottom-up network, if it is not the setting's.
     """
     own = 100 * mean(reached) if reached else math.nan
-    network, data = reference or str(setting.columns.get("network")), str(setting.columns["data"])
-    known = [figure for where, name, figure in _REACHED if fnmatchcase(data, where) and network == name]
-    augmented = setting.columns.get("augment", "none") != "none"
-    least = known[0] - _GATE if known and not augmented else floor
+    least = least_accuracy(setting, floor, reference)
     if not reached:
         return _Evidence(setting, arm, "no BU network trained alike", "not tested")
     if least is not None and own < least:
@@ -139,6 +136,20 @@ def _judged(
     found, outcome, images = judge()
     warning = "" if least is not None else f"; BU reaches {own:.1f} %, which nothing here can judge"
     return _Evidence(setting, arm, found + warning, outcome, len(seeds), images)
+
+
+def least_accuracy(setting: Setting, floor: float | None = None, reference: str = "") -> float | None:
+    """What a bottom-up network must reach, in per cent, for findings on it to count (SPEC 10.1).
+
+    Args:
+        setting: where it is trained.
+        floor: where no paper says what it reaches; None: nothing is asked of it.
+        reference: the bottom-up network, if it is not the setting's.
+    """
+    network, data = reference or str(setting.columns.get("network")), str(setting.columns["data"])
+    known = [figure for where, name, figure in _REACHED if fnmatchcase(data, where) and network == name]
+    augmented = setting.columns.get("augment", "none") != "none"
+    return known[0] - _GATE if known and not augmented else floor
 
 
 def _paired(ours: Arm, theirs: Arm | None) -> list[int]:

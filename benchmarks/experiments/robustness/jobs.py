@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,9 +12,15 @@ from torch import Tensor, no_grad
 from td_compiler.benchmarks.data.images import as_float
 from td_compiler.benchmarks.lab.machine import Machine
 from td_compiler.benchmarks.lab.packing import packed
-from td_compiler.benchmarks.training.training import Normalised, Training, trained
+from td_compiler.benchmarks.training.training import Normalised, Trained, Training, trained
 
-__all__ = ["AttackJob", "CorruptionJob"]
+__all__ = ["AttackJob", "CorruptionJob", "network_of"]
+
+
+@functools.lru_cache(maxsize=2)
+def network_of(training: Training, machine: Machine) -> Trained:
+    """As `trained`, once for all jobs that measure a network in a row; nobody changes it."""
+    return trained(training, machine)
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class AttackJob:
         from td_compiler.benchmarks.experiments.robustness.vulnerability import still_right
         from td_compiler.network.base import TopDownNet
 
-        found = trained(self.training, machine)
+        found = network_of(self.training, machine)
         images, labels = _test_images(self.data, self.images, machine)
         torch.manual_seed(self.training.run)
         right, still = [], Counter[str]()
@@ -138,7 +145,7 @@ class CorruptionJob:
 
         from td_compiler.benchmarks.attacks.corruptions import CORRUPTIONS, SEVERITIES
 
-        found = trained(self.training, machine)
+        found = network_of(self.training, machine)
         images, labels = _test_images(self.data, self.images, machine)
         torch.manual_seed(self.training.run)
         right, wrong = [], []
