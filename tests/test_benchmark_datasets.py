@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -242,6 +243,17 @@ def test_imagenette_is_trained_as_in_the_supplement() -> None:
     assert plans[1].network.costs((3, 128, 128), 10).parameters == 4_966_538
     other = NetworkSpec("resnet18_light", "mirror", (("stem", "trailing"),))
     assert planned(PROFILES["paper"], other, "imagenette", 0).network == other
+
+
+def test_fast_recipes_are_the_papers_in_one_cycle() -> None:
+    for data, epochs in {"mnist": 5, "fashion-mnist": 10, "cifar10-jpeg": 30, "folder:x": 20}.items():
+        paper, fast = (recipe_for(data, "zoo:nin_light", "mirror", fast=each) for each in (False, True))
+        cycle = replace(paper, schedule="one-cycle", learning_rate=0.2, norm_momentum=0.1)
+        assert fast == replace(cycle, label="fast", epochs=epochs)
+    assert changed(fast, ["learning_rate=0.3", "batch_size=64"]).learning_rate == 0.3
+    assert changed(fast, ["batch_size=64"]).learning_rate == pytest.approx(0.1)
+    quick = PROFILES["quick"].fit(fast)
+    assert (quick.batch_size, quick.learning_rate, quick.label) == (32, pytest.approx(0.05), "fast")
 
 
 def test_recipes_can_be_changed_setting_by_setting() -> None:

@@ -377,7 +377,7 @@ def test_ray_gives_what_one_process_gives(here: Machine) -> None:
         (["--data", "mnst"], 2, "There is no data set 'mnst'"),
         (["--data-root", "/nowhere"], 2, "There is no mnist in /nowhere/MNIST/raw: give its folder with --data-root"),
         (["--arrangement", "mirrored"], 2, "arrangement='mirrored' is not one of"),
-        (["--recipe", "batchsize=3"], 2, "'batchsize=3' is no NAME=VALUE"),
+        (["--recipe", "batchsize=3"], 2, "'batchsize=3' is neither fast nor NAME=VALUE"),
         (["--augment", "flip"], 2, "augment='flip' is not one of"),
         (["lenet_fc", "lenet"], 2, "zoo has no model 'lenet'"),
     ],

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from td_compiler.benchmarks.experiments.accuracy import EXPERIMENT
+from td_compiler.benchmarks.lab.files import said
 from td_compiler.benchmarks.lab.journal import Result
 from td_compiler.benchmarks.lab.packing import packed
 from td_compiler.benchmarks.lab.table import columns, settings
@@ -78,6 +79,30 @@ def test_recipes_are_never_mixed(setting: str) -> None:
     (found,) = settings([result(plan(), 0.9), result(plan(settings=(setting,)), 0.5)])
     assert [len(arm.runs) for arm in found.arms] == [1, 1]
     assert any(setting in found.name(arm) for arm in found.arms)
+
+
+def test_what_a_fast_recipe_gives_is_called_fast() -> None:
+    fast = plan(settings=("fast",)), plan("mirror", settings=("fast",)), plan(settings=("fast", "epochs=3"))
+    found = settings([result(each, 0.9) for each in fast])
+    assert found[0].title == "lenet_fc on MNIST, 60,000 training images, 10,000 test images, fast recipe"
+    assert [arm.recipe for arm in found[0].arms] == [
+        "the fast recipe",
+        "the fast recipe with epochs=3",
+        "the fast recipe",
+    ]
+    assert "paper" not in found[0].recipe
+    both = settings([result(plan(), 0.9), result(fast[0], 0.8)])
+    assert both[0].title.endswith(", fast and other recipes")
+    assert [both[0].name(arm) for arm in both[0].arms] == ["BU, the fast recipe", "BU, the paper's recipe"]
+
+
+def test_a_field_that_says_nothing_is_in_no_key() -> None:
+    """So that one that is added later, empty by default, leaves trained networks and results where they are."""
+    assert said({"a": 0, "b": "", "c": {"d": None, "e": ()}, "f": False, "g": {"h": 1.0}}) == {
+        "a": 0,
+        "f": False,
+        "g": {"h": 1.0},
+    }
 
 
 def test_titles_count_the_images_that_there_are() -> None:

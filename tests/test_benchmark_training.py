@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import errno
+import itertools
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -19,14 +21,15 @@ from td_compiler.benchmarks.data import images
 from td_compiler.benchmarks.data.datasets import load, opened
 from td_compiler.benchmarks.experiments.accuracy import Accuracy
 from td_compiler.benchmarks.lab.jobs import JobsFailed, Results, run_jobs
-from td_compiler.benchmarks.lab.machine import Machine
+from td_compiler.benchmarks.lab.machine import Machine, fastest_precision
 from td_compiler.benchmarks.lab.memory import CudaPeak
 from td_compiler.benchmarks.training import fitting
 from td_compiler.benchmarks.training.batches import seed_of, shuffled, split
+from td_compiler.benchmarks.training.fitting import one_cycle
 from td_compiler.benchmarks.training.networks import NetworkSpec
 from td_compiler.benchmarks.training.norms import fresh_statistics
-from td_compiler.benchmarks.training.recipes import RecipeError
-from td_compiler.benchmarks.training.training import Training, evaluate, trained
+from td_compiler.benchmarks.training.recipes import PROFILES, RecipeError
+from td_compiler.benchmarks.training.training import Training, evaluate, planned, trained
 from tests.support.benchmark_data import NETWORKS, RECIPE, machine, write_folder, write_mnist
 
 
@@ -354,3 +357,54 @@ def test_the_peak_of_a_gpu_starts_anew_for_every_network(monkeypatch: pytest.Mon
     assert peak.growth == 0
     state.update(peak=350, now=200)
     assert peak.growth == 250
+
+
+def test_one_cycle_rises_over_a_fifth_of_the_steps_and_falls_to_nothing() -> None:
+    rates = [one_cycle(50)(step) for step in range(51)]
+    assert rates == pytest.approx(np.interp(range(51), [-1, 9, 10, 50], [0, 1, 1, 0]))
+    assert [one_cycle(steps)(0) for steps in (1, 2, 5)] == [1, 1, 1]
+
+
+def test_a_fast_training_equals_a_loop_by_hand_and_goes_on_after_a_stop(
+    here: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rate at every step, by torch's own SGD; the norms' momentum; a training that was cut off in between."""
+    spec = plan(here, "Normed").network
+    training = planned(PROFILES["paper"], spec, "mnist", 0, settings=["fast", "batch_size=32", "epochs=3"])
+    assert (training.recipe.learning_rate, training.recipe.label) == (0.05, "fast")
+    assert training.name == f"mnist {spec.name} BU fast, run 0"
+    save, saves = fitting._Module.on_save_checkpoint, itertools.count(1)
+
+    def stopped(self: Any, checkpoint: dict[str, Any]) -> None:
+        save(self, checkpoint)
+        if next(saves) == 2:
+            raise Stop
+
+    monkeypatch.setattr(fitting._Module, "on_save_checkpoint", stopped)
+    with pytest.raises(Stop):
+        trained(training, here)
+    found = trained(training, here)
+
+    torch.manual_seed(seed_of(0))
+    network: Any = spec.build((1, 28, 28), 10)
+    for norm in (network[1], network[6]):
+        norm.momentum = 0.1
+    images, labels = (getattr(load("mnist", here, train=True), name) for name in ("images", "labels"))
+    kept, _ = split(320, 0.1, run=0)
+    optimizer = torch.optim.SGD(network.parameters(), momentum=0.9, nesterov=True)
+    for epoch in range(3):
+        torch.manual_seed(seed_of(0, epoch, purpose=3))
+        for step, batch in enumerate(shuffled(kept, 32, 0, epoch), start=9 * epoch):
+            optimizer.param_groups[0]["lr"] = 0.05 * float(np.interp(step, [-1, 4, 5, 27], [0, 1, 1, 0]))
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(images[batch].float() / 255), labels[batch]).backward()
+            optimizer.step()
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(found.network.net.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_precision_auto_is_bf16_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has_it, expected in ((True, "bf16-mixed"), (False, "32-true")):
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+            monkeypatch.setattr(torch.cpu, name, lambda has_it=has_it: has_it)
+        assert fastest_precision(torch.device("cpu")) == expected

@@ -190,12 +190,12 @@ def test_an_error_is_one_line_and_leaves_no_file(folder: Path, words: str, code:
 
 
 def test_errors_of_our_own_are_one_line_and_debug_shows_where(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from td_compiler.cli import commands
+    from td_compiler.cli import requests
 
     def broken(*_: object, **__: object) -> None:
         raise KeyError("lost")
 
-    monkeypatch.setattr(commands, "reverse", broken)
+    monkeypatch.setattr(requests, "reverse", broken)
     assert "KeyError: 'lost' at test_cli.py" in tdc("convert", "tiny.py", code=1)
     result = CliRunner().invoke(cli.app, ["convert", "tiny.py", "--debug"])
     assert result.exit_code == 1

@@ -8,10 +8,11 @@ import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from td_compiler.files import write_together
 
-__all__ = ["Damaged", "checksum", "read_checked", "with_checksum", "write_synced"]
+__all__ = ["Damaged", "checksum", "read_checked", "said", "with_checksum", "write_synced"]
 
 
 class Damaged(ValueError):
@@ -21,6 +22,15 @@ class Damaged(ValueError):
 def checksum(content: bytes) -> str:
     """64 letters."""
     return hashlib.sha256(content).hexdigest()
+
+
+def said(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields without those that say nothing: empty or None, nested ones too.
+
+    Keys are made of what is left, so that a field that is added later leaves them as they were.
+    """
+    plain = {name: said(value) if isinstance(value, dict) else value for name, value in fields.items()}
+    return {name: value for name, value in plain.items() if value not in (None, "", (), [], {})}
 
 
 def with_checksum(content: bytes) -> bytes:

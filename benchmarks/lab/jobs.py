@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from td_compiler.benchmarks.lab.files import said
 from td_compiler.benchmarks.lab.journal import Result, Results
 from td_compiler.benchmarks.lab.machine import Machine
 
@@ -85,7 +86,7 @@ def conditions(job: Job, machine: Machine) -> dict[str, Any]:
 
 def job_key(job: Job, machine: Machine) -> str:
     """A hash of all that a job's figures depend on: the columns of its result. Raises as `conditions`."""
-    depends = {"experiment": job.experiment, "fields": _fields(job), "conditions": conditions(job, machine)}
+    depends = {"experiment": job.experiment, "fields": said(_fields(job)), "conditions": conditions(job, machine)}
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
 
 

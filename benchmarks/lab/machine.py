@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Machine"]
+__all__ = ["Machine", "fastest_precision"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Machine:
         out: the folder of `results.jsonl`, `checkpoints/` and `figures/`.
         data_root: the folder of the data sets.
         device: `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:1`.
-        precision: of training, by Lightning's names: `32-true`, `bf16-mixed`, `16-mixed`.
+        precision: of training, by Lightning's names: `32-true`, `bf16-mixed`, `16-mixed`; see `fastest_precision`.
         threads: of torch on a CPU, in each process; None for its own choice.
         workers: loader processes, for data that does not fit in memory.
         download: fetch data sets that are missing.
@@ -102,3 +102,15 @@ class Machine:
 
         threads = f", {torch.get_num_threads()} threads" if self.torch_device.type == "cpu" else ""
         return self.processor + threads
+
+
+def fastest_precision(device: torch.device) -> str:
+    """`bf16-mixed` where the processor computes with bfloat16 itself, else `32-true`: emulated, it is slower."""
+    import torch
+
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            has_it = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:  # torch has no public question for this
+        has_it = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return "bf16-mixed" if has_it else "32-true"

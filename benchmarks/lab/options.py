@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from td_compiler.benchmarks.lab.machine import Machine
+from td_compiler.benchmarks.lab.machine import Machine, fastest_precision
 from td_compiler.benchmarks.training.recipes import PROFILES, Profile, RecipeError
 from td_compiler.cli.shared_options import with_shared_options
 
@@ -39,7 +39,7 @@ class Setup:
         machine: where and how jobs run.
         profile: the experiment's size, with what the user gave in place of the profile's own.
         seed: of the first run; the others follow.
-        recipe: `NAME=VALUE` in place of the recipe's own.
+        recipe: `NAME=VALUE` in place of the recipe's own; `fast` for its fast form.
         augment: in place of the recipe's own.
         options: of `reverse`, for top-down networks.
         processes, ray: as in `td_compiler.benchmarks.lab.jobs.run_jobs`.
@@ -92,7 +92,9 @@ def _shared(
     train_images: Annotated[int | None, _option(_SIZE, "Train on so many.", **_COUNT)] = None,
     test_images: Annotated[int | None, _option(_SIZE, "Test on so many.", **_COUNT)] = None,
     seed: Annotated[int, _option(_SIZE, "Of the first run.", metavar="N", min=0)] = 0,
-    recipe: Annotated[list[str], _option(_TRAINING, "In place of the recipe's.", metavar="NAME=VALUE")] = _NONE,
+    recipe: Annotated[
+        list[str], _option(_TRAINING, "`fast`, or a setting in place of the recipe's.", metavar="fast|NAME=VALUE")
+    ] = _NONE,
     augment: Annotated[
         str | None, _option(_TRAINING, "none, shift-flip or crop-flip-colour; else the recipe's.")
     ] = None,
@@ -102,7 +104,7 @@ def _shared(
     out: Annotated[Path, _option(_PLACES, "Where results go.", metavar="DIR")] = Path("build/benchmarks"),
     device: Annotated[str, _option(_COMPUTE, "auto, cpu, cuda or cuda:1.", metavar="NAME")] = "auto",
     precision: Annotated[
-        str, _option(_COMPUTE, "Or bf16-mixed: faster on GPUs and on CPUs with bf16; 16-mixed.", metavar="NAME")
+        str, _option(_COMPUTE, "Or bf16-mixed, 16-mixed; auto: bf16 where the processor has it.", metavar="NAME")
     ] = "32-true",
     threads: Annotated[int | None, _option(_COMPUTE, "Of a CPU; 1 where cores are shared.", **_COUNT)] = None,
     workers: Annotated[int, _option(_COMPUTE, "Loaders of large data sets.", metavar="N", min=0)] = 0,
@@ -129,6 +131,8 @@ def _shared(
         progress=progress,
     )
     check_device(machine)
+    if precision == "auto":
+        machine = replace(machine, precision=fastest_precision(machine.torch_device))
     return Setup(machine, size, seed, recipe, augment, _top_down_options(td), processes, ray)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from td_compiler.benchmarks.data.datasets import title
 from td_compiler.benchmarks.lab.journal import Result
 from td_compiler.benchmarks.training.networks import ARRANGEMENTS, NetworkSpec
-from td_compiler.benchmarks.training.recipes import RECIPES, Recipe, epochs_in_words, recipe_for
+from td_compiler.benchmarks.training.recipes import FAST, RECIPES, Recipe, epochs_in_words, recipe_for
 
 __all__ = ["COMPARED", "Arm", "Setting", "Value", "as_csv", "columns", "settings", "slug"]
 
@@ -107,9 +107,11 @@ class Arm:
             return ""
         data, network = str(self.columns.get("base", self.columns["data"])), str(self.columns["network"])
         arrangement, augment = str(self.columns["arrangement"]), str(self.columns["augment"])
-        plain = recipe_for(data, network, arrangement, augment=augment)
+        fast = self.columns["label"] == FAST
+        plain = recipe_for(data, network, arrangement, augment=augment, fast=fast)
         changed = [f"{n}={_words(self.columns[n])}" for n in _RECIPE if self.columns[n] != getattr(plain, n)]
         name = "the default recipe" if plain == RECIPES[-1].recipe else "the paper's recipe"
+        name = "the fast recipe" if fast else name
         return name + (f" with {', '.join(changed)}" if changed else "")
 
     def values(self, figure: str | Callable[[Mapping[str, Any]], Any]) -> list[Any]:
@@ -229,7 +231,9 @@ def _base_title(setting: Setting) -> str:
     length = f"{epochs_in_words(*epochs)} of " if len(epochs) == 1 else ""  # type: ignore[arg-type]
     kinds = {"train_images": (length, "training"), "test_images": ("", "test")}
     said = [f"{kinds[name][0]}{_counted(count, kinds[name][1])}" for name, count in counts.items() if count]
-    return ", ".join([" on ".join(place), *said, *([augment] if augment != "none" else [])])
+    labels = {arm.columns.get("label") == FAST for arm in setting.arms}
+    fast = [f"{FAST} recipe" if labels == {True} else f"{FAST} and other recipes"] if True in labels else []
+    return ", ".join([" on ".join(place), *said, *([augment] if augment != "none" else []), *fast])
 
 
 def slug(text: str) -> str:

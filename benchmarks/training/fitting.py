@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -35,7 +35,7 @@ from td_compiler.benchmarks.training.recipes import Recipe, RecipeError
 from td_compiler.benchmarks.training.tasks import Loss, task_of
 from td_compiler.benchmarks.training.training import Builder, Training, untrained
 
-__all__ = ["Diverged", "fit", "plateau"]
+__all__ = ["Diverged", "fit", "one_cycle", "plateau"]
 
 _CHECKPOINT, _BEFORE = "last.ckpt", "before.ckpt"  # of the last epoch, and of the one before
 
@@ -228,6 +228,10 @@ class _Module(pl.LightningModule):
                 "lr_scheduler": {"scheduler": plateau(optimizer, recipe.learning_rate), "monitor": "held_out_loss"},
             }
         steps = recipe.epochs * len(self._batches(epoch=0))
+        schedule: torch.optim.lr_scheduler.LRScheduler
+        if recipe.schedule == "one-cycle":
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, one_cycle(steps))
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
         milestones = [round(milestone * steps) for milestone in recipe.milestones]
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -322,6 +326,15 @@ class _Module(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on from them."""
         self.history, self.peak_memory = checkpoint["history"], checkpoint["peak_memory"]
+
+
+def one_cycle(steps: int) -> Callable[[int], float]:
+    """The rate at each of so many steps, as a share of its peak: up over a fifth of them, then down to 0, linearly.
+
+    torch's `OneCycleLR` divides by zero where the whole training has five steps.
+    """
+    warm = max(1, round(steps / 5))
+    return lambda step: min((step + 1) / warm, (steps - step) / max(1, steps - warm))
 
 
 def plateau(optimizer: torch.optim.Optimizer, rate: float) -> torch.optim.lr_scheduler.ReduceLROnPlateau:

@@ -1,4 +1,4 @@
-"""Running statistics of batch norms, taken anew after trainings that are too short for them."""
+"""Running statistics of batch norms: their momentum; taken anew after trainings that are too short for them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["fresh_statistics"]
+__all__ = ["fresh_statistics", "set_momentum"]
+
+
+def set_momentum(network: nn.Module, momentum: float) -> None:
+    """Set the momentum of all batch norms, torch's sense: the share of a new batch; plain means stay."""
+    for module in network.modules():
+        if isinstance(module, _BatchNorm) and module.momentum is not None:
+            module.momentum = momentum
 
 
 @torch.no_grad()

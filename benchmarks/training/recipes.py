@@ -1,4 +1,4 @@
-"""How networks are trained: the papers' recipes (SPEC 5) as one table, and the sizes of an experiment."""
+"""How networks are trained: the papers' recipes (SPEC 5) as one table, their fast forms, the sizes of an experiment."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 __all__ = [
+    "FAST",
     "PROFILES",
     "RECIPES",
     "Profile",
@@ -34,10 +35,11 @@ class Recipe:
     Attributes:
         epochs: passes over the training images.
         batch_size: images a step, over all processes.
-        learning_rate: at the start.
+        learning_rate: at the start; at the peak of `one-cycle`.
         momentum: Nesterov's.
         schedule: `steps` divides the rate by 10 at each milestone, `plateau` divides it by 5 where the loss on the
-            held-out images has not fallen for 5 epochs, down to a tenth of what it was.
+            held-out images has not fallen for 5 epochs, down to a tenth of what it was; `one-cycle` raises the rate
+            linearly over the first fifth of the steps to `learning_rate` and lowers it linearly to 0.
         milestones: as fractions of the training.
         weight_decay: torch's, on kernels (parameters of two or more axes) alone: 2w for the papers' w * ||W||^2.
         augment: `none`; `shift-flip`: shifts of up to 10 % and horizontal flips; `crop-flip-colour`: random crops,
@@ -46,6 +48,8 @@ class Recipe:
             images' mean, pixel by pixel; `channels`: mean 0 and standard deviation 1 in every channel.
         fresh_statistics: take running statistics of batch norms anew after training, see `norms.py`.
         held_out: the share of the training images that is kept for validation, reshuffled for every run.
+        norm_momentum: of the running statistics of batch norms, in torch's sense; 0 for the network's own.
+        label: "" for the papers' recipes and the default one, `fast` for their fast forms, whatever else is changed.
     """
 
     epochs: int = 50
@@ -59,6 +63,8 @@ class Recipe:
     normalise: str = "none"
     held_out: float = 0.1
     fresh_statistics: bool = False
+    norm_momentum: float = 0.0
+    label: str = ""
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
@@ -67,11 +73,19 @@ class Recipe:
         if self.epochs < 1 or self.batch_size < 1 or not 0 <= self.held_out < 1:
             raise RecipeError("A recipe has at least one epoch, batches of at least one image, and 0 <= held_out < 1.")
 
+    def with_batches(self, size: int) -> Recipe:
+        """The same with batches of another size. The rate stays as the papers have it; a fast one follows the size."""
+        rate = self.learning_rate * size / self.batch_size if self.label == FAST else self.learning_rate
+        return replace(self, batch_size=size, learning_rate=rate)
+
+
+FAST = "fast"
 
 _CHOICES = {
-    "schedule": ("steps", "plateau"),
+    "schedule": ("steps", "plateau", "one-cycle"),
     "augment": ("none", "shift-flip", "crop-flip-colour"),
     "normalise": ("none", "pixel-mean", "channels"),
+    "label": ("", FAST),
 }
 
 
@@ -116,7 +130,12 @@ RECIPES = (
 )
 
 
-def recipe_for(data: str, network: str, arrangement: str, *, augment: str | None = None) -> Recipe:
+# Of fast recipes: their epochs by data set, and the peak of the learning rate for each image of a batch.
+_FAST_EPOCHS = {"mnist": 5, "fashion-mnist": 10, "cifar10*": 30, "*": 20}
+_FAST_RATE = 0.4 / 256
+
+
+def recipe_for(data: str, network: str, arrangement: str, *, augment: str | None = None, fast: bool = False) -> Recipe:
     """The recipe of the first row that fits.
 
     Args:
@@ -124,11 +143,23 @@ def recipe_for(data: str, network: str, arrangement: str, *, augment: str | None
         network: the source network's name.
         arrangement: `bu`, `mirror`, `uniform` or `reversed`.
         augment: where given, a row with this augmentation is preferred; where none has it, the first row gets it.
+        fast: in its fast form: a few epochs of one cycle at a high rate. What is done to images and weights stays.
     """
     fitting = [row.recipe for row in _fitting(data, network, arrangement)]
-    if augment is None:
-        return fitting[0]
-    return next((recipe for recipe in fitting if recipe.augment == augment), replace(fitting[0], augment=augment))
+    if augment is not None:
+        fitting = [recipe for recipe in fitting if recipe.augment == augment] or [replace(fitting[0], augment=augment)]
+    return _fast(fitting[0], data) if fast else fitting[0]
+
+
+def _fast(recipe: Recipe, data: str) -> Recipe:
+    return replace(
+        recipe,
+        label=FAST,
+        epochs=next(epochs for pattern, epochs in _FAST_EPOCHS.items() if fnmatchcase(data, pattern)),
+        schedule="one-cycle",
+        learning_rate=_FAST_RATE * recipe.batch_size,
+        norm_momentum=0.1,
+    )
 
 
 def options_for(data: str, network: str, arrangement: str) -> tuple[tuple[str, Any], ...]:
@@ -149,12 +180,17 @@ def changed(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     Raises:
         RecipeError: if there is no such setting or the value is of another kind.
     """
-    kinds = {field.name: field.default for field in fields(Recipe)}
-    for setting in settings:
+    kinds = {field.name: field.default for field in fields(Recipe) if field.name != "label"}
+    for setting in sorted(settings, key=lambda setting: not setting.startswith("batch_size=")):  # a rate may follow it
         name, equals, text = setting.partition("=")
         if not equals or name not in kinds:
-            raise RecipeError(f"{setting!r} is no NAME=VALUE of a recipe, whose names are {', '.join(kinds)}.")
-        recipe = replace(recipe, **{name: _parsed(setting, text, type(kinds[name]))})
+            raise RecipeError(
+                f"{setting!r} is neither {FAST} nor NAME=VALUE of a recipe, whose names are {', '.join(kinds)}."
+            )
+        value = _parsed(setting, text, type(kinds[name]))
+        if name == "batch_size" and value > 0:
+            recipe = recipe.with_batches(value)
+        recipe = replace(recipe, **{name: value})
     return recipe
 
 
@@ -190,7 +226,7 @@ class Profile:
         runs: how often each training is repeated.
         epochs: in place of the recipe's; None for the recipe's.
         train_images, test_images: how many images at most; None for all.
-        batch_size: in place of larger ones of recipes, at the same learning rate: short trainings need the steps.
+        batch_size: in place of larger ones of recipes: short trainings need the steps.
         fresh_statistics: as in a recipe. The papers' networks have norms with a momentum of 0.01, whose running
             statistics are right only after hundreds of steps; with fewer, accuracies would tell of nothing else.
     """
@@ -207,9 +243,8 @@ class Profile:
         """The recipe at this size."""
         size = min(recipe.batch_size, self.batch_size or recipe.batch_size)
         return replace(
-            recipe,
+            recipe.with_batches(size),
             epochs=self.epochs or recipe.epochs,
-            batch_size=size,
             fresh_statistics=self.fresh_statistics or recipe.fresh_statistics,
         )
 

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 import td_compiler
 from td_compiler.benchmarks.data.datasets import fingerprint, load, opened
 from td_compiler.benchmarks.data.images import Images, Stream, as_float
-from td_compiler.benchmarks.lab.files import Damaged, checksum, write_synced
+from td_compiler.benchmarks.lab.files import Damaged, checksum, said, write_synced
 from td_compiler.benchmarks.lab.journal import waiting_lock
 from td_compiler.benchmarks.lab.machine import Machine
 from td_compiler.benchmarks.training.batches import Batches, augmented, batches, seed_of, split
 from td_compiler.benchmarks.training.networks import NetworkSpec
 from td_compiler.benchmarks.training.normalise import Normalise, Normalised, normalisation
-from td_compiler.benchmarks.training.norms import fresh_statistics
-from td_compiler.benchmarks.training.recipes import Profile, Recipe, changed, options_for, recipe_for
+from td_compiler.benchmarks.training.norms import fresh_statistics, set_momentum
+from td_compiler.benchmarks.training.recipes import FAST, Profile, Recipe, changed, options_for, recipe_for
 
 __all__ = [
     *("Builder", "Normalise", "Normalised", "Trained", "Training"),
@@ -71,7 +71,8 @@ class Training:
     def name(self) -> str:
         """One line: `fashion-mnist zoo:lenet_fc mirror, run 0`."""
         variant = f" {self.variant}" if self.variant else ""
-        return f"{self.data} {self.network.name} {self.network.label}{variant}, run {self.run}"
+        label = f" {self.recipe.label}" if self.recipe.label else ""
+        return f"{self.data} {self.network.name} {self.network.label}{variant}{label}, run {self.run}"
 
     def folder(self, machine: Machine) -> Path:
         """Where the trained network is kept.
@@ -80,7 +81,7 @@ class Training:
             DataError: if the data set is unknown or missing.
         """
         depends = {
-            **asdict(replace(self, test_images=None)),
+            **said(asdict(replace(self, test_images=None))),
             "revision": REVISION,
             "compiler": td_compiler.__version__,
             "content": fingerprint(self.data, machine),
@@ -107,13 +108,14 @@ def planned(
     Args:
         profile: how many epochs and images.
         network, data, run, task: as in `Training`; the network gets the options of the papers' for the data.
-        settings: `NAME=VALUE` in place of the recipe's.
+        settings: `NAME=VALUE` in place of the recipe's; `fast` for its fast form.
         augment: as in `recipe_for`.
 
     Raises:
         RecipeError: if the recipe has no such setting.
     """
-    recipe = changed(profile.fit(recipe_for(data, network.name, network.arrangement, augment=augment)), settings)
+    plain = recipe_for(data, network.name, network.arrangement, augment=augment, fast=FAST in settings)
+    recipe = changed(profile.fit(plain), [setting for setting in settings if setting != FAST])
     if network.arrangement != "bu":
         network = network.with_options(options_for(data, network.name, network.arrangement))
     return Training(network, data, recipe, run, profile.train_images, profile.test_images, task)
@@ -282,6 +284,8 @@ def untrained(training: Training, machine: Machine, build: Builder | None = None
     data = opened(training.data, machine, train=True, limit=training.train_images)
     network = _fresh(training, data.input_size, len(data.classes), build)
     network.normalise = normalisation(data, training.recipe.normalise)
+    if training.recipe.norm_momentum:
+        set_momentum(network, training.recipe.norm_momentum)
     return network
 
 

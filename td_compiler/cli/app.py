@@ -170,6 +170,32 @@ def inspect(
         commands.inspect(commands.Request.read(given), as_json=as_json, plot=plot, force=force)
 
 
+@_command(
+    "tdc export zoo:resnet32 -o resnet32.onnx --weights resnet32_td.safetensors",
+    "tdc export resnet32_td.py -o resnet32.pt2 --input-size 3,32,32 --weights resnet32_td.safetensors",
+)
+def export(
+    given: Given,
+    out: Annotated[str, typer.Option("-o", "--out", metavar="OUT", help="A .onnx or .pt2 file.")],
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="The top-down network's weights: .safetensors, or a checkpoint of torch's."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace that file if it exists.")] = False,
+    seed: Seed = None,
+) -> None:
+    """Write a top-down network as ONNX or as a program of torch.export, and compare it with the network.
+
+    SOURCE is a bottom-up network, or a file that convert wrote. Images may be of any number and, where the format can
+    say so, of any size.
+    """
+    with _debugging(given.debug, "export"):
+        from td_compiler.cli.export import export
+        from td_compiler.cli.requests import Request
+
+        export(Request.read(given, seed), out, weights=weights, force=force)
+
+
 @_command("tdc verify zoo:resnet32", "tdc verify timm:efficientnet_b0 --filters uniform --meta")
 def verify(
     given: Given,

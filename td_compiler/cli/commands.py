@@ -2,95 +2,35 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import json
-import os
 import re
-import shlex
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
-import torch
 from rich.columns import Columns
 from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 import td_compiler
-from td_compiler import reverse
-from td_compiler.cli.options import Given
 from td_compiler.cli.progress import progress
+from td_compiler.cli.requests import Request, UsageError, check_target
 from td_compiler.emission import emit_source
 from td_compiler.errors import ConversionError
 from td_compiler.files import write_together
 from td_compiler.network.base import TopDownNet
 from td_compiler.network.pretrained import storable_state
-from td_compiler.options import Options
 from td_compiler.report.receptive_fields import with_receptive_fields
 from td_compiler.report.savings import savings
 from td_compiler.report.tables import as_data, print_report, print_savings, print_verification, total
 from td_compiler.sources.construct import nearest
-from td_compiler.sources.names import LIBRARIES, LoadedSource, SourceError, load_source, model_names, source_name
+from td_compiler.sources.names import LIBRARIES, LoadedSource, SourceError, model_names, source_name
 
 __all__ = ["Request", "UsageError", "convert", "inspect", "list_models", "verify"]
-
-
-class UsageError(ConversionError):
-    """A command that cannot be meant as it stands."""
-
-    usage = True
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to convert and how, read from the words of a command and checked.
-
-    Attributes:
-        source: as :func:`td_compiler.sources.names.load_source` takes it.
-        options: those options of :func:`td_compiler.reverse` that were given.
-        arguments: keyword arguments of the source's class or factory.
-        seed: torch's seed, None to leave it.
-
-    Raises:
-        UsageError: if a value is not allowed.
-    """
-
-    source: str
-    options: Mapping[str, Any]
-    arguments: Mapping[str, Any]
-    seed: int | None = None
-
-    @classmethod
-    def read(cls, given: Given, seed: int | None = None) -> Request:
-        """Read a request from words: `input_size` is "C,H,W", an argument "KEY=VALUE", an option not given None."""
-        options = {name: value for name, value in given.options.items() if value is not None}
-        if "input_size" in options:
-            options["input_size"] = _size(options["input_size"])
-        try:
-            Options(**options)
-        except ConversionError as error:
-            name, equals, rest = str(error).partition("=")
-            raise UsageError(f"--{name.replace('_', '-')}{equals}{rest}") from error
-        return cls(given.source, options, dict(map(_argument, given.arguments or ())), seed)
-
-    @property
-    def command(self) -> str:
-        """The command that repeats this conversion."""
-        words = [word for name, value in self.options.items() for word in _words(name.replace("_", "-"), value)]
-        words += [word for name, value in self.arguments.items() for word in ("--arg", f"{name}={value}")]
-        words += ["--seed", str(self.seed)] if self.seed is not None else []
-        return shlex.join(["tdc", "convert", self.source, *words])
-
-
-def _words(name: str, value: Any) -> tuple[str, ...]:
-    """An option as it is written on the command line."""
-    if isinstance(value, bool):
-        return (f"--{name}" if value else f"--no-{name}",)
-    return f"--{name}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def convert(request: Request, out: str | None, *, weights: bool, force: bool) -> None:
@@ -109,7 +49,7 @@ def convert(request: Request, out: str | None, *, weights: bool, force: bool) ->
         ConversionError: if the source or its conversion is refused, or the files cannot be written; none has been.
     """
     target = _target(out, f"{source_name(request.source)}_td.py", weights=weights, force=force)
-    loaded, td = _reverse(replace(request, options={"fast": False, **request.options}))
+    loaded, td = replace(request, options={"fast": False, **request.options}).reverse()
     name = _class_name(request.source, loaded)
     text = emit_source(td, class_name=name, origin=request.source, command=request.command)
     if target is None:
@@ -146,7 +86,7 @@ def inspect(request: Request, *, as_json: bool = False, plot: str | None = None,
         ConversionError: if the source or its conversion is refused, or matplotlib is missing.
     """
     picture = _picture(plot, force=force) if plot is not None else None
-    loaded, td = _reverse(request, device="meta")
+    loaded, td = request.reverse(device="meta")
     report = with_receptive_fields(td.report, loaded.model, td)
     if as_json:
         print(json.dumps(as_data(report), indent=2))
@@ -172,7 +112,7 @@ def verify(request: Request, *, meta: bool) -> bool:
     Raises:
         ConversionError: if the source or its conversion is refused.
     """
-    loaded, options = _load(request, device="meta" if meta else None)
+    loaded, options = request.load("meta" if meta else None)
     with contextlib.redirect_stdout(sys.stderr), progress() as begin:
         verification = td_compiler.verify(loaded.model, progress=begin, **options)
     print_verification(verification, Console())
@@ -207,31 +147,11 @@ def list_models(library: str | None) -> None:
         raise missing[0]
 
 
-def _size(text: str) -> tuple[int, int, int]:
-    try:
-        channels, height, width = map(int, text.split(","))
-    except ValueError as error:
-        raise UsageError(f"--input-size={text!r} must be three numbers C,H,W, e.g. 3,224,224.") from error
-    return channels, height, width
-
-
-def _argument(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise UsageError(f"--arg={text!r} must be KEY=VALUE, e.g. num_classes=10.")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):  # not a literal of Python: the word itself
-        return name, value
-
-
 def _picture(plot: str, *, force: bool) -> Path:
     target = Path(plot)
     if target.suffix not in {".svg", ".png"}:
         raise UsageError(f"--plot {plot}: FILE is a .svg or .png file.")
-    if not target.parent.is_dir():
-        raise UsageError(f"{target} cannot be written: there is no folder {target.parent}.")
-    _check_free(target, "--plot another one", force=force)
+    check_target(target, "--plot another one", force=force)
     return target
 
 
@@ -246,33 +166,9 @@ def _target(out: str | None, name: str, *, weights: bool, force: bool) -> Path |
         target /= name
     elif target.suffix != ".py":
         raise UsageError(f"-o {out}: OUT is a .py file, a folder that exists, or -.")
-    if not target.parent.is_dir():
-        raise UsageError(f"{target} cannot be written: there is no folder {target.parent}.")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise UsageError(f"{target} cannot be written: the folder {target.parent} is read-only.")
     for path in (target, target.with_suffix(".safetensors")) if weights else (target,):
-        _check_free(path, "-o another one", force=force)
+        check_target(path, "-o another one", force=force)
     return target
-
-
-def _check_free(path: Path, way_out: str, *, force: bool) -> None:
-    if path.exists() and not path.is_file():
-        raise UsageError(f"{path} cannot be written: it is not a file.")
-    if path.exists() and not force:
-        raise UsageError(f"{path} exists: give --force to replace it, or {way_out}.")
-
-
-def _reverse(request: Request, device: str | None = None) -> tuple[LoadedSource, TopDownNet]:
-    loaded, options = _load(request, device)
-    with contextlib.redirect_stdout(sys.stderr):  # the network's own code runs, and may print
-        return loaded, reverse(loaded.model, **options)
-
-
-def _load(request: Request, device: str | None = None) -> tuple[LoadedSource, dict[str, Any]]:
-    if request.seed is not None:
-        torch.manual_seed(request.seed)
-    loaded = load_source(request.source, request.arguments, device=device)
-    return loaded, {"input_size": loaded.input_size, **request.options}
 
 
 def _class_name(source: str, loaded: LoadedSource) -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import fx
 
 from td_compiler.emission.dense import MAPS, collect
-from td_compiler.emission.layout import Doc, Group, Join, Statement, Value, atoms, call, literal, substitute
+from td_compiler.emission.layout import Doc, Group, Join, Statement, Value, atoms, call, substitute
 from td_compiler.emission.steps import SIZE_NAMES, Step, call_sequences, make_loops, nest
 from td_compiler.emission.tree import Tree
 
@@ -82,11 +82,15 @@ def _target(step: Step, names: Mapping[fx.Node, str], live: set[str], dying: lis
 def _statements(step: Step, tree: Tree, names: Mapping[fx.Node, str], target: str, *, is_last: bool) -> list[Statement]:
     if step.loop == MAPS:
         assert isinstance(step.doc, Join)
-        source, layers, inner, joined = step.doc.parts
+        source, layers, inner, joined, *apart = step.doc.parts
+        made = [Statement("", call(f"{MAPS}.append", inner), 1)]
+        for value in apart:
+            name = _named(value, names)
+            made = [Statement(f"{name} = ", call("layer", name), 1), Statement("", call(f"{MAPS}.append", name), 1)]
         return [
             Statement(f"{MAPS} = ", Group("[", (_named(source, names),), "]")),
             Statement("for layer in ", Join((layers, ":"))),
-            Statement("", call(f"{MAPS}.append", inner), 1),
+            *made,
             Statement("return " if is_last else f"{target} = ", joined),
         ]
     if step.loop:
@@ -111,16 +115,8 @@ def _named(doc: Doc, names: Mapping[fx.Node, str]) -> Doc:
 
 def _loop(step: Step, tree: Tree, target: str) -> list[Statement]:
     parent = step.members[0].rpartition(".")[0]
-    children = [path.rpartition(".")[2] for path in step.members]
-    container = tree.access(parent)
-    numbers = [int(name) if name.isdecimal() and str(int(name)) == name else -1 for name in children]
-    if tree.kind(parent) == "numbers":
-        start = f"{numbers[0]}, " if numbers[0] else ""
-        in_a_row = numbers == list(range(numbers[0], numbers[0] + len(numbers)))
-        values = f"range({start}{numbers[-1] + 1})" if in_a_row else f"({', '.join(map(str, numbers))})"
-        return [Statement(f"for i in {values}:"), Statement(f"{target} = ", f"{container}[i]({target})", 1)]
-    keys = Group("(", tuple(literal(name) for name in children), ")", is_tuple=True)
-    return [
-        Statement("for name in ", Join((keys, ":"))),
-        Statement(f"{target} = ", call(f"{container}[name]", target), 1),
-    ]
+    numbers = [int(path.rpartition(".")[2]) for path in step.members]
+    start = f"{numbers[0]}, " if numbers[0] else ""
+    in_a_row = numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    values = f"range({start}{numbers[-1] + 1})" if in_a_row else f"({', '.join(map(str, numbers))})"
+    return [Statement(f"for i in {values}:"), Statement(f"{target} = ", f"{tree.access(parent)}[i]({target})", 1)]

@@ -188,7 +188,7 @@ def with_entries(steps: Sequence[Step], results: Sequence[fx.Node]) -> list[Step
     for step in steps:
         while made and not step.members and step.is_unit and uses[made[-1].node] == 1 and made[-1].node in step.inputs:
             inner = made[-1]
-            grows = inner.node.op == "call_function" and inner.form == "atom"
+            grows = not inner.is_unit and inner.node.op == "call_function" and inner.form == "atom"
             doc = substitute(step.doc, lambda atom, inner=inner: inner.doc if atom == Value(inner.node) else atom)  # type: ignore[misc]
             if inner.members or not (grows or inner.hint == "e") or len(flat(doc)) > _ROOM:
                 break
@@ -233,9 +233,18 @@ def _with_inner(units: Iterable[Unit]) -> Iterator[Container]:
             yield unit
 
 
-def _free(name: str, taken: set[str]) -> str:
-    """A class's name that no other one has."""
-    return next(each for each in (name, *(f"{name}{i}" for i in range(2, len(taken) + 3))) if each not in taken)
+def _free(unit: Container, statements: Sequence[Statement], taken: set[str]) -> str:
+    """A class's name that no other one has: by what its forward does beside a plain one's."""
+    base = unit.base
+    lines = [flat(statement.doc).replace("entry(image)", "") for statement in statements]
+    word = "Outer" if _is_outer(unit) else "Growing" if any("image" in line for line in lines) else "Plain"
+    names = (base, word + base, *(f"{word}{base}{i}" for i in range(2, len(taken) + 3)))
+    return next(name for name in names if name not in taken)
+
+
+def _is_outer(unit: Container) -> bool:
+    """Whether the merge is that of a container inside."""
+    return any("merge" in inner.arguments.values() for each in unit.calls for inner in each.units)
 
 
 def class_of_containers(
@@ -249,14 +258,16 @@ def class_of_containers(
         statements = _statements(unit, tree, carrier)
         key = (unit.base, tuple(unit.arguments.values()), tuple((s.prefix, flat(s.doc), s.level) for s in statements))
         if key not in known:
-            name = known[key] = _free(unit.base, {*taken, *texts})
+            name = known[key] = _free(unit, statements, {*taken, *texts})
             kinds = {name: "nn.Module" if isinstance(key, str) else TENSOR for key, name in unit.arguments.items()}
-            head = [f"class {name}(nn.Sequential):", *docstring(_DOCUMENTED[unit.base], indent=4), ""]
+            summary = _OUTER if _is_outer(unit) else _DOCUMENTED[unit.base]
+            head = [f"class {name}(nn.Sequential):", *docstring(summary, indent=4), ""]
             texts[name] = "\n".join([*head, *method("forward", kinds, TENSOR, "", statements)])
         names[unit.path] = known[key]
     return texts, names
 
 
+_OUTER = "Layers that hand the image, its entry and the merge with it on to the blocks among them."
 _DOCUMENTED = {
     "Stage": "Blocks of one stage. The map grows to the image's size and is merged with the image's entry on the way.",
     "Growing": "Layers between which the map grows to the image's size.",

@@ -15,7 +15,7 @@ __all__ = ["MAPS", "collect"]
 
 MAPS = "maps"
 """`Step.loop` of a loop that collects maps: the expression's parts are the first map, what it loops over, the call of a
-layer, and what is made of all maps in the end."""
+layer, what is made of all maps in the end and, where it is not the first map, what the first layer reads."""
 
 _FEWEST = 2
 
@@ -62,7 +62,8 @@ def _run(
     uses = count_uses(steps, results)
     own: set[int] = {len(steps) - 1, *(places[node] for node in made)}
     reads = [layer.inputs[0] for layer in layers]
-    if reads == [source, *made[:-1]]:
+    apart = reads[0] is not source and reads[1:] == made[:-1] and uses[reads[0]] == 1
+    if reads == [source, *made[:-1]] or apart:
         inner, expected = f"{MAPS}[-1]", 2
     else:
         for k, read in enumerate(reads):
@@ -82,6 +83,8 @@ def _run(
         if any(node in step.inputs for i, step in enumerate(steps) if i not in own) or node in results:
             return None
     doc = Join((Value(source), container, call("layer", inner), f"torch.cat({MAPS}{rest}"))
+    if apart:
+        doc = Join((*doc.parts, Value(reads[0])))
     return start, Step(steps[-1].node, doc, loop=MAPS, is_unit=True)
 
 
@@ -94,6 +97,5 @@ def _container(layers: list[Step], tree: Tree) -> Doc | None:
     children = list(own_children(tree.module(parent)))
     if [layer.path.rpartition(".")[2] for layer in layers] != children:
         return None
-    if not parent:
-        return "self.children()"
-    return tree.access(parent) if tree.kind(parent) == "sequence" else f"{tree.access(parent)}.children()"
+    access = tree.access(parent) if parent else "self"
+    return access if tree.kind(parent) == "sequence" else f"{access}.children()"

@@ -117,6 +117,12 @@ class SharedClass:
     instances: dict[str, Doc] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_list(self) -> bool:
+        """Whether it is a Sequential whose layers have the numbers that it gives them for names."""
+        names = ([declaration.name for declaration in draft.declarations] for draft in self.drafts)
+        return self.base == "nn.Sequential" and all(map(is_numbered, names))
+
 
 _MAX_CONDITIONS = 5
 _ALIKE = 0.34  # of two variants' steps and layers
@@ -196,6 +202,9 @@ class Sharer:
                 candidates.append(f"{camel_case(first)}First{base}")
             if len(made.declarations) < len(other.declarations):
                 candidates.append(f"Small{base}")
+            if len(made.arguments) < len(other.arguments):
+                grows = "image" in other.arguments and "image" not in made.arguments
+                candidates.append(f"{'Plain' if grows else 'Single'}{base}")
         place = made.drafts[0].unit.path.split(".")
         candidates += [f"{camel_case(name)}{base}" for name in reversed(place) if name.isidentifier()]
         candidates += [f"{base}{i}" for i in range(2, len(self._taken) + 3)]
@@ -351,7 +360,7 @@ class _Template:
         if "image" in made.arguments and len(made.arguments) > 1:
             del made.arguments["image"]
             made.arguments["image"] = f"{_TENSOR} | None = None" if "image is not None" in self.masks else _TENSOR
-        made.base = base or "nn.Module"
+        made.base = base or ("nn.Sequential" if self._has_places() else "nn.Module")
         made.stored = {**{name: name for name in parameters.stored}, **conditions.stored}
         values = {**parameters.values, **conditions.flags}
         made.defaults = {name: default[0] for name, given in values.items() if (default := _usual(name, given))}
@@ -383,6 +392,11 @@ class _Template:
             )
             for i, row in enumerate(self._unifier.rows)
         ]
+
+    def _has_places(self) -> bool:
+        """Whether no layer's name is an attribute's, so that the class is a Sequential with a forward of its own."""
+        kinds = {declaration.kind for declaration, _ in self._declarations}
+        return kinds == {"module"} and not any(is_attribute(declaration.name) for declaration, _ in self._declarations)
 
     def _chain(self) -> str | None:
         """`nn.Sequential`, where the forward calls all layers in a row and does nothing else."""

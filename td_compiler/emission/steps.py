@@ -12,11 +12,14 @@ from torch import fx
 from td_compiler.emission.functions import Form
 from td_compiler.emission.layout import Doc, Join, Number, Slice, Value, atoms, call, flat, substitute
 from td_compiler.emission.tree import Tree, own_children
+from td_compiler.graph.names import is_attribute
 
 __all__ = ["SIZE_NAMES", "Step", "call_sequences", "count_uses", "make_loops", "nest", "part_of"]
 
 SIZE_NAMES = ("n", "c", "h", "w", "size")
 """Hints for values that are sizes; no map is ever called so."""
+
+_MANY = 7  # calls by name, a line each, that are too many
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def make_loops(steps: list[Step], tree: Tree, results: Sequence[fx.Node], fixed:
             start += 1
             continue
         run = steps[start:end]
-        if len(run) >= (2 if any(step.is_unit for step in run) else 3):
+        if len(run) >= _fewest(run, tree):
             made.append(_loop(run, tree))
         else:
             made += run
@@ -107,21 +110,36 @@ def make_loops(steps: list[Step], tree: Tree, results: Sequence[fx.Node], fixed:
     return made
 
 
+def _fewest(run: list[Step], tree: Tree) -> int:
+    """How many calls in a row make a loop; a call by name reads well on its own."""
+    if run[0].path and tree.kind(parent := _parent(run[0].path)) == "dict":
+        names = [_name(step.path) for step in run]
+        children = list(own_children(tree.module(parent)))
+        start = children.index(names[0])
+        if children[start : start + len(names)] != names:
+            return len(run) + 1
+        if all(map(is_attribute, names)):
+            return _MANY
+    return 2 if any(step.is_unit for step in run) else 3
+
+
 def _loop(run: list[Step], tree: Tree) -> Step:
     parent = _parent(run[0].path)
     members = tuple(step.path for step in run)
-    if tree.kind(parent) != "sequence":
+    if tree.kind(parent) == "numbers":
         return replace(run[0], node=run[-1].node, members=members, is_unit=True)
-    part = part_of(tree, parent, int(_name(members[0])), int(_name(members[-1])) + 1, run[0].inputs[0], run[-1].node)
+    start = list(own_children(tree.module(parent))).index(_name(members[0]))
+    part = part_of(tree, parent, start, start + len(run), run[0].inputs[0], run[-1].node)
     return replace(part, hint=run[0].hint, members=members)
 
 
 def part_of(tree: Tree, container: str, start: int, stop: int, source: fx.Node, node: fx.Node) -> Step:
-    """The step that runs some layers of a Sequential, from `start` to before `stop`, one after the other."""
+    """The step that runs some layers of a container, from `start` to before `stop`, one after the other."""
     children = own_children(tree.module(container))
     layers = all(tree.is_layer(f"{container}.{name}") for name in children)
     bounds = Slice((Number(start, "split") if start else "", Number(stop, "split") if stop < len(children) else ""))
-    part = Join((tree.access(container), "[", bounds, "]"))
+    access = tree.access(container)
+    part = Join((f"list({access}.values())" if tree.kind(container) == "dict" else access, "[", bounds, "]"))
     return Step(node, Join((part, "(", Value(source), ")")), loop="layer" if layers else "block", is_unit=True)
 
 
@@ -175,7 +193,7 @@ def _is_chain(run: list[Step], uses: Counter[fx.Node]) -> bool:
 def _follows(before: Step, after: Step, tree: Tree) -> bool:
     """Whether a loop can go from one step to the next: children of one container, in its order if it is numbered."""
     parent = _parent(before.path)
-    if not before.path or not after.path or parent != _parent(after.path):
+    if not parent or not after.path or parent != _parent(after.path):
         return False
     kind = tree.kind(parent)
     if kind == "sequence":

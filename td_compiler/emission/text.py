@@ -100,12 +100,14 @@ def _declare(declaration: Declaration, indent: int) -> list[str]:
     return lay_out("", call(register, literal(name), doc), indent)
 
 
-def _listed_lines(parameters: Mapping[str, str], declarations: Sequence[Declaration]) -> list[str]:
+def _listed_lines(shared: SharedClass) -> list[str]:
     """The `__init__` of a Sequential without names."""
-    lines = _signature("__init__", parameters, "None")
+    declarations = shared.declarations
+    lines = _signature("__init__", shared.parameters, "None")
+    stored = [f"        self.{name} = {value}" for name, value in shared.stored.items()]
     if not any(declaration.condition for declaration in declarations):
         items = tuple(declaration.doc for declaration in declarations)
-        return lines + lay_out("", call("super().__init__", *items), 8)
+        return [*lines, *lay_out("", call("super().__init__", *items), 8), *stored]
     lines.append("        layers: list[nn.Module] = []")
     before = ""
     for declaration in declarations:
@@ -113,15 +115,16 @@ def _listed_lines(parameters: Mapping[str, str], declarations: Sequence[Declarat
             lines.append(f"        if {declaration.condition}:")
         lines += lay_out("", call("layers.append", declaration.doc), 12 if declaration.condition else 8)
         before = declaration.condition
-    return [*lines, "        super().__init__(*layers)"]
+    return [*lines, "        super().__init__(*layers)", *stored]
 
 
 def class_lines(shared: SharedClass) -> list[str]:
     """The class of one kind of unit."""
     lines = [f"class {shared.name}({shared.base}):", *docstring(shared.summary, indent=4), ""]
-    if shared.base == "nn.Sequential" and not any(is_attribute(d.name) for d in shared.declarations):
-        return lines + _listed_lines(shared.parameters, shared.declarations)
-    lines += init_lines(shared.parameters, shared.stored, shared.declarations)
+    if shared.is_list:
+        lines += _listed_lines(shared)
+    else:
+        lines += init_lines(shared.parameters, shared.stored, shared.declarations)
     if shared.statements:
         lines += ["", *method("forward", shared.arguments, TENSOR, "", shared.statements)]
     return lines

@@ -34,6 +34,14 @@ def is_bare(module: nn.Module) -> bool:
     return tensors or any(hasattr(nn.ModuleDict, name) for name in module._modules)
 
 
+def _kind_of_class(module: nn.Module) -> str:
+    """How an instance of an emitted class holds others: by place where no name of theirs is an attribute's."""
+    names = own_children(module)
+    if not names or any(map(is_attribute, names)) or module._parameters or module._buffers:
+        return "class"
+    return "sequence" if is_numbered(names) else "chain"
+
+
 class Tree:
     """The module tree below one root: the network's, or a unit's.
 
@@ -82,7 +90,9 @@ class Tree:
     def kind(self, path: str) -> str:
         """How a module holds others: `class` (by attribute), `sequence`, `chain` (named), `numbers`, `dict`."""
         module, own = self.module(path), self._start + path
-        if path == "" or own in self.classes or not self.is_container(path, module) or is_bare(module):
+        if path == "" or own in self.classes:
+            return _kind_of_class(module)
+        if not self.is_container(path, module) or is_bare(module):
             return "class"
         if own in self.chains:
             return "chain"

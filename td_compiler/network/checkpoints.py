@@ -19,7 +19,7 @@ from td_compiler.network.base import RESERVED
 if TYPE_CHECKING:
     from td_compiler.network.base import TopDownNet
 
-__all__ = ["LoadReport", "LoadedTensor", "load_bottom_up"]
+__all__ = ["LoadReport", "LoadedTensor", "load_bottom_up", "read_checkpoint"]
 
 Outcome = Literal["loaded", "other shape", "new", "missing", "left out"]
 
@@ -108,7 +108,7 @@ def load_bottom_up(td: TopDownNet, state: Mapping[str, Any] | str | Path) -> Loa
     Raises:
         ConversionError: if the file cannot be read, or nothing of the checkpoint fits.
     """
-    given = _tensors(_read(Path(state)) if isinstance(state, (str, Path)) else state)
+    given = read_checkpoint(Path(state)) if isinstance(state, (str, Path)) else _tensors(state)
     own = {name: value for name, value in td.state_dict(keep_vars=True).items() if isinstance(value, torch.Tensor)}
     prefix = _prefix(given, own, td)
     places: dict[str, str] = {}  # name in the network -> name in the checkpoint
@@ -144,6 +144,15 @@ def load_bottom_up(td: TopDownNet, state: Mapping[str, Any] | str | Path) -> Loa
 
 def _some(tensors: Mapping[str, torch.Tensor]) -> str:
     return ", ".join([*list(tensors)[:2], *(["..."] if len(tensors) > 2 else [])])
+
+
+def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint by name: of torch's files, read with `weights_only=True`, or safetensors.
+
+    Raises:
+        ConversionError: if it cannot be read, or holds no tensors.
+    """
+    return _tensors(_read(path))
 
 
 def _read(path: Path) -> Any:
