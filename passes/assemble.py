@@ -17,6 +17,7 @@ from td_compiler.errors import ConversionError
 from td_compiler.graph.notes import Plan, facts, noted, plan
 from td_compiler.graph.operators import Kind, Pair, lookup
 from td_compiler.graph.states import Building
+from td_compiler.layers.even_kernels import EvenConv2d
 from td_compiler.layers.pyramid import Pyramid, factor_pair
 from td_compiler.network.base import TopDownNet, plant
 from td_compiler.network.fast import folded
@@ -37,6 +38,8 @@ def assemble(building: Building) -> TopDownNet:
     segments = [Segment(*parts) for parts in zip(names, map(_plain, scales), building.graphs(), strict=True)]
     pyramid = Pyramid([_plain(s.scale) for s in reversed(building.stages)], building.options.downsample)
     prologue = Segment("prologue", 1, building.prologue_graph) if building.prologue_graph is not None else None
+    for module in building.modules.values():
+        _pad_explicitly(module)
     parts = _in_order_of_use(building)
     parts |= _second_names(building, parts)
     unfolded = None
@@ -56,6 +59,15 @@ def assemble(building: Building) -> TopDownNet:
             module.training = building.bottom_up.model.training
     _ensures(building, network)
     return network
+
+
+def _pad_explicitly(module: nn.Module) -> None:
+    """Make a convolution of torch's own that pads more on one side, under the word "same", one that says how."""
+    if type(module) is nn.Conv2d and module.padding == "same" and module.padding_mode == "zeros":
+        extents = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        if any(extent % 2 for extent in extents):
+            module.__class__ = EvenConv2d
+            module.padding = tuple(extent // 2 for extent in extents)  # type: ignore[assignment]
 
 
 def _ensures(building: Building, network: TopDownNet) -> None:

@@ -171,18 +171,15 @@ def test_feature_extractor(name: str) -> None:
     near(extractor(draw())["map"], seen[0])
 
 
-@each_but(convnext_atto="padding='same', of an even kernel, has no quantised form in torch")
+@each
 def test_fx_quantisation(name: str) -> None:
     td = network(name).plain()
     observed = prepare_fx(copy.deepcopy(td), get_default_qconfig_mapping("x86"), (draw(),))
     observed(draw())
-    near(convert_fx(observed)(draw()), td(draw()), 0.15)
+    near(convert_fx(observed)(draw()), td(draw()), 0.2)
 
 
-@each_but(
-    convnext_atto="padding='same', of an even kernel, has no quantised form in torchao",
-    resnet18="torchao fails on shortcuts, those of the bottom-up network too",
-)
+@each_but(resnet18="torchao fails on shortcuts, those of the bottom-up network too")
 def test_pt2e_quantisation(name: str) -> None:
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
@@ -191,7 +188,7 @@ def test_pt2e_quantisation(name: str) -> None:
     quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
     observed = prepare_pt2e(torch.export.export(td, (draw(),)).module(), quantizer)
     observed(draw())
-    near(convert_pt2e(observed)(draw()), td(draw()), 0.15)
+    near(convert_pt2e(observed)(draw()), td(draw()), 0.2)
 
 
 @each_but(shufflenet_v2="Torch-Pruning does not follow a shuffle of channels, in the bottom-up network either")

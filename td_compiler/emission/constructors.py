@@ -15,7 +15,7 @@ from td_compiler.capture.meta import META
 from td_compiler.emission.carry import Carrier, Importer
 from td_compiler.emission.initial_values import first_values, kept_values
 from td_compiler.emission.layout import Doc, Group, call, flat, has_literal, literal
-from td_compiler.emission.leaves import is_of_torch, plain_layer
+from td_compiler.emission.leaves import is_of_torch, is_own, plain_layer
 from td_compiler.errors import ConversionError
 from td_compiler.graph.laws import Law
 from td_compiler.graph.parametrised import computed_tensors, name_of, plain_copy, torch_function
@@ -24,7 +24,6 @@ from td_compiler.layers.steps import FunctionStep
 __all__ = ["Constructors", "declare_tensor"]
 
 _MISSING = object()
-_OURS = "td_compiler.layers."
 _BY_KEYWORD = {"kernel_size", "factor"}
 _KERNEL = ("out_channels", "in_channels", "kernel_size", "kernel_size")  # the axes of a convolution's weight
 
@@ -66,7 +65,7 @@ class Constructors:
         if not isinstance(self._carrier, Importer):
             return self._write(module, path)
         try:
-            if is_of_torch(type(module)) or type(module).__module__.startswith(_OURS):
+            if is_of_torch(type(module)) or is_own(type(module)):
                 return self._write(module, path)
         except ConversionError:
             pass
@@ -153,7 +152,7 @@ def _key(module: nn.Module) -> tuple[object, ...] | None:
 
 def _description(module: nn.Module) -> tuple[Any, ...]:
     shapes = [(name, tuple(tensor.shape)) for name, tensor in module.state_dict(keep_vars=True).items()]
-    shown = is_of_torch(type(module)) or type(module).__module__.startswith(_OURS)  # all that counts is in `repr`
+    shown = is_of_torch(type(module)) or is_own(type(module))  # all that counts is in `repr`
     return repr(module), shapes, {} if shown else _settings(module)
 
 

@@ -18,7 +18,7 @@ from td_compiler.emission.drop_rates import fold_rates
 from td_compiler.emission.families import family, fold_runs, numbered
 from td_compiler.emission.graph_steps import read_steps
 from td_compiler.emission.layout import Doc, Group, Join, Number, Repeat, Statement, call, flat, literal
-from td_compiler.emission.leaves import is_of_torch, plain_layer, trace_forward
+from td_compiler.emission.leaves import is_of_torch, is_own, plain_layer, trace_forward
 from td_compiler.emission.sharing import Declaration, Draft, SharedClass, Sharer
 from td_compiler.emission.tree import Tree, is_bare, is_numbered, own_children
 from td_compiler.emission.units import Unit, is_image, with_inner
@@ -82,7 +82,7 @@ class Declarer:
         for path, module in self._tree.root.named_modules():
             if isinstance(module, TrainingStep):
                 found.append(_layer_unit(path, "InTraining", module.graph))
-            elif self._tree.is_layer(path) and not is_of_torch(type(plain_layer(module))):
+            elif self._tree.is_layer(path) and not is_own(type(module)) and not is_of_torch(type(plain_layer(module))):
                 graph = trace_forward(module)
                 if graph is not None:
                     found.append(_layer_unit(path, type(module).__name__.lstrip("_"), graph))

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import fx, nn
 
-__all__ = ["is_of_torch", "plain_layer", "trace_forward"]
+__all__ = ["is_of_torch", "is_own", "plain_layer", "trace_forward"]
 
 _CONSTRUCTION = {"__init__", "reset_parameters", "extra_repr"}
 
@@ -18,6 +18,11 @@ _CONSTRUCTION = {"__init__", "reset_parameters", "extra_repr"}
 def is_of_torch(kind: type[nn.Module]) -> bool:
     """Whether emitted source can name a class as `nn.Name`."""
     return getattr(nn, kind.__name__, None) is kind
+
+
+def is_own(kind: type[nn.Module]) -> bool:
+    """Whether a class is one of this project's, which emitted source carries as it is."""
+    return kind.__module__.startswith("td_compiler.layers.")
 
 
 def plain_layer(module: nn.Module) -> nn.Module:

@@ -110,7 +110,7 @@ def _nouns(doc: Doc, known: Mapping[str, Role], defaults: Mapping[str, Mapping[s
             name = flat(doc.parts[0])
             positional, keywords = keywords_of(doc)
             given = {key: flat(value) for key, (_, value) in keywords.items()}
-            if name in ("nn.Conv2d", "nn.ConvTranspose2d") or known.get(name, Role("", "")).noun.endswith(
+            if name in ("nn.Conv2d", "nn.ConvTranspose2d", "EvenConv2d") or known.get(name, Role("", "")).noun.endswith(
                 "convolution"
             ):
                 own = {key: str(value) for key, value in defaults.get(name, {}).items()}

@@ -20,6 +20,7 @@ from td_compiler.emission.leaves import plain_layer
 from td_compiler.emission.units import used_modules
 from td_compiler.errors import ConversionError
 from td_compiler.graph.operators import LAYERS, Kind
+from td_compiler.layers.even_kernels import EvenConv2d
 from td_compiler.network.base import TopDownNet
 from td_compiler.network.fast import folded, pixels_of, plain
 from td_compiler.network.segments import Segment
@@ -30,7 +31,7 @@ __all__ = ["fuse"]
 _FOLDABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 # Layers whose every output channel is linear in one slice of the weight: along which axis the slices lie.
-_OUTPUT_AXIS: dict[type[nn.Module], int] = {nn.Conv2d: 0, nn.Linear: 0, nn.ConvTranspose2d: 1}
+_OUTPUT_AXIS: dict[type[nn.Module], int] = {nn.Conv2d: 0, EvenConv2d: 0, nn.Linear: 0, nn.ConvTranspose2d: 1}
 
 
 @neutral_surroundings()

@@ -15,6 +15,7 @@ from td_compiler.graph.names import is_written
 from td_compiler.graph.operators import Kind, layer_row
 from td_compiler.graph.parametrised import computed_tensors
 from td_compiler.layers.dropout import FastDropout
+from td_compiler.layers.even_kernels import EvenConv2d
 from td_compiler.layers.folding import FoldedConv2d
 
 __all__ = [
@@ -151,9 +152,9 @@ def _kind(module: nn.Module) -> type[nn.Module]:
 
 
 def _forms(module: nn.Module) -> tuple[type[nn.Module], ...]:
-    """A layer's class, and that of which it is a faster form."""
-    fast = {FoldedConv2d: nn.Conv2d, FastDropout: nn.Dropout}
-    return _kind(module), *(plain for form, plain in fast.items() if isinstance(module, form))
+    """A layer's class, and that of which it is another form."""
+    forms = {FoldedConv2d: nn.Conv2d, EvenConv2d: nn.Conv2d, FastDropout: nn.Dropout}
+    return _kind(module), *(plain for form, plain in forms.items() if isinstance(module, form))
 
 
 def _had_to_change(before: nn.Module, after: nn.Module, name: str) -> bool:
