@@ -106,10 +106,13 @@ def test_onnx(name: str, tmp_path: Path) -> None:
 
 @each
 def test_jit_trace(name: str) -> None:
-    """A trace takes any batch and image size, too."""
+    """A trace takes any batch and image size, too, once it has been saved and loaded."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what a trace may miss; and that TorchScript grows old
         traced = torch.jit.trace(converted(name), draw(), check_trace=False)
+        torch.jit.save(traced, file := io.BytesIO())
+        file.seek(0)
+        traced = torch.jit.load(file)
     for size in ((1, 64, 64), (3, 77, 51)):
         assert_near(traced(draw(*size)), converted(name)(draw(*size)), 1e-5)
 
