@@ -196,6 +196,45 @@ def export(
         export(Request.read(given, seed), out, weights=weights, force=force)
 
 
+@_command(
+    "tdc explain zoo:resnet18_light dog.jpg cat.jpg --weights td.safetensors --bottom-up bu.safetensors",
+    "tdc explain torchvision:resnet18 dog.jpg --weights td.pth --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225",
+)
+def explain(
+    given: Given,
+    image: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    out: Annotated[
+        str | None,
+        typer.Option("-o", "--out", metavar="OUT", help="A .png, .svg or .pdf file. [default: NAME_explained.png]"),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="The top-down network's weights: .safetensors, or a checkpoint of torch's."),
+    ] = None,
+    bottom_up: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The bottom-up network's weights; it is drawn above.")
+    ] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Draw networks without weights, which look nowhere in particular.")
+    ] = False,
+    label: Annotated[
+        int | None, typer.Option("--class", metavar="N", min=0, help="Explain class N, not the one that is found.")
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option(metavar="NUMBERS", help="Taken off images in [0, 1]; by default as the file says.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(metavar="NUMBERS", help="What images are then divided by.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace that file if it exists.")] = False,
+) -> None:
+    """Draw where in photographs a network finds a class: Grad-CAM by stage, the bottom-up network (BU) beside it."""
+    with _debugging(given.debug, "explain"):
+        from td_compiler.cli.explain import Look, explain
+        from td_compiler.cli.requests import Request
+
+        look = Look(weights, bottom_up, random_weights, label, mean, std)
+        explain(Request.read(given), image, out, look, force=force)
+
+
 @_command("tdc verify zoo:resnet32", "tdc verify timm:efficientnet_b0 --filters uniform --meta")
 def verify(
     given: Given,

@@ -52,8 +52,7 @@ def export(request: Request, out: str, *, weights: str | None, force: bool) -> N
     """
     target = _target(out, force=force)
     network, size, scales = _network(request)
-    if weights is not None:
-        load_weights(network, Path(weights))
+    beside = load_weights(network, Path(weights)) if weights is not None else {}
     network.eval().requires_grad_(False)
     write = _write_onnx if target.suffix == ".onnx" else _write_program
     figures: list[str] = []
@@ -67,6 +66,8 @@ def export(request: Request, out: str, *, weights: str | None, force: bool) -> N
         raise ConversionError(f"{target} cannot be written: {error.strerror or error}") from error
     print(f"wrote {target}")
     print("\n".join(figures))
+    if beside:
+        print(f"note: {', '.join(beside)} of {weights} are no part of what was written", file=sys.stderr)
     if weights is None:
         print("note: no --weights were given: the network has those that it was made with", file=sys.stderr)
 

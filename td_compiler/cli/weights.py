@@ -13,7 +13,7 @@ from td_compiler.network.checkpoints import read_checkpoint
 __all__ = ["load_weights"]
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
+def load_weights(network: nn.Module, path: Path, option: str = "--weights") -> dict[str, torch.Tensor]:
     """Load a checkpoint whose tensors are the network's own, each by its name and shape.
 
     A prefix that stands before all names, as DataParallel and training frameworks leave one, is taken off.
@@ -22,22 +22,28 @@ def load_weights(network: nn.Module, path: Path) -> None:
         network: the network, which gets the values.
         path: a state_dict or a dictionary with one, as torch writes it (it is read with `weights_only=True`) or
             safetensors.
+        option: which option names it, for errors.
+
+    Returns:
+        What stands beside the network under a training program's names: `normalise.mean`, for example.
 
     Raises:
         UsageError: if there is no such file, or it is another network's.
         ConversionError: if it cannot be read.
     """
     if not path.is_file():
-        raise UsageError(f"--weights {path}: there is no such file.")
+        raise UsageError(f"{option} {path}: there is no such file.")
     given = read_checkpoint(path)
     own = {name: value for name, value in network.state_dict().items() if isinstance(value, torch.Tensor)}
     prefix = _prefix(list(given), list(own))
+    beside = {name: value for name, value in given.items() if not name.startswith(prefix)}
     given = {name.removeprefix(prefix): value for name, value in given.items() if name.startswith(prefix)}
     reason = _misfit(given, own)
     if reason:
         kind = type(network).__name__
-        raise UsageError(f"--weights {path} does not fit {kind}: {reason}; give a checkpoint of this very network.")
+        raise UsageError(f"{option} {path} does not fit {kind}: {reason}; give a checkpoint of this very network.")
     network.load_state_dict(given, strict=False)  # what is missing is a counter of batches
+    return beside
 
 
 def _misfit(given: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> str:
