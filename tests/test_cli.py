@@ -13,6 +13,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 import torch
+import typer.main
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -25,6 +26,8 @@ from td_compiler.cli import options as cli_options
 from td_compiler.files import write_together
 from td_compiler.report.report import Cost, Report, StageReport
 from td_compiler.report.tables import byte_count, print_report, short_count
+from td_compiler.sources import timm_families
+from td_compiler.sources.converting import why_not
 
 TINY = """
 from torch import nn
@@ -301,6 +304,14 @@ def test_the_table_fits_80_columns_and_has_whole_numbers_where_there_is_room(
     assert narrow[-1] == "note: [bold]names[/bold] in brackets stay"
 
 
+def test_a_printed_report_is_the_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    print(REPORT)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [line.rstrip() for line in printed_table(80, capsys)]
+    assert len(repr(REPORT)) < 100 and "\n" not in repr(REPORT)
+
+
 def test_short_numbers() -> None:
     assert [short_count(n) for n in (0, 999, 1000, 528_042, 999_949, 999_960, 69_500_000)] == [
         *("0", "999", "1.0k", "528.0k", "999.9k", "1.0M", "69.5M")
@@ -314,6 +325,39 @@ def test_list_prints_one_name_a_line() -> None:
     assert "resnet32" in tdc("list", "zoo").splitlines()
     pytest.importorskip("torchvision")
     assert {"resnet18", "mobilenet_v2"} <= set(tdc("list", "torchvision").splitlines())
+
+
+def test_list_has_what_converts_and_marks_the_rest_if_asked() -> None:
+    timm = pytest.importorskip("timm")
+    names = tdc("list", "timm").splitlines()
+    assert {"resnet50", "convnext_tiny"} <= set(names) and not {"hrnet_w18", "vit_base_patch16_224"} & set(names)
+    lines = tdc("list", "timm", "--all").splitlines()
+    assert [line.split()[0] for line in lines] == sorted(timm.list_models())
+    reasons = dict(re.split(r" +# ", line) for line in lines if "#" in line)
+    assert reasons["hrnet_w18"] == "several resolutions side by side"
+    assert reasons["botnet26t_256"] == "attention: only CNNs convert"
+    assert sorted([*names, *reasons]) == sorted(timm.list_models())
+
+
+def test_what_is_listed_is_what_the_sweep_found() -> None:
+    """The refusals that are kept are those of the table, but for two families that convert since."""
+    pytest.importorskip("timm")
+    text = (Path(__file__).parents[1] / "benchmarks/results/coverage.md").read_text()
+    refused = {name for line in text.splitlines() if "| refused |" in line for name in re.findall(r"timm:(\w+)", line)}
+    kept = {name for name in timm_families.convolutional_names() if why_not("timm", name)}
+    assert refused - kept == {"nasnetalarge", "pnasnet5large"}
+    assert kept <= refused
+
+
+def test_convert_says_what_to_do_next_beside_what_it_prints(folder: Path) -> None:
+    (folder / "nets").mkdir()
+    result = CliRunner().invoke(cli.app, ["convert", "tiny.py", "-o", "nets", "--weights", "--filters", "uniform"])
+    assert "next" not in result.stdout
+    make, look = result.stderr.splitlines()
+    assert make.startswith(
+        "next: train it, in nets: from tiny_td import TinyTD; model = TinyTD(); model.load_state_dict("
+    )
+    assert look.endswith("tdc inspect tiny.py --filters uniform")
 
 
 def test_list_without_a_library_prints_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,8 +377,38 @@ def test_help_names_the_values_that_the_options_take() -> None:
     for name in ("Filters", "Merge", "Upsample", "Downsample", "Stem", "Init", "Task"):
         (_, option) = get_args(given[name.lower()])
         allowed = get_args(getattr(options, name))
-        assert option.metavar == "|".join(allowed)
+        assert option.help.startswith(f"{', '.join(allowed)}: ")
+        assert option.autocompletion(allowed[-1][:3]) == [allowed[-1]]
         assert allowed[0] == getattr(defaults, name.lower())  # what the help says of all of them
+
+
+def test_help_fits_80_columns_and_no_word_of_it_is_broken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for command in typer.main.get_group(cli.app).list_commands(None):
+        printed = tdc(command, "--help")
+        assert max(map(len, printed.splitlines())) <= 80
+        words = set(re.findall(r"\w+", printed))
+        if "--filters" in printed and command != "compare":
+            assert {"mirror", "uniform", "reversed", "transposed", "laplacian", "segmentation"} <= words
+
+
+def test_completion_knows_commands_and_values() -> None:
+    def complete(words: str) -> list[str]:
+        done = python(
+            *("-m", "td_compiler"),
+            env={
+                **os.environ,
+                "_TDC_COMPLETE": "complete_bash",
+                "COMP_WORDS": words,
+                "COMP_CWORD": str(words.count(" ")),
+            },
+        )
+        return done.stdout.split()
+
+    assert complete("tdc in") == ["inspect"]
+    assert complete("tdc convert zoo:nin --filters re") == ["reversed"]
 
 
 def test_help_and_version_do_not_import_torch() -> None:

@@ -94,7 +94,6 @@ app = typer.Typer(
     cls=_Commands,
     help="Turns a convolutional network in PyTorch into its top-down network: coarse to fine, from an image pyramid.",
     epilog=_examples("tdc convert zoo:resnet32", "tdc inspect torchvision:resnet18", "tdc list timm | grep mobilenet"),
-    add_completion=False,
     invoke_without_command=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -250,19 +249,22 @@ def verify(
         return 0 if commands.verify(commands.Request.read(given, seed), meta=meta) else 1
 
 
-@app.command("list", epilog=_examples("tdc list", "tdc list zoo", "tdc list timm | grep mobilenet"))
+@app.command("list", epilog=_examples("tdc list", "tdc list timm | grep mobilenet", "tdc list timm --all | grep '#'"))
 def list_models(
     library: Annotated[
         str | None,
         typer.Argument(metavar="zoo|torchvision|timm|pytorchcv", help="By default all, with their prefixes."),
     ] = None,
+    show_all: Annotated[
+        bool, typer.Option("--all", help="Also those that do not convert, or were not tried, with the reason.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
-    """List the models that can be named: in columns on a terminal, else one a line."""
+    """List the models that convert: in columns on a terminal, else one a line."""
     with _debugging(debug, "list"):
         from td_compiler.cli import commands
 
-        commands.list_models(library)
+        commands.list_models(library, show_all=show_all)
 
 
 register(app)

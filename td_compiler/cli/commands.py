@@ -28,6 +28,7 @@ from td_compiler.report.receptive_fields import with_receptive_fields
 from td_compiler.report.savings import savings
 from td_compiler.report.tables import as_data, print_report, print_savings, print_verification, total
 from td_compiler.sources.construct import nearest
+from td_compiler.sources.converting import why_not
 from td_compiler.sources.names import LIBRARIES, LoadedSource, SourceError, model_names, source_name
 
 __all__ = ["Request", "UsageError", "convert", "inspect", "list_models", "verify"]
@@ -49,9 +50,12 @@ def convert(request: Request, out: str | None, *, weights: bool, force: bool) ->
         ConversionError: if the source or its conversion is refused, or the files cannot be written; none has been.
     """
     target = _target(out, f"{source_name(request.source)}_td.py", weights=weights, force=force)
-    loaded, td = replace(request, options={"fast": False, **request.options}).reverse()
-    name = _class_name(request.source, loaded)
-    text = emit_source(td, class_name=name, origin=request.source, command=request.command)
+    with progress() as begin:
+        begin("reading the network and turning it")
+        loaded, td = replace(request, options={"fast": False, **request.options}).reverse()
+        name = _class_name(request.source, loaded)
+        begin("writing its source")
+        text = emit_source(td, class_name=name, origin=request.source, command=request.command())
     if target is None:
         _write_out(text)
         _summarise(name, td, file=sys.stderr)
@@ -68,6 +72,8 @@ def convert(request: Request, out: str | None, *, weights: bool, force: bool) ->
     for path in writers:
         print(f"wrote {path}")
     _summarise(name, td, file=sys.stdout)
+    sys.stdout.flush()
+    print(_next(request, name, target, weights=weights), file=sys.stderr)
 
 
 def inspect(request: Request, *, as_json: bool = False, plot: str | None = None, force: bool = False) -> None:
@@ -86,14 +92,18 @@ def inspect(request: Request, *, as_json: bool = False, plot: str | None = None,
         ConversionError: if the source or its conversion is refused, or matplotlib is missing.
     """
     picture = _picture(plot, force=force) if plot is not None else None
-    loaded, td = request.reverse(device="meta")
-    report = with_receptive_fields(td.report, loaded.model, td)
+    with progress() as begin:
+        begin("reading the network and turning it")
+        loaded, td = request.reverse(device="meta")
+        begin("following what its maps see")
+        report = with_receptive_fields(td.report, loaded.model, td)
+        begin("trying what would cost less")
+        with contextlib.redirect_stdout(sys.stderr):
+            found = [] if as_json else savings(loaded.model, td.report, request.options)
     if as_json:
         print(json.dumps(as_data(report), indent=2))
     else:
         print_report(report, Console())
-        with contextlib.redirect_stdout(sys.stderr):
-            found = savings(loaded.model, td.report, request.options)
         print_savings(found, td.report, Console())
     if picture is not None:
         from td_compiler.report.plot import plot_networks  # needs matplotlib, which is an extra
@@ -119,30 +129,48 @@ def verify(request: Request, *, meta: bool) -> bool:
     return verification.passed
 
 
-def list_models(library: str | None) -> None:
-    """Print the names of a library's models, or of all with their prefixes: in columns on a terminal, else a line each.
+def list_models(library: str | None, *, show_all: bool = False) -> None:
+    """Print the names of a library's models that convert, or of all libraries' with their prefixes.
+
+    They stand in columns on a terminal, else one a line.
+
+    Args:
+        library: a key of LIBRARIES; None: all of them.
+        show_all: print the others, too, a line each, with the reason behind a `#`.
 
     Raises:
         UsageError: if there is no such library.
         SourceError: if a library is not installed (of all: one of the extra `models`); the others' names have been
             printed then.
     """
-    if library is None:
-        names, missing = [], []
-        for prefix in LIBRARIES:
-            try:
-                names += [f"{prefix}:{name}" for name in model_names(prefix)]
-            except SourceError as error:
-                missing += [error] if LIBRARIES[prefix].extra == "models" else []  # the others are for experiments
-    elif library in LIBRARIES:
-        names, missing = model_names(library), []
-    else:
+    if library is not None and library not in LIBRARIES:
         known = ", ".join(LIBRARIES)
         raise UsageError(f"{library!r} is no library of models: {known}{nearest(library, LIBRARIES)}")
-    if sys.stdout.isatty():
-        Console().print(Columns(names, column_first=True), highlight=False)
+    reasons: dict[str, str] = {}
+    missing: list[SourceError] = []
+    with progress() as begin:
+        for each in LIBRARIES if library is None else [library]:
+            begin(f"looking through {each}")
+            try:
+                names = model_names(each)
+            except SourceError as error:
+                if library is not None:
+                    raise
+                missing += [error] if LIBRARIES[each].extra == "models" else []  # the others are for experiments
+                continue
+            prefix = f"{each}:" if library is None else ""
+            reasons |= {f"{prefix}{name}": why_not(each, name) for name in names}
+    converting = [name for name, reason in reasons.items() if not reason]
+    if show_all:
+        width = max(map(len, reasons), default=0)
+        print("\n".join(f"{name:{width}}  # {reason}" if reason else name for name, reason in reasons.items()))
+    elif sys.stdout.isatty():
+        Console().print(Columns(converting, column_first=True), highlight=False)
     else:
-        print("\n".join(names))
+        print("\n".join(converting))
+    if sys.stderr.isatty() and not show_all and len(reasons) > len(converting):
+        others = len(reasons) - len(converting)
+        print(f"{others} others are not known to convert: --all shows them, with the reason", file=sys.stderr)
     if missing:
         raise missing[0]
 
@@ -179,6 +207,15 @@ def _class_name(source: str, loaded: LoadedSource) -> str:
     spelt = kind.__name__ if re.match("_?".join(kind.__name__), name, re.IGNORECASE) else ""
     rest = re.sub("_?".join(spelt), "", name, count=1, flags=re.IGNORECASE) if spelt else name
     return spelt + "".join(word[:1].upper() + word[1:] for word in rest.split("_")) + "TD"
+
+
+def _next(request: Request, name: str, target: Path, *, weights: bool) -> str:
+    """What can be done with a file that was written, in two lines."""
+    make = f"from {target.stem} import {name}; model = {name}()"
+    if weights:
+        make += f'; model.load_state_dict(load_file("{target.with_suffix(".safetensors").name}"))'
+    folder = "" if target.parent == Path() else f", in {target.parent}"
+    return f"next: train it{folder}: {make}\n      or see what it is: {request.command('inspect')}"
 
 
 def _write_out(text: str) -> None:

@@ -30,8 +30,19 @@ class Given:
     debug: bool
 
 
-def _choice(metavar: str, text: str) -> Any:
-    return typer.Option(metavar=metavar, help=text, rich_help_panel="The top-down network")
+def _choice(values: str, text: str) -> Any:
+    """An option with some values, told in its help, where lines break between words; or with any number N."""
+    words = values.split("|")
+
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return typer.Option(
+        metavar="N" if values == "N" else "KIND",
+        help=text if values == "N" else f"{', '.join(words)}: {text[0].lower()}{text[1:]}",
+        autocompletion=None if values == "N" else complete,
+        rich_help_panel="The top-down network",
+    )
 
 
 def read_given(
@@ -45,7 +56,7 @@ def read_given(
         str | None,
         _choice(
             "mirror|uniform|reversed",
-            "Widths: the stages' own, one for all, or growing with depth. The first is the default, here and below.",
+            "Widths are the stages' own, one for all, or grow with depth. The first is the default, here and below.",
         ),
     ] = None,
     merge: Annotated[str | None, _choice("combined|add|concat", "How a map x takes in the image's entry e.")] = None,

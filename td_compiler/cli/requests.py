@@ -62,13 +62,12 @@ class Request:
             raise UsageError(f"--{name.replace('_', '-')}{equals}{rest}") from error
         return cls(given.source, options, dict(map(_argument, given.arguments or ())), seed)
 
-    @property
-    def command(self) -> str:
-        """The command that repeats this conversion."""
+    def command(self, what: str = "convert") -> str:
+        """The command that repeats this conversion, or does something else with the same network."""
         words = [word for name, value in self.options.items() for word in _words(name.replace("_", "-"), value)]
         words += [word for name, value in self.arguments.items() for word in ("--arg", f"{name}={value}")]
-        words += ["--seed", str(self.seed)] if self.seed is not None else []
-        return shlex.join(["tdc", "convert", self.source, *words])
+        words += ["--seed", str(self.seed)] if self.seed is not None and what == "convert" else []
+        return shlex.join(["tdc", what, self.source, *words])
 
     def load(self, device: str | None = None) -> tuple[LoadedSource, dict[str, Any]]:
         """The source network, built after torch's seed is set, and the options of :func:`td_compiler.reverse`.

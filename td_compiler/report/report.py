@@ -64,7 +64,7 @@ class StageReport:
     top_down: Cost
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What was found in the source and done to it.
 
@@ -87,3 +87,13 @@ class Report:
     options: Options | None = None
     initialisation: Mapping[str, Law] = field(default_factory=dict, repr=False, compare=False)
     new_layers: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
+
+    def __str__(self) -> str:
+        """The table of `tdc inspect`, as wide as the terminal."""
+        from td_compiler.report.tables import report_text  # imports rich, which conversions have no use for
+
+        return report_text(self)
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.input_size))
+        return f"<Report of {self.source} at {size}: scales {', '.join(map(str, self.scales))}; print it for the table>"

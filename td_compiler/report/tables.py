@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,16 @@ if TYPE_CHECKING:
     from td_compiler.report.savings import Saving
     from td_compiler.verification.verify import Verification
 
-__all__ = ["as_data", "byte_count", "print_report", "print_savings", "print_verification", "short_count", "total"]
+__all__ = [
+    "as_data",
+    "byte_count",
+    "print_report",
+    "print_savings",
+    "print_verification",
+    "report_text",
+    "short_count",
+    "total",
+]
 
 
 def short_count(number: float) -> str:
@@ -102,6 +113,14 @@ def print_report(report: Report, console: Console) -> None:
     console.width = narrow
     for note in report.notes:
         console.print(f"note: {note}", highlight=False, markup=False)
+
+
+def report_text(report: Report) -> str:
+    """A report as :func:`print_report` prints it on a terminal of this width, 80 columns where there is none."""
+    console = Console(file=io.StringIO(), width=shutil.get_terminal_size().columns, color_system=None)
+    with console.capture() as capture:
+        print_report(report, console)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
 def print_savings(savings: Sequence[Saving], report: Report, console: Console) -> None:

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 
 from td_compiler.sources.names import model_names
 
-__all__ = ["FAMILIES", "convolutional_names", "family"]
+__all__ = ["FAMILIES", "convolutional_names", "family", "is_convolutional"]
 
 FAMILIES = (
     "byobnet",
@@ -87,8 +87,9 @@ def convolutional_names() -> list[str]:
     Raises:
         SourceError: if timm is not installed.
     """
-    return [
-        name
-        for name in model_names("timm")
-        if family(name) in FAMILIES and not any(fnmatchcase(name, pattern) for pattern in _WITH_ATTENTION)
-    ]
+    return [name for name in model_names("timm") if is_convolutional(name)]
+
+
+def is_convolutional(name: str) -> bool:
+    """Whether a network of timm's is convolutional, in the sense of this module."""
+    return family(name) in FAMILIES and not any(fnmatchcase(name, pattern) for pattern in _WITH_ATTENTION)
