@@ -230,5 +230,5 @@ class Unfolded(nn.Module):
 
 @pytest.mark.parametrize("kind", [Neighbours, Indexed, Unfolded])
 def test_borders_that_no_rule_knows(kind: type[nn.Module]) -> None:
-    with pytest.raises(ConversionError, match=r"pool'.*test_shifts\.py:\d+|test_shifts\.py:\d+.*pool'"):
+    with pytest.raises(ConversionError, match=r"'layer.*test_shifts\.py:\d+|test_shifts\.py:\d+.*'layer"):
         reverse(Net(lambda cin, cout, stride: Pooled(cin, cout, stride, kind())), input_size=(3, 64, 64))
