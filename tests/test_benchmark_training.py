@@ -24,13 +24,15 @@ from td_compiler.benchmarks.lab.jobs import JobsFailed, Results, run_jobs
 from td_compiler.benchmarks.lab.machine import Machine, fastest_precision
 from td_compiler.benchmarks.lab.memory import CudaPeak
 from td_compiler.benchmarks.training import fitting
-from td_compiler.benchmarks.training.batches import seed_of, shuffled, split
+from td_compiler.benchmarks.training.batches import augmented, seed_of, shuffled, split
 from td_compiler.benchmarks.training.fitting import one_cycle
 from td_compiler.benchmarks.training.networks import NetworkSpec
 from td_compiler.benchmarks.training.norms import fresh_statistics
-from td_compiler.benchmarks.training.recipes import PROFILES, RecipeError
-from td_compiler.benchmarks.training.training import Training, evaluate, planned, trained
+from td_compiler.benchmarks.training.recipes import PROFILES, Profile, RecipeError
+from td_compiler.benchmarks.training.training import Training, evaluate, planned, trained, untrained
 from tests.support.benchmark_data import NETWORKS, RECIPE, machine, write_folder, write_mnist
+
+SHORT = Profile("short", epochs=1, train_images=160, batch_size=32)
 
 
 @pytest.fixture
@@ -408,3 +410,48 @@ def test_precision_auto_is_bf16_where_the_processor_has_it(monkeypatch: pytest.M
         for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
             monkeypatch.setattr(torch.cpu, name, lambda has_it=has_it: has_it)
         assert fastest_precision(torch.device("cpu")) == expected
+
+
+def test_a_teacher_counts_half_by_hand(here: Machine) -> None:
+    """The loss of Hinton et al. 2015 written out; the teacher is the very network that the BU job trains."""
+    mirror = plan(here, "Normed", arrangement="mirror").network
+    settings = ["augment=shift-flip", "milestones=[]"]
+    training = planned(SHORT, mirror, "mnist", 1, settings=settings, teacher="bu")
+    bottom_up = planned(SHORT, plan(here, "Normed").network, "mnist", 1, settings=settings)
+    assert training.name == f"mnist {mirror.name} mirror, teacher=bu, run 1"
+    found = trained(training, here)
+    assert bottom_up.folder(here).joinpath("weights.safetensors").exists()
+    teacher = trained(bottom_up, here).network
+    assert training.folder(here) != replace(training, teacher="", helper=None).folder(here)
+    assert planned(SHORT, NetworkSpec(mirror.name), "mnist", 1, teacher="bu", start="bu").helper is None
+
+    network: Any = untrained(training, here)
+    data = load("mnist", here, train=True, limit=training.train_images)
+    kept, _ = split(len(data), 0.1, run=1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+    losses = []
+    torch.manual_seed(seed_of(1, 0, purpose=3))
+    for batch in shuffled(kept, 32, 1, 0):
+        images = augmented(data.images[batch].float() / 255, "shift-flip", None)
+        scores, taught = network(images), (teacher(images) / 4).softmax(1)
+        divergence = (taught * (taught.log() - (scores / 4).softmax(1).log())).sum(1).mean()
+        loss = nn.functional.cross_entropy(scores, data.labels[batch]) / 2 + 16 * divergence / 2
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert found.history[0]["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    assert not any("teacher" in name for name in found.network.state_dict())
+
+
+def test_a_start_from_bottom_up_weights_keeps_what_fits(here: Machine) -> None:
+    training = planned(SHORT, plan(here, arrangement="mirror").network, "mnist", 0, start="bu")
+    start, fresh = untrained(training, here), untrained(replace(training, start="", helper=None), here)
+    source = trained(planned(SHORT, plan(here).network, "mnist", 0), here).network.state_dict()
+    kept = [name for name, value in start.state_dict().items() if name in source and value.shape == source[name].shape]
+    assert len(kept) >= 3 and all(torch.equal(start.state_dict()[name], source[name].cpu()) for name in kept)
+    assert start.state_dict().keys() == fresh.state_dict().keys()
+    assert not torch.equal(start.state_dict()[kept[0]], fresh.state_dict()[kept[0]])
+    assert start.training and len(trained(training, here).history) == 1
+    with pytest.raises(RecipeError, match="'mirror' is no teacher"):
+        planned(SHORT, plan(here, arrangement="mirror").network, "mnist", 0, teacher="mirror")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from td_compiler.benchmarks.experiments.gap import gap_table
 from td_compiler.benchmarks.lab.experiment import Experiment
 from td_compiler.benchmarks.lab.journal import Result
 from td_compiler.benchmarks.lab.machine import Machine
@@ -71,7 +72,7 @@ def _section(results: Sequence[Result]) -> Section:
     return Section(
         title="Accuracy",
         intro="Test accuracy and cost of bottom-up networks (BU) and of their top-down networks.",
-        tables=[_table(setting) for setting in found],
+        tables=[*map(_table, found), *filter(None, map(gap_table, found))],
         figures=[Figure("Test accuracy", "accuracy", lambda: _plot(found), note)],
     )
 
@@ -151,16 +152,19 @@ def _accuracy(
     data: DataSets = _DATA,
     arrangement: Arrangements = _ALL,
     head_width: Annotated[int | None, typer.Option(min=1, help="Also mirror with so many filters at the end.")] = None,
+    teacher: Annotated[str, typer.Option(metavar="bu", help="Also mirror with the bottom-up network as teacher.")] = "",
+    weights: Annotated[str, typer.Option(metavar="bu", help="Also mirror from the trained bottom-up weights.")] = "",
 ) -> None:
     """Train networks and their top-down networks and compare accuracy and cost (paper, Exp. 1)."""
-    variants: list[tuple[str, tuple[tuple[str, Any], ...]]] = [(each, ()) for each in arrangement]
+    variants: list[tuple[str, dict[str, Any], dict[str, str]]] = [(each, {}, {}) for each in arrangement]
     if head_width is not None:
-        variants.append(("mirror", (("head_width", head_width),)))
+        variants.append(("mirror", {"head_width": head_width}, {}))
+    variants += [("mirror", {}, {name: value}) for name, value in (("teacher", teacher), ("start", weights)) if value]
     jobs = [
-        Accuracy(setup.plan(NetworkSpec(source, way, options), each, run))
+        Accuracy(setup.plan(NetworkSpec(source, way, tuple(options.items())), each, run, **helper))
         for each in data
         for source in networks
-        for way, options in variants
+        for way, options, helper in variants
         for run in setup.runs
     ]
     EXPERIMENT.run(jobs, setup)

@@ -61,13 +61,13 @@ class Setup:
         """The seeds of the runs."""
         return range(self.seed, self.seed + self.profile.runs)
 
-    def plan(self, network: NetworkSpec, data: str, run: int, task: str = "classification") -> Training:
+    def plan(self, network: NetworkSpec, data: str, run: int, task: str = "classification", **more: str) -> Training:
         """How a network is trained; see `td_compiler.benchmarks.training.training.planned`."""
         from td_compiler.benchmarks.training.training import planned
 
         if network.arrangement != "bu":
             network = network.with_options(self.options)
-        return planned(self.profile, network, data, run, settings=self.recipe, augment=self.augment, task=task)
+        return planned(self.profile, network, data, run, settings=self.recipe, augment=self.augment, task=task, **more)
 
 
 def _option(panel: str, text: str, *names: str, **more: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 
 from td_compiler.benchmarks.data.datasets import title
 from td_compiler.benchmarks.lab.journal import Result
-from td_compiler.benchmarks.training.networks import ARRANGEMENTS, NetworkSpec
+from td_compiler.benchmarks.training.networks import ARRANGEMENTS, NetworkSpec, helped
 from td_compiler.benchmarks.training.recipes import FAST, RECIPES, Recipe, epochs_in_words, recipe_for
 
 __all__ = ["COMPARED", "Arm", "Setting", "Value", "as_csv", "columns", "settings", "slug"]
@@ -26,7 +26,10 @@ Columns = Mapping[str, Value]
 
 _RECIPE = [field.name for field in fields(Recipe)]
 # What is done to images makes another task: networks are compared on the same ones.
-COMPARED = frozenset({"arrangement", "options", "variant", *_RECIPE}) - {"augment", "normalise"}
+COMPARED = frozenset({"arrangement", "options", "variant", "teacher", "start", "helper", *_RECIPE}) - {
+    "augment",
+    "normalise",
+}
 
 
 def columns(result: Result) -> dict[str, Value]:
@@ -98,7 +101,13 @@ class Arm:
     def label(self) -> str:
         """`BU`, `mirror`, `mirror, head_width=32`."""
         options: Any = self.columns.get("options", ())
-        return NetworkSpec("zoo:any", str(self.columns.get("arrangement", "bu")), options).label
+        network = NetworkSpec("zoo:any", str(self.columns.get("arrangement", "bu")), options).label
+        return ", ".join([network, *self.help])
+
+    @property
+    def help(self) -> list[str]:
+        """What helped in its training: `teacher=bu`, `weights=bu`; mostly nothing."""
+        return helped(*(str(self.columns.get(name, "")) for name in ("teacher", "start")))
 
     @property
     def recipe(self) -> str:
@@ -193,7 +202,7 @@ def settings(results: Iterable[Result], compared: Collection[str] = COMPARED) ->
         arms.setdefault(key, {})[seed] = result
     groups: dict[tuple[Any, ...], list[Arm]] = {}
     for key, runs in arms.items():
-        shared = tuple((name, value) for name, value in key if name not in compared)
+        shared = tuple((name, value) for name, value in key if name not in compared and not name.startswith("helper."))
         groups.setdefault(shared, []).append(Arm(dict(key), dict(sorted(runs.items()))))
     found = [Setting(dict(shared), sorted(each, key=_place)) for shared, each in groups.items()]
     found.sort(key=lambda setting: (str(setting.columns.get("data")), str(setting.columns.get("network"))))
@@ -202,7 +211,8 @@ def settings(results: Iterable[Result], compared: Collection[str] = COMPARED) ->
 
 def _place(arm: Arm) -> tuple[int, int, str, str]:
     options: Any = arm.columns.get("options", ())
-    return ARRANGEMENTS.index(str(arm.columns.get("arrangement", "bu"))), len(options), str(options), arm.recipe
+    place = ARRANGEMENTS.index(str(arm.columns.get("arrangement", "bu")))
+    return place, len(options) + len(arm.help), str((options, arm.help)), arm.recipe
 
 
 def _with_titles(found: Sequence[Setting]) -> list[Setting]:

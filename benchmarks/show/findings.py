@@ -26,7 +26,7 @@ from td_compiler.benchmarks.lab.statistics import (
 from td_compiler.benchmarks.lab.table import COMPARED, Arm, Setting, settings
 from td_compiler.benchmarks.show.tables import Section, Table
 
-__all__ = ["findings", "least_accuracy"]
+__all__ = ["findings", "judged", "least_accuracy", "paired", "right"]
 
 _ON_PAR = 0.5  # points of accuracy
 _GATE = 3.0  # points under what the paper's recipe reaches
@@ -106,7 +106,7 @@ def _row(each: _Evidence) -> tuple[Any, ...]:
     return (where, each.found, each.runs or None, each.images or None, each.arm.recipe, each.verdict, command)
 
 
-def _judged(
+def judged(
     setting: Setting,
     arm: Arm,
     seeds: Collection[int],
@@ -152,7 +152,7 @@ def least_accuracy(setting: Setting, floor: float | None = None, reference: str 
     return known[0] - _GATE if known and not augmented else floor
 
 
-def _paired(ours: Arm, theirs: Arm | None) -> list[int]:
+def paired(ours: Arm, theirs: Arm | None) -> list[int]:
     """The seeds that both have."""
     return [seed for seed in ours.runs if theirs is not None and seed in theirs.runs]
 
@@ -171,17 +171,17 @@ def _accuracy_claim(
                 other, bottom_up = setting.arm(theirs, beside=arm), setting.arm("BU", beside=arm)
                 if arm.label == ours and other is not None:
                     reached = bottom_up.values("accuracy") if bottom_up else []
-                    seeds = _paired(arm, other)
-                    yield _judged(setting, arm, seeds, reached, floor, partial(judge, arm, other, seeds))
+                    seeds = paired(arm, other)
+                    yield judged(setting, arm, seeds, reached, floor, partial(judge, arm, other, seeds))
 
     def judge(arm: Arm, other: Arm, seeds: Sequence[int]) -> tuple[str, str, int]:
-        found = difference_of_means(*(_right(each, seeds) for each in (arm, other)))
+        found = difference_of_means(*(right(each, seeds) for each in (arm, other)))
         return found.text("points"), verdict(found, **bounds), found.images
 
     return evidence
 
 
-def _right(arm: Arm, seeds: Sequence[int]) -> Any:
+def right(arm: Arm, seeds: Sequence[int]) -> Any:
     """Whether each image is right in each run, (R, N)."""
     return np.stack([unpacked(arm.runs[seed].figures["right"]) for seed in seeds])
 
@@ -209,7 +209,7 @@ def _robustness(
                 return "; ".join(words), outcome(found), max((each.ratio.images for each in found.values()), default=0)
 
             reached = bottom_up.values(lambda figures: float(unpacked(figures["right"]).mean()))
-            yield _judged(mine, arm, _paired(arm, bottom_up), reached, floor, judge)
+            yield judged(mine, arm, paired(arm, bottom_up), reached, floor, judge)
 
     return evidence
 
@@ -239,7 +239,7 @@ def _localisation(
                 if arm.label == "mirror" and place in published:
                     reached = arm.values(lambda figures: float(unpacked(figures["right"]["bottom_up"]).mean()))
                     judge = partial(_localised, arm, measure, published[place], sign)
-                    yield _judged(setting, arm, list(arm.runs), reached, floor, judge)
+                    yield judged(setting, arm, list(arm.runs), reached, floor, judge)
 
     return evidence
 
@@ -269,7 +269,7 @@ def _segmentation(results: Sequence[Result], floor: float | None) -> Iterator[_E
             continue
         unet, fcn, td = order
         assert unet and fcn and td
-        seeds = [seed for seed in _paired(unet, fcn) if seed in td.runs]
+        seeds = [seed for seed in paired(unet, fcn) if seed in td.runs]
         reached = unet.values("mean_iou")
 
         def judge(pairs: Any = ((unet, fcn), (fcn, td)), seeds: Sequence[int] = tuple(seeds)) -> tuple[str, str, int]:
@@ -279,7 +279,7 @@ def _segmentation(results: Sequence[Result], floor: float | None) -> Iterator[_E
             texts = ", ".join(f"{name} {each.text('points')}" for name, each in zip(_STEPS, found, strict=True))
             return texts, "supported" if verdicts == {"supported"} else outcome, found[0].images
 
-        yield _judged(setting, td, seeds, reached, floor, judge, reference="segmentation:unet-like")
+        yield judged(setting, td, seeds, reached, floor, judge, reference="segmentation:unet-like")
 
 
 _STEPS = ("U-Net over FCN", "FCN over TD")

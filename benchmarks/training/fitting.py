@@ -32,8 +32,8 @@ from td_compiler.benchmarks.lab.machine import Machine
 from td_compiler.benchmarks.lab.memory import CudaPeak, saved_bytes
 from td_compiler.benchmarks.training.batches import augmented, batches, seed_of, shuffled, split
 from td_compiler.benchmarks.training.recipes import Recipe, RecipeError
-from td_compiler.benchmarks.training.tasks import Loss, task_of
-from td_compiler.benchmarks.training.training import Builder, Training, untrained
+from td_compiler.benchmarks.training.tasks import Loss, distilled, task_of
+from td_compiler.benchmarks.training.training import Builder, Training, trained, untrained
 
 __all__ = ["Diverged", "fit", "one_cycle", "plateau"]
 
@@ -202,6 +202,11 @@ class _Module(pl.LightningModule):
             raise RecipeError(f"augment={self.recipe.augment} moves the images and not the classes of their pixels.")
         task = task_of(plan.task)
         self.loss, self.score = task.loss(data), task.metric(len(data.classes))
+        # In a tuple, since modules of a module go into its checkpoints.
+        self.teacher: tuple[nn.Module, ...] = ()
+        if plan.teacher and plan.helper is not None:
+            teacher = trained(plan.helper, self.machine).network.requires_grad_(False)
+            self.teacher = (teacher.to(self.trainer.strategy.root_device),)
         self.kept, self.held_out = split(len(data), self.recipe.held_out, plan.run)
         self.crop = data.crop
         device = self.trainer.strategy.root_device
@@ -268,7 +273,11 @@ class _Module(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         """The loss of a batch of images (N, C, H, W) and labels."""
         images, labels = batch
-        loss = self.loss(self.network(self._prepared(images)), labels)
+        prepared = self._prepared(images)
+        scores = self.network(prepared)
+        loss = self.loss(scores, labels)
+        for teacher in self.teacher:
+            loss = distilled(loss, scores, teacher(prepared))
         self.mean_loss.update(loss.detach())
         return loss
 

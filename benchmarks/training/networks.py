@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from td_compiler.report.report import Cost
 
-__all__ = ["ARRANGEMENTS", "Costs", "NetworkSpec", "source_content"]
+__all__ = ["ARRANGEMENTS", "Costs", "NetworkSpec", "helped", "source_content"]
 
 ARRANGEMENTS = ("bu", "mirror", "uniform", "reversed")
 
@@ -92,7 +92,7 @@ class NetworkSpec:
         source = _source(self.name, input_size, num_classes)
         if self.arrangement == "bu":
             return source
-        return self._reverse(source, input_size)
+        return self.reversed(source, input_size)
 
     def costs(self, input_size: Size, num_classes: int) -> Costs:
         """Parameters and MACs, found without weights.
@@ -101,7 +101,7 @@ class NetworkSpec:
             ConversionError: as `build` does; for a bottom-up network also where it cannot be converted.
         """
         source = _source(self.name, input_size, num_classes, device="meta").to("meta")
-        report = self._reverse(source, input_size).report
+        report = self.reversed(source, input_size).report
         costs: list[Cost]
         if self.arrangement == "bu":
             costs = [stage.bottom_up for stage in report.stages if stage.bottom_up]
@@ -109,12 +109,22 @@ class NetworkSpec:
             costs = [stage.top_down for stage in report.stages]
         return Costs(sum(cost.parameters for cost in costs), sum(cost.macs for cost in costs))
 
-    def _reverse(self, source: nn.Module, input_size: Size) -> Any:
+    def reversed(self, source: nn.Module, input_size: Size, init: str = "fresh") -> Any:
+        """A source's top-down network, with new weights or those of the source that fit.
+
+        Raises:
+            ConversionError: if it cannot be converted.
+        """
         from td_compiler import reverse
 
         filters: Any = "mirror" if self.arrangement == "bu" else self.arrangement
-        options = {"init": "fresh", **dict(self.options)}
+        options = {"init": init, **dict(self.options)}
         return reverse(source, filters=filters, input_size=input_size, **options)
+
+
+def helped(teacher: str, start: str) -> list[str]:
+    """What helps a network, in words: `teacher=bu`, `weights=bu`."""
+    return [f"{name}={value}" for name, value in (("teacher", teacher), ("weights", start)) if value]
 
 
 def source_content(name: str) -> str:

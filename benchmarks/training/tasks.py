@@ -15,7 +15,7 @@ from td_compiler.benchmarks.data.images import Images, Stream
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
-__all__ = ["TASKS", "Loss", "Task", "task_of"]
+__all__ = ["TASKS", "Loss", "Task", "distilled", "task_of"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -45,6 +45,21 @@ def task_of(name: str) -> Task:
     if name not in TASKS:
         raise ValueError(f"There is no task {name!r}, only {', '.join(TASKS)}.")
     return TASKS[name]
+
+
+_TEMPERATURE = 4.0
+
+
+def distilled(loss: Tensor, scores: Tensor, taught: Tensor) -> Tensor:
+    """A loss, half of it by a teacher's scores (Hinton et al. 2015): T^2 times the divergence at temperature T = 4.
+
+    Args:
+        loss: of the labels, a scalar.
+        scores, taught: of the network and of its teacher, (N, K) or (N, K, H, W).
+    """
+    ours, theirs = (functional.log_softmax(each.float() / _TEMPERATURE, dim=1) for each in (scores, taught.detach()))
+    divergence = functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(1).mean()
+    return 0.5 * loss + 0.5 * _TEMPERATURE**2 * divergence
 
 
 def _accuracy(classes: int) -> Any:

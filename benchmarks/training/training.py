@@ -22,10 +22,10 @@ from td_compiler.benchmarks.lab.files import Damaged, checksum, said, write_sync
 from td_compiler.benchmarks.lab.journal import waiting_lock
 from td_compiler.benchmarks.lab.machine import Machine
 from td_compiler.benchmarks.training.batches import Batches, augmented, batches, seed_of, split
-from td_compiler.benchmarks.training.networks import NetworkSpec
+from td_compiler.benchmarks.training.networks import NetworkSpec, helped
 from td_compiler.benchmarks.training.normalise import Normalise, Normalised, normalisation
 from td_compiler.benchmarks.training.norms import fresh_statistics, set_momentum
-from td_compiler.benchmarks.training.recipes import FAST, Profile, Recipe, changed, options_for, recipe_for
+from td_compiler.benchmarks.training.recipes import FAST, Profile, Recipe, RecipeError, changed, options_for, recipe_for
 
 __all__ = [
     *("Builder", "Normalise", "Normalised", "Trained", "Training"),
@@ -56,6 +56,9 @@ class Training:
         test_images: how many images the trained network is tested on; of no influence on the weights.
         task: a key of `td_compiler.benchmarks.training.tasks.TASKS`.
         variant: what else a `build` of one's own depends on.
+        teacher: `bu` where a top-down network also learns from the helper's scores, see `tasks.distilled`.
+        start: `bu` where it starts with the helper's weights, as far as their shapes fit, in place of fresh ones.
+        helper: the training of its bottom-up network; None where neither is asked for.
     """
 
     network: NetworkSpec
@@ -66,13 +69,26 @@ class Training:
     test_images: int | None = None
     task: str = "classification"
     variant: str = ""
+    teacher: str = ""
+    start: str = ""
+    helper: Training | None = None
+
+    def __post_init__(self) -> None:
+        wrong = [each for each in (self.teacher, self.start) if each not in ("", "bu")]
+        if wrong:
+            raise RecipeError(f"{wrong[0]!r} is no teacher and has no weights to start from: there is bu alone.")
+
+    @property
+    def label(self) -> str:
+        """The network and what helps it: `mirror, head_width=32`, `mirror, teacher=bu`."""
+        return ", ".join([self.network.label, *helped(self.teacher, self.start)])
 
     @property
     def name(self) -> str:
         """One line: `fashion-mnist zoo:lenet_fc mirror, run 0`."""
         variant = f" {self.variant}" if self.variant else ""
         label = f" {self.recipe.label}" if self.recipe.label else ""
-        return f"{self.data} {self.network.name} {self.network.label}{variant}{label}, run {self.run}"
+        return f"{self.data} {self.network.name} {self.label}{variant}{label}, run {self.run}"
 
     def folder(self, machine: Machine) -> Path:
         """Where the trained network is kept.
@@ -102,6 +118,8 @@ def planned(
     settings: Sequence[str] = (),
     augment: str | None = None,
     task: str = "classification",
+    teacher: str = "",
+    start: str = "",
 ) -> Training:
     """A training by the recipe for a network and a data set, at the size of a profile.
 
@@ -110,15 +128,21 @@ def planned(
         network, data, run, task: as in `Training`; the network gets the options of the papers' for the data.
         settings: `NAME=VALUE` in place of the recipe's; `fast` for its fast form.
         augment: as in `recipe_for`.
+        teacher, start: as in `Training`; of no effect on a bottom-up network, which is the helper itself.
 
     Raises:
-        RecipeError: if the recipe has no such setting.
+        RecipeError: if the recipe has no such setting, or there is no such teacher or start.
     """
     plain = recipe_for(data, network.name, network.arrangement, augment=augment, fast=FAST in settings)
     recipe = changed(profile.fit(plain), [setting for setting in settings if setting != FAST])
     if network.arrangement != "bu":
         network = network.with_options(options_for(data, network.name, network.arrangement))
-    return Training(network, data, recipe, run, profile.train_images, profile.test_images, task)
+    training = Training(network, data, recipe, run, profile.train_images, profile.test_images, task)
+    if network.arrangement == "bu" or not (teacher or start):
+        return training
+    source = NetworkSpec(network.name)
+    helper = planned(profile, source, data, run, settings=settings, augment=augment, task=task)
+    return replace(training, teacher=teacher, start=start, helper=replace(helper, test_images=None))
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,6 +257,8 @@ def _kept(folder: Path) -> Kept | None:
 def _train(training: Training, machine: Machine, folder: Path, build: Builder | None) -> None:
     from td_compiler.benchmarks.training.fitting import fit
 
+    if training.helper is not None:
+        trained(training.helper, machine)  # those that train the network load it
     data = opened(training.data, machine, train=True, limit=training.train_images)
     state, notes = fit(training, machine, folder, build)
     _meet()  # all have read the checkpoint
@@ -284,6 +310,11 @@ def untrained(training: Training, machine: Machine, build: Builder | None = None
     data = opened(training.data, machine, train=True, limit=training.train_images)
     network = _fresh(training, data.input_size, len(data.classes), build)
     network.normalise = normalisation(data, training.recipe.normalise)
+    if training.start and training.helper is not None:
+        source = trained(training.helper, machine).network.net
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(training.run))  # layers whose shapes changed are new
+            network.net = training.network.reversed(source.cpu(), data.input_size, init="keep").train()
     if training.recipe.norm_momentum:
         set_momentum(network, training.recipe.norm_momentum)
     return network
