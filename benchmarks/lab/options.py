@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import shlex
 import sys
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from td_compiler.benchmarks.training.training import Training
 
 __all__ = [
-    *("Arrangements", "Count", "DataSets", "Networks", "Setup"),
+    *("Arrangements", "Count", "DataSets", "Networks", "Setup", "one_network"),
     *("check_device", "check_profile", "run_command", "run_plain_command"),
 ]
 
@@ -63,11 +64,15 @@ class Setup:
 
     def plan(self, network: NetworkSpec, data: str, run: int, task: str = "classification", **more: str) -> Training:
         """How a network is trained; see `td_compiler.benchmarks.training.training.planned`."""
+        return self.planned(network, data, run, [], task=task, **more)
+
+    def planned(self, network: NetworkSpec, data: str, run: int, before: Sequence[str], **more: str) -> Training:
+        """The same with settings of the recipe before those that the user gave."""
         from td_compiler.benchmarks.training.training import planned
 
         if network.arrangement != "bu":
             network = network.with_options(self.options)
-        return planned(self.profile, network, data, run, settings=self.recipe, augment=self.augment, task=task, **more)
+        return planned(self.profile, network, data, run, settings=[*before, *self.recipe], augment=self.augment, **more)
 
 
 def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
@@ -134,6 +139,22 @@ def _shared(
     if precision == "auto":
         machine = replace(machine, precision=fastest_precision(machine.torch_device))
     return Setup(machine, size, seed, recipe, augment, _top_down_options(td), processes, ray)
+
+
+def one_network(**given: Any) -> Setup:
+    """The shared options of a command that trains one network: on all images, unless the user gives a number."""
+    return _shared(profile="paper", runs=1, processes=1, ray=None, **given)
+
+
+_MANY = {"profile", "runs", "processes", "ray"}
+one_network.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [
+        each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, each in inspect.signature(_shared).parameters.items()
+        if name not in _MANY
+    ]
+)
+one_network.__annotations__ = {name: hint for name, hint in _shared.__annotations__.items() if name not in _MANY}
 
 
 def check_profile(profile: str) -> None:

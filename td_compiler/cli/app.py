@@ -23,6 +23,7 @@ from td_compiler import __version__
 from td_compiler.cli.compare import register
 from td_compiler.cli.options import Debug, Given, Seed, read_given
 from td_compiler.cli.shared_options import with_shared_options
+from td_compiler.cli.train import register_train
 from td_compiler.errors import ConversionError, no_other_error, one_line
 
 __all__ = ["app", "main"]
@@ -268,6 +269,7 @@ def list_models(
 
 
 register(app)
+register_train(app)
 
 
 def main() -> None:
