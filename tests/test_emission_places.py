@@ -89,3 +89,57 @@ def test_no_string_in_a_forward(many: int) -> None:
     net.load_state_dict(td.state_dict())
     images = torch.randn(2, 3, 41, 32)
     assert torch.equal(net.eval()(images), td(images))
+
+
+class Permute(nn.Module):
+    def __init__(self, *dims: int) -> None:
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.permute(x, self.dims)
+
+
+class Mixed(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.down = conv(channels, 16, 2)
+        self.block = nn.Sequential(Permute(0, 2, 3, 1), nn.LayerNorm(16), nn.Linear(16, 16), Permute(0, 3, 1, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.down(x)
+        return x + self.block(x)
+
+
+class Permuting(nn.Module):
+    """Blocks with functions between the layers of a Sequential, and a head with one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv(3, 8, 2)
+        self.one, self.two = Mixed(8), Mixed(16)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Sequential(nn.BatchNorm2d(16), nn.Flatten(1), nn.Linear(16, 10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.pool(self.two(self.one(self.stem(x)))))
+
+
+def test_functions_keep_their_places_among_layers() -> None:
+    """So that the Sequential is called as one, hooks on it fire, and its layers have the source's numbers."""
+    torch.manual_seed(0)
+    td = reverse(Permuting(), fast=False, input_size=(3, 32, 32)).eval()
+    text = emit_source(td, class_name="Net", origin="here")
+    assert "self.block = nn.Sequential(Permute(dims=(0, 2, 3, 1)), " in text and "self.block(x)" in text
+    assert "return self.classifier[:2](x) if pre_logits else self.classifier(x)" in text
+    seen: list[str] = []
+    for name in ("two.block", "two.block.0", "classifier", "classifier.1"):
+        td.get_submodule(name).register_forward_hook(lambda *_, name=name: seen.append(name))
+    images = torch.randn(2, 3, 33, 32)
+    scores = td(images)
+    assert seen == ["two.block.0", "two.block", "classifier.1", "classifier"]
+    namespace: dict[str, type[nn.Module]] = {}
+    exec(text, namespace)
+    net = namespace["Net"]()
+    net.load_state_dict(td.state_dict())
+    assert torch.equal(net.eval()(images), scores)

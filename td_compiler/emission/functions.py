@@ -137,6 +137,8 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
 
 def _positional(function: Callable[..., Any]) -> list[str]:
     """The names of the parameters that a function takes by position, as far as they are known."""
+    if function is torch.permute:  # C code, which has no signature
+        return ["input", "dims"]
     signature = _signature(function)
     parameters = signature.parameters.values() if signature else ()
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

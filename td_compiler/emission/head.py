@@ -140,7 +140,7 @@ def head_method(td: TopDownNet, tree: Tree, units: Sequence[Unit], carrier: Carr
         return write_body(read_steps(nodes, tree, carrier, units=units), tree, names, results, set())
 
     summary = "Class scores from the last map"
-    cut = _cut(nodes, tree, arguments)
+    cut = _cut(nodes, tree, arguments, units)
     if cut is None:
         return method("forward_head", given, TENSOR, f"{summary}.", write(nodes, names, results))
     start, container, place = cut
@@ -159,7 +159,7 @@ def head_method(td: TopDownNet, tree: Tree, units: Sequence[Unit], carrier: Carr
     return method("forward_head", given, TENSOR, f"{summary}; `pre_logits`: what the classifier reads.", statements)
 
 
-def _cut(nodes: list[fx.Node], tree: Tree, arguments: Arguments) -> tuple[int, str, int] | None:
+def _cut(nodes: list[fx.Node], tree: Tree, arguments: Arguments, units: Sequence[Unit]) -> tuple[int, str, int] | None:
     """Where the classifier begins: the node's place, and the Sequential that it is in, called whole, with its place.
 
     None if there is no classifier, or what is computed before it is read after it too.
@@ -174,7 +174,8 @@ def _cut(nodes: list[fx.Node], tree: Tree, arguments: Arguments) -> tuple[int, s
         first = start - children.index(str(classifier.target))
         run = nodes[max(first, 0) : first + len(children)]
         chained = all(list(before.users) == [after] for before, after in pairwise(run))
-        if [str(node.target) for node in run] == children and chained:
+        paths = {unit.nodes[0]: unit.path for unit in units if len(unit.nodes) == 1}
+        if [paths.get(node, str(node.target)) for node in run] == children and chained:
             start, container, place = first, tree.access(parent), nodes.index(classifier) - first
     inputs = nodes[start].all_input_nodes
     before, after = set(nodes[:start]), set(nodes[start:])

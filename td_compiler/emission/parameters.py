@@ -11,7 +11,7 @@ from torch import nn
 from td_compiler.emission.layout import Doc
 from td_compiler.emission.unify import MISSING, Argument, Text, show
 
-__all__ = ["POSITIONAL", "Hole", "Parameters", "find_parameters"]
+__all__ = ["POSITIONAL", "Hole", "Parameters", "find_parameters", "kind_of_layer"]
 
 POSITIONAL = ("in_chans", "in_channels", "channels", "out_channels")
 """Parameters that come first, and are given by position."""
@@ -98,7 +98,8 @@ class Parameters:
 def find_parameters(holes: Sequence[Hole], taken: Collection[str]) -> Parameters:
     """The parameters behind the holes of a class; `taken` are names that the class has for something else."""
     varying = list(dict.fromkeys(hole.key for hole in holes if hole.varies and not hole.in_forward))
-    derived = _derive(varying)
+    counts = {key for key in varying if all(hole.role == "groups" for hole in holes if hole.key == key)}
+    derived = _derive(varying, counts)
     bases = [key for key in varying if key not in derived]
     for hole in holes:
         if hole.in_forward and hole.varies and not any(_fits(hole.values, values) for _, values in bases):
@@ -119,11 +120,14 @@ def find_parameters(holes: Sequence[Hole], taken: Collection[str]) -> Parameters
 
 def _layer_kind(values: list[Any]) -> str:
     """What classes of layers are: all activations, all normalisations, or neither."""
-    homes = {
-        getattr(getattr(nn, v.text.removeprefix("nn."), None), "__module__", "") for v in values if isinstance(v, Text)
-    }
-    kinds = {_LAYER_KINDS.get(home.rpartition(".")[2], "layer") for home in homes}
+    kinds = {kind_of_layer(value.text) or "layer" for value in values if isinstance(value, Text)}
     return kinds.pop() if len(kinds) == 1 else "layer"
+
+
+def kind_of_layer(name: str) -> str:
+    """Whether a class of layers, `nn.ReLU`, is an `activation` or a `norm`; "" for others."""
+    home = getattr(getattr(nn, name.removeprefix("nn."), None), "__module__", "")
+    return _LAYER_KINDS.get(home.rpartition(".")[2], "")
 
 
 _LAYER_KINDS = {"activation": "activation", "batchnorm": "norm", "normalization": "norm", "instancenorm": "norm"}
@@ -134,14 +138,17 @@ def _fits(part: tuple[Any, ...], whole: tuple[Any, ...]) -> bool:
     return all(a is MISSING or (a == b and type(a) is type(b)) for a, b in zip(part, whole, strict=True))
 
 
-def _derive(keys: list[Key]) -> dict[Key, tuple[Key, str]]:
-    """Values that are always those of others, a multiple of them, or the padding that keeps a kernel's map size."""
+def _derive(keys: list[Key], counts: set[Key]) -> dict[Key, tuple[Key, str]]:
+    """Values that are always those of others, a multiple of them, or the padding that keeps a kernel's map size.
+
+    `counts` are those that are numbers of groups alone, which follow from channels and not channels from them.
+    """
     derived: dict[Key, tuple[Key, str]] = {}
     for key in sorted(keys, key=lambda key: (-key[1].count(MISSING), _total(key[1]))):
         for base in keys:
-            if base == key or base in derived:
+            if base == key or base in derived or base in counts:
                 continue
-            form = _form(key, base)
+            form = _share(key, base) if key in counts else _form(key, base)
             if form:
                 derived[key] = base, form
                 break
@@ -167,6 +174,15 @@ def _form(key: Key, base: Key) -> str:
     return ""
 
 
+def _share(key: Key, base: Key) -> str:
+    """Numbers of groups as those of channels, divided by the channels of a group."""
+    pairs = [(a, b) for a, b in zip(key[1], base[1], strict=True) if a is not MISSING]
+    if base[0] != "channels" or not all(type(a) is int and type(b) is int for a, b in pairs):
+        return ""
+    size = pairs[0][1] // pairs[0][0]
+    return f"{{}} // {size}" if size > 1 and all(size * a == b for a, b in pairs) else ""
+
+
 def _expression(key: Key, derived: dict[Key, tuple[Key, str]], names: dict[Key, str]) -> str:
     if key not in derived:
         return names[key]
@@ -185,8 +201,10 @@ def _name(
 ) -> dict[Key, str]:
     channels = [key for key in bases if key[0] == "channels"]
     placed = [hole for hole in holes if hole.kind == "channels" and not hole.in_forward]
-    first = next((hole.key for hole in placed if hole.role not in _OUTPUTS), None)
-    last = next((hole.key for hole in reversed(placed) if hole.role in _OUTPUTS), None)
+    inputs = [hole.key for hole in placed if hole.role in _INPUTS]
+    first = next(iter(inputs + [hole.key for hole in placed if hole.role not in _OUTPUTS]), None)
+    outputs = [hole for hole in reversed(placed) if hole.role in _OUTPUTS]
+    last = next((hole.key for hole in [*(hole for hole in outputs if MISSING not in hole.values), *outputs]), None)
     first = _root(first, derived) if first else None
     last = _root(last, derived) if last else None
     reads = {_root(hole.key, derived) for hole in placed if hole.role in _INPUTS}
@@ -203,8 +221,9 @@ def _name(
             name = "channels" if first == last else "in_channels" if key == first else "out_channels"
         else:
             name = "groups" if homes[key].role == "groups" else "hidden"
-        used = {*names.values(), *taken}
         home = homes[key].home if homes[key].home.isidentifier() else ""
+        kept = any(hole.in_forward and hole.key == key for hole in holes)
+        used = {*names.values(), *taken} - ({home} if name == home and not kept else set())
         candidates = [name, *([f"{home}_{name}"] if home else []), *(f"{name}{i}" for i in range(2, len(used) + 3))]
         names[key] = next(n for n in candidates if n not in used)
     return names

@@ -70,6 +70,9 @@ def role_of(
         )
         what = f"Dense block: every layer {how}" if how else "Layers one after the other, whose maps are all joined"
         return Role("", f"{what}.{grown}")
+    function = re.fullmatch(r"return (?:torch|F)\.(\w+)\(x\b.*", text)
+    if function and not layers:
+        return Role("", f"A layer without weights: {function[1].replace('_', ' ')}.")
     if not statements:
         steps = [step for doc in layers if (step := _step(doc, known))]
         chain = f"{of[:1].upper()}{of[1:]}{_ending(steps)}" if of else _words(base)
@@ -141,18 +144,22 @@ def _convolution(positional: Sequence[str], given: Mapping[str, str], role: Role
 def _listed(nouns: Sequence[str]) -> str:
     """Words in a row: `a 1x1 and two 3x3 convolutions`."""
     if 1 < len(nouns) <= 6 and len(set(nouns)) > 1 and all(noun.endswith(" convolution") for noun in nouns):
-        kernels = [f"{'an' if noun[0] in 'aeiou8' else 'a'} {noun.removesuffix(' convolution')}" for noun in nouns]
+        kernels = [f"{_article(noun)} {noun.removesuffix(' convolution')}" for noun in nouns]
         return ", ".join(kernels[:-1]) + f" and {kernels[-1]} convolution"
     items = []
     for noun, run in groupby(nouns):
         count = len(list(run))
         if count == 1:
-            items.append(f"{'an' if noun[0] in 'aeiou8' else 'a'} {noun}")
+            items.append(f"{_article(noun)} {noun}")
         else:
             items.append(f"{_NUMBERS[count] if count < len(_NUMBERS) else count} {noun}s")
     if len(items) > 4:
         return ""
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + f" and {items[-1]}" if items else ""
+
+
+def _article(noun: str) -> str:
+    return "an" if noun[0] in "aeiou8" or noun.startswith(("11x", "18x")) else "a"
 
 
 def _step(doc: Doc, known: Mapping[str, Role]) -> str:

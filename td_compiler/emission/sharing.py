@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
@@ -29,7 +31,7 @@ from td_compiler.emission.layout import (
     flat,
     substitute,
 )
-from td_compiler.emission.parameters import POSITIONAL, Hole, find_parameters
+from td_compiler.emission.parameters import POSITIONAL, Hole, find_parameters, kind_of_layer
 from td_compiler.emission.roles import Role, role_of
 from td_compiler.emission.runs import in_parts
 from td_compiler.emission.steps import Step
@@ -213,8 +215,17 @@ class Sharer:
 
 def _first_called(made: SharedClass) -> str:
     """The attribute that a forward calls first."""
-    found = (re.search(r"self\.(\w+)\(", statement.prefix + flat(statement.doc)) for statement in made.statements)
-    return next((match[1] for match in found if match), "")
+    text = "\n".join("    " * statement.level + statement.prefix + flat(statement.doc) for statement in made.statements)
+    tree = ast.parse(f"def forward():\n{textwrap.indent(text, '    ')}") if text else ast.Module([], [])
+    return next(_calls_in_order(tree), "")
+
+
+def _calls_in_order(node: ast.AST) -> Iterator[str]:
+    """The attributes of `self` that are called, in the order in which they run."""
+    for child in ast.iter_child_nodes(node):
+        yield from _calls_in_order(child)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) == "self":
+        yield node.func.attr
 
 
 def _in_parts(drafts: list[Draft]) -> list[Draft]:
@@ -326,8 +337,10 @@ class _Template:
         conditions = Conditions(variants, parameters.values, self.masks, names, list(parameters.stored))
         base = self._chain()
         optional = {d.name: when for d, when in self._declarations if when != self._all}
+        docs = {declaration.name: declaration.doc for declaration, _ in self._declarations}
         for name, when in optional.items():
-            conditions.declare(name, when, attribute=base is None)
+            word = name if name.isidentifier() else _word(docs[name])
+            conditions.declare(name, when, attribute=base is None, word=word)
         texts = {}
         for step in [] if base else self._steps:
             if step.when and step.when not in texts:
@@ -337,7 +350,7 @@ class _Template:
 
         for doc in (declaration.doc for declaration, _ in self._declarations):
             for maybe in _maybes(doc):
-                conditions.declare(str(id(maybe)), maybe.when, attribute=False, word=_snake(maybe))
+                conditions.declare(str(id(maybe)), maybe.when, attribute=False, word=_word(maybe.doc))
 
         def fill(doc: Doc) -> Doc:
             doc = _with_conditions(doc, conditions)
@@ -472,7 +485,7 @@ def _annotation(values: Sequence[Any], defaults: Mapping[str, Any], name: str) -
 
 def _kind(value: Any) -> str:
     if isinstance(value, Text) and value.text.startswith("["):
-        return "list[float]"
+        return "list[float]" if "." in value.text else "list[int]"
     if isinstance(value, Text):
         return "nn.Module" if "(" in value.text else "type[nn.Module]"
     if isinstance(value, Argument):
@@ -489,7 +502,9 @@ def _usual(name: str, values: Sequence[Any]) -> list[Any]:
     if name in _BY_POSITION or "channels" in name or "hidden" in name or len(values) < 3:
         return [False] if all(isinstance(value, bool) for value in values) else []
     best = max(values, key=lambda value: (values.count(value), repr(value)))
-    return [best] if 2 * values.count(best) >= len(values) and not isinstance(best, Argument) else []
+    # A default that is a layer, or a list, would be one for all calls.
+    is_made = isinstance(best, Argument) or (isinstance(best, Text) and ("(" in best.text or best.text[0] == "["))
+    return [best] if 2 * values.count(best) >= len(values) and not is_made else []
 
 
 def _maybes(doc: Doc) -> Iterator[Maybe]:
@@ -518,10 +533,12 @@ def _with_conditions(doc: Doc, conditions: Conditions) -> Doc:
     return doc
 
 
-def _snake(maybe: Maybe) -> str:
-    """A word for a layer that is not always there: its class."""
-    words = re.findall(r"[A-Z]+[a-z]*|[a-z]+", flat(maybe.doc).partition("(")[0].rpartition(".")[2])
-    return "with_" + "_".join(words[:1]).lower()
+def _word(doc: Doc) -> str:
+    """A word for a layer that is not always there: what it is, or its class."""
+    function = flat(doc).partition("(")[0]
+    kind = kind_of_layer(function)
+    words = re.findall(r"[A-Z]+[a-z]*|[a-z]+", function.rpartition(".")[2])
+    return "with_" + (kind or "_".join(words[:1]).lower())
 
 
 def _called(step: Step) -> list[str]:
@@ -541,21 +558,46 @@ def _purpose(step: Step) -> str:
 def _grouped(statements: Sequence[Statement], texts: Mapping[tuple[frozenset[int], str], str]) -> list[Statement]:
     """Statements that run in some variants alone, below a condition, or as a choice where one line holds it."""
     made: list[Statement] = []
-    for when, run in groupby(statements, lambda statement: statement.when):
-        group = list(run)
-        if when is None:
+    above = ""
+    for condition, group in _under_conditions(statements, texts):
+        if not condition:
             if made and made[-1].level and (one := _choice(made[-2:], group[0])):
                 made[-2:] = []
                 group[0] = one
             made += group
-            continue
-        condition = texts[when]
-        if len(group) == 1 and made and (one := _default(made[-1], group[0], condition)):
-            made[-1] = one
-            continue
-        made.append(Statement(f"if {condition}:"))
-        made += [replace(statement, level=statement.level + 1) for statement in group]
+            above = ""
+        elif len(group) == 1 and made and (one := _default(made[-1], group[0], condition)):
+            made[-1], above = one, ""
+        else:
+            is_else = above and condition == opposite(above)
+            above = "" if is_else else condition
+            made.append(Statement("else:" if is_else else f"if {condition}:"))
+            made += [replace(statement, level=statement.level + 1) for statement in group]
     return made
+
+
+def _under_conditions(
+    statements: Sequence[Statement], texts: Mapping[tuple[frozenset[int], str], str]
+) -> Iterator[tuple[str, list[Statement]]]:
+    """Runs of statements with their condition, "" for none.
+
+    Where the same variants have a layer and the image, what runs before the image is read is told by the layer.
+    """
+    for variants, run in groupby(statements, lambda statement: statement.when and statement.when[0]):
+        group = list(run)
+        found = list(dict.fromkeys(texts[statement.when] for statement in group if statement.when))
+        if variants is None or len(found) == 1:
+            yield "".join(found), group
+            continue
+        reads = [bool(re.search(r"\bimage\b", flat(statement.doc))) for statement in group]
+        first = reads.index(True) if True in reads else len(group)
+        by_layer = next(text for text in found if "image" not in text)
+        by_image = next((text for text in found if "image" in text), by_layer)
+        if any(texts[statement.when] == by_layer for statement in group[:first] if statement.when):
+            yield by_layer, group[:first]
+            group = group[first:]
+        if group:
+            yield by_image, group
 
 
 def _default(before: Statement, then: Statement, condition: str) -> Statement | None:

@@ -123,8 +123,9 @@ def class_lines(shared: SharedClass) -> list[str]:
     lines = [f"class {shared.name}({shared.base}):", *docstring(shared.summary, indent=4), ""]
     if shared.is_list:
         lines += _listed_lines(shared)
-    else:
+    elif shared.parameters or shared.declarations or not shared.statements:
         lines += init_lines(shared.parameters, shared.stored, shared.declarations)
     if shared.statements:
-        lines += ["", *method("forward", shared.arguments, TENSOR, "", shared.statements)]
+        between = [""] if lines[-1] else []
+        lines += [*between, *method("forward", shared.arguments, TENSOR, "", shared.statements)]
     return lines

@@ -12,7 +12,20 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from td_compiler.emission.layout import Doc, Group, Join, Maybe, Number, Repeat, Slice, Slot, Value, flat, literal
+from td_compiler.emission.layout import (
+    Doc,
+    Group,
+    Join,
+    Maybe,
+    Number,
+    Repeat,
+    Slice,
+    Slot,
+    Value,
+    atoms,
+    flat,
+    literal,
+)
 
 __all__ = ["MISSING", "Argument", "Mismatch", "Text", "Unifier", "is_call", "keywords_of", "show", "united"]
 
@@ -146,6 +159,9 @@ class Unifier:
                 return Slice((start, *self._items({v: doc.bounds for v, doc in docs.items()}, paths, role, 1)))  # type: ignore[union-attr]
             return Slice(self._items({v: doc.bounds for v, doc in docs.items()}, paths, role))  # type: ignore[union-attr]
         groups = [doc for doc in docs.values() if isinstance(doc, Group)]
+        if self._in_forward and len(groups) == len(docs) and all(map(_is_list, groups)):
+            inner = next((atom.role for atom in atoms(groups[0]) if isinstance(atom, Number)), "")
+            return self._slot(docs, paths, role or inner)
         if len(groups) == len(docs) and len({(g.opening, g.closing, g.is_tuple, len(g.items)) for g in groups}) == 1:
             items = self._items({v: doc.items for v, doc in docs.items()}, paths, role)  # type: ignore[union-attr]
             return Group(groups[0].opening, items, groups[0].closing, groups[0].is_tuple, groups[0].hug)
@@ -338,6 +354,11 @@ def _is_constant(doc: Doc) -> bool:
         case Group(opening, items):
             return opening in ("(", "[") and all(map(_is_constant, items))
     return False
+
+
+def _is_list(doc: Group) -> bool:
+    """Whether brackets hold several constants, which a reader takes as one: the axes of a permutation."""
+    return (doc.opening == "[" or doc.is_tuple) and len(doc.items) > 1 and _is_constant(doc)
 
 
 def _value(doc: Doc) -> Any:

@@ -1,7 +1,6 @@
 """Stochastic depth. It uses torch alone: emitted source carries the definition verbatim."""
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = ["DropPath"]
 
@@ -13,7 +12,7 @@ class DropPath(nn.Module):
         super().__init__()
         self.p = p
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0.0:
             return x
         kept = x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(1 - self.p)

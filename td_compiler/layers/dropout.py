@@ -4,7 +4,7 @@ Everything here uses torch alone: emitted source carries these definitions verba
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = ["FastDropout"]
 
@@ -17,7 +17,7 @@ class FastDropout(nn.Dropout):
     Elsewhere than in training on a CPU it is torch's own dropout.
     """
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         eager = not (torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy))
         dropped = round(self.p * 2**16)
         if not (self.training and eager and x.is_cpu and dropped < 2**16):

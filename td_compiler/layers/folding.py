@@ -16,14 +16,14 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from td_compiler.layers.upsample import upsample_nearest
 
 __all__ = ["CombinedConv2d", "ConcatConv2d", "FoldedConv2d", "UpsampledConv2d"]
 
 
-def spread(taps: int, factor: int, like: torch.Tensor) -> torch.Tensor:
+def spread(taps: int, factor: int, like: Tensor) -> Tensor:
     """Where a kernel's taps go, along one axis, when pixels become `factor` pixels.
 
     A matrix (taps, taps + factor - 1) of ones and zeros. Tap i, from the kernel's end
@@ -34,7 +34,7 @@ def spread(taps: int, factor: int, like: torch.Tensor) -> torch.Tensor:
     return ((shift >= 0) & (shift < factor)).to(like.dtype)
 
 
-def transposed_kernel(weight: torch.Tensor, factor: tuple[int, int], groups: int) -> torch.Tensor:
+def transposed_kernel(weight: Tensor, factor: tuple[int, int], groups: int) -> Tensor:
     """The kernel that upsamples by `factor`, then convolves with `weight`.
 
     From (out, in / groups, kh, kw) to the (in, out / groups, kh + fh - 1, kw + fw - 1)
@@ -47,7 +47,7 @@ def transposed_kernel(weight: torch.Tensor, factor: tuple[int, int], groups: int
     return kernel.unflatten(2, (rows.shape[1], columns.shape[1]))
 
 
-def tiles(x: torch.Tensor, image: torch.Tensor, factor: tuple[int, int]) -> bool:
+def tiles(x: Tensor, image: Tensor, factor: tuple[int, int]) -> bool:
     """Whether every pixel of a map x becomes a whole block of the image's pixels.
 
     If not, blocks are cut off at the border, which only the plain form gets right. An
@@ -68,7 +68,7 @@ class FoldedConv2d(nn.Conv2d):
     changed.
     """
 
-    _kept: tuple[nn.Parameter, int, tuple[torch.Tensor, ...]] | None = None
+    _kept: tuple[nn.Parameter, int, tuple[Tensor, ...]] | None = None
 
     def __init__(
         self,
@@ -83,11 +83,11 @@ class FoldedConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, padding=padding, groups=groups, bias=bias)
         self.factor = (factor, factor) if isinstance(factor, int) else factor
 
-    def derive(self) -> tuple[torch.Tensor, ...]:
+    def derive(self) -> tuple[Tensor, ...]:
         """The kernels, from the weight, differentiably."""
         raise NotImplementedError
 
-    def kernels(self) -> tuple[torch.Tensor, ...]:
+    def kernels(self) -> tuple[Tensor, ...]:
         """The kernels as they are now."""
         if torch.compiler.is_compiling():
             return self.derive()
@@ -103,13 +103,13 @@ class FoldedConv2d(nn.Conv2d):
             self._kept = kept = (weight, weight._version, kernels)
         return kept[2]
 
-    def grown(self, weight: torch.Tensor) -> torch.Tensor:
+    def grown(self, weight: Tensor) -> Tensor:
         """The kernel for a map that is still to be upsampled."""
         if self.factor == (1, 1):
             return weight
         return transposed_kernel(weight, self.factor, self.groups).contiguous()
 
-    def convolve(self, x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    def convolve(self, x: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
         """Upsample a map and convolve it, in one step, with a kernel that is grown."""
         if self.factor == (1, 1):
             return F.conv2d(x, kernel, bias, padding=self.padding, groups=self.groups)
@@ -118,7 +118,7 @@ class FoldedConv2d(nn.Conv2d):
         padding = (self.kernel_size[0] - 1 - down, self.kernel_size[1] - 1 - across)
         return F.conv_transpose2d(x, kernel, bias, stride=self.factor, padding=padding, groups=self.groups)
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "FoldedConv2d":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FoldedConv2d":
         self._kept = None  # `to` writes past the version that the weight counts
         return super()._apply(fn, recurse)
 
@@ -135,10 +135,10 @@ class UpsampledConv2d(FoldedConv2d):
     x (N, C, h, w) and an image (N, c, h f, w f) become (N, D, h f, w f).
     """
 
-    def derive(self) -> tuple[torch.Tensor, ...]:
+    def derive(self) -> tuple[Tensor, ...]:
         return (self.grown(self.weight),)
 
-    def forward(self, x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, image: Tensor) -> Tensor:
         if not tiles(x, image, self.factor):
             return super().forward(upsample_nearest(x, image))
         (kernel,) = self.kernels()
@@ -151,15 +151,15 @@ class ConcatConv2d(FoldedConv2d):
     x (N, C, h, w) and e (N, C, h f, w f) become (N, D, h f, w f).
     """
 
-    def derive(self) -> tuple[torch.Tensor, ...]:
+    def derive(self) -> tuple[Tensor, ...]:
         for_x, for_e = self.weight.chunk(2, dim=1)
         return self.grown(for_x), for_e
 
-    def join(self, x: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+    def join(self, x: Tensor, e: Tensor) -> Tensor:
         """What the convolution is of."""
         return torch.cat([x, e], 1)
 
-    def forward(self, x: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
         if not tiles(x, e, self.factor):
             return super().forward(self.join(upsample_nearest(x, e), e))
         for_x, for_e = self.kernels()
@@ -173,10 +173,10 @@ class CombinedConv2d(ConcatConv2d):
     x (N, C, h, w) and e (N, C, h f, w f) become (N, D, h f, w f).
     """
 
-    def derive(self) -> tuple[torch.Tensor, ...]:
+    def derive(self) -> tuple[Tensor, ...]:
         for_sum, for_e = self.weight.chunk(2, dim=1)
         return self.grown(for_sum), for_sum + for_e
 
-    def join(self, x: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+    def join(self, x: Tensor, e: Tensor) -> Tensor:
         """What the convolution is of."""
         return torch.cat([x + e, e], 1)

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from td_compiler.errors import ConversionError
 
@@ -37,16 +37,16 @@ def factor_pair(factor: int | tuple[int, int]) -> tuple[int, int]:
     return (factor, factor) if isinstance(factor, int) else factor
 
 
-def working_dtype(images: torch.Tensor) -> torch.dtype:
+def working_dtype(images: Tensor) -> torch.dtype:
     """The type that filters have: float64 for float64 images, else float32."""
     return torch.float64 if images.dtype == torch.float64 else torch.float32
 
 
 @fx.wrap
-def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
+def downsample_gaussian(images: Tensor, factor: int | tuple[int, int]) -> Tensor:
     """Anti-aliased resize of (N, C, H, W) to (N, C, ceil(H / factor), ceil(W / factor)); sigma = factor / 2 pixels."""
 
-    def matrix(size: int, factor: int) -> torch.Tensor:
+    def matrix(size: int, factor: int) -> Tensor:
         if factor == 1:
             return torch.eye(size, device=images.device, dtype=dtype)
         pixels = torch.arange(size, device=images.device, dtype=dtype)
@@ -63,7 +63,7 @@ def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> 
     return (rows @ images.to(dtype) @ columns.mT).to(images.dtype)
 
 
-def filter_and_subsample(images: torch.Tensor, taps: torch.Tensor, factor: int) -> torch.Tensor:
+def filter_and_subsample(images: Tensor, taps: Tensor, factor: int) -> Tensor:
     """Filter the last axis with an odd number of taps and keep every factor-th pixel.
 
     Borders are reflected, again and again where the filter is wider than the image.
@@ -79,7 +79,7 @@ def filter_and_subsample(images: torch.Tensor, taps: torch.Tensor, factor: int) 
     return padded.to(taps.dtype) @ matrix.mT
 
 
-def gaussian_taps(factor: int, images: torch.Tensor) -> torch.Tensor:
+def gaussian_taps(factor: int, images: Tensor) -> Tensor:
     """A Gaussian of sigma = factor / 2 input pixels, cut at ceil(3 sigma); sums to 1.
 
     For factor 1 it is a single 1.
@@ -92,7 +92,7 @@ def gaussian_taps(factor: int, images: torch.Tensor) -> torch.Tensor:
 
 
 @fx.wrap
-def downsample_blur(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
+def downsample_blur(images: Tensor, factor: int | tuple[int, int]) -> Tensor:
     """Gaussian blur (sigma = factor / 2, extent ceil(3 sigma)), then subsampling.
 
     Images (N, C, H, W) become (N, C, ceil(H / factor), ceil(W / factor)).
@@ -103,7 +103,7 @@ def downsample_blur(images: torch.Tensor, factor: int | tuple[int, int]) -> torc
     return small.to(images.dtype)
 
 
-def binomial_taps(factor: int, images: torch.Tensor) -> torch.Tensor:
+def binomial_taps(factor: int, images: Tensor) -> Tensor:
     """The binomial filter of 2 factor - 1 taps that sums to 1: for 2, (1, 2, 1) / 4."""
     taps = [1.0]
     for _ in range(2 * factor - 2):
@@ -113,7 +113,7 @@ def binomial_taps(factor: int, images: torch.Tensor) -> torch.Tensor:
 
 
 @fx.wrap
-def downsample_blurpool(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
+def downsample_blurpool(images: Tensor, factor: int | tuple[int, int]) -> Tensor:
     """Max-pooling with stride 1, a binomial blur, then subsampling (Zhang 2019).
 
     Images (N, C, H, W) become (N, C, ceil(H / factor), ceil(W / factor)). A maximum is
@@ -128,7 +128,7 @@ def downsample_blurpool(images: torch.Tensor, factor: int | tuple[int, int]) -> 
     return small.to(images.dtype)
 
 
-def downsample_pool(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
+def downsample_pool(images: Tensor, factor: int | tuple[int, int]) -> Tensor:
     """Maximum over windows of factor x factor pixels.
 
     Images (N, C, H, W) become (N, C, ceil(H / factor), ceil(W / factor)).
@@ -136,7 +136,7 @@ def downsample_pool(images: torch.Tensor, factor: int | tuple[int, int]) -> torc
     return F.max_pool2d(images, factor, stride=factor, ceil_mode=True)
 
 
-def downsample_area(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
+def downsample_area(images: Tensor, factor: int | tuple[int, int]) -> Tensor:
     """Mean over windows of factor x factor pixels.
 
     Images (N, C, H, W) become (N, C, ceil(H / factor), ceil(W / factor)).
@@ -145,7 +145,7 @@ def downsample_area(images: torch.Tensor, factor: int | tuple[int, int]) -> torc
     return F.avg_pool2d(images, factor, stride=factor, ceil_mode=True)
 
 
-def downsample_none(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
+def downsample_none(images: Tensor, factor: int | tuple[int, int]) -> Tensor:
     """Every factor-th pixel, from the first.
 
     Images (N, C, H, W) become (N, C, ceil(H / factor), ceil(W / factor)).
@@ -154,7 +154,7 @@ def downsample_none(images: torch.Tensor, factor: int | tuple[int, int]) -> torc
     return images[..., ::down, ::across]
 
 
-def laplacian_bands(levels: list[torch.Tensor]) -> list[torch.Tensor]:
+def laplacian_bands(levels: list[Tensor]) -> list[Tensor]:
     """Non-overlapping frequency bands from nested ones, finest first (thesis 3.2.3).
 
     Each level (N, C, H, W) loses what the next coarser one, bilinearly upsampled,
@@ -169,7 +169,7 @@ def laplacian_bands(levels: list[torch.Tensor]) -> list[torch.Tensor]:
     return [*bands, levels[-1]]
 
 
-DOWNSAMPLERS: dict[str, Callable[[torch.Tensor, int | tuple[int, int]], torch.Tensor]] = {
+DOWNSAMPLERS: dict[str, Callable[[Tensor, int | tuple[int, int]], Tensor]] = {
     "gaussian": downsample_gaussian,
     "blur": downsample_blur,
     "blurpool": downsample_blurpool,
@@ -193,10 +193,10 @@ class Pyramid(nn.Module):
     """
 
     scales: tuple[int | tuple[int, int], ...]
-    downsample: Downsample | Callable[..., torch.Tensor]
+    downsample: Downsample | Callable[..., Tensor]
 
     def __init__(
-        self, scales: Sequence[int | tuple[int, int]], downsample: Downsample | Callable[..., torch.Tensor] = "gaussian"
+        self, scales: Sequence[int | tuple[int, int]], downsample: Downsample | Callable[..., Tensor] = "gaussian"
     ) -> None:
         super().__init__()
         if not scales or factor_pair(scales[0]) != (1, 1):
@@ -207,7 +207,7 @@ class Pyramid(nn.Module):
         self.scales = tuple(scales)
         self.downsample = downsample
 
-    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+    def forward(self, images: Tensor) -> list[Tensor]:
         """The images (N, C, H, W) at every scale, finest first, each (N, C, ceil(H / scale), ceil(W / scale)).
 
         The first is the images themselves (their finest band under `laplacian`).
@@ -234,26 +234,26 @@ class Pyramid(nn.Module):
         return f"scales={self.scales}, downsample={method if isinstance(method, str) else _name(method)}"
 
 
-def _name(function: Callable[..., torch.Tensor]) -> str:
+def _name(function: Callable[..., Tensor]) -> str:
     return str(getattr(function, "__name__", type(function).__name__))
 
 
-def _resize(images: torch.Tensor, scale: int | tuple[int, int], method: str) -> torch.Tensor:
+def _resize(images: Tensor, scale: int | tuple[int, int], method: str) -> Tensor:
     return DOWNSAMPLERS[method](images, scale)
 
 
-def _check_images(images: torch.Tensor) -> None:
-    if not isinstance(images, torch.Tensor):
+def _check_images(images: Tensor) -> None:
+    if not isinstance(images, Tensor):
         raise ConversionError(f"Images must be a tensor (N, C, H, W), not {type(images).__name__}.")
     if images.dim() != 4 or not images.is_floating_point():
         shape = tuple(images.shape)
         raise ConversionError(f"Images must be floating-point (N, C, H, W), not {images.dtype} of shape {shape}.")
 
 
-def _check_level(level: torch.Tensor, images: torch.Tensor, scale: int | tuple[int, int]) -> None:
+def _check_level(level: Tensor, images: Tensor, scale: int | tuple[int, int]) -> None:
     down, across = factor_pair(scale)
     expected = (*images.shape[:2], (images.shape[2] + down - 1) // down, (images.shape[3] + across - 1) // across)
-    found = tuple(level.shape) if isinstance(level, torch.Tensor) else type(level).__name__
+    found = tuple(level.shape) if isinstance(level, Tensor) else type(level).__name__
     if found != expected:
         raise ConversionError(
             f"The downsampling callable made {found} of images {tuple(images.shape)} at scale {scale}: "

@@ -5,22 +5,22 @@ Everything here uses torch alone: emitted source carries these definitions verba
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = ["TransposedUpsample", "upsample_aligned", "upsample_bilinear", "upsample_nearest"]
 
 
-def upsample_nearest(x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+def upsample_nearest(x: Tensor, image: Tensor) -> Tensor:
     """Bring a map (N, C, h, w) to the size (H, W) of an image by nearest neighbours."""
     return F.interpolate(x, size=image.shape[-2:], mode="nearest")
 
 
-def upsample_bilinear(x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+def upsample_bilinear(x: Tensor, image: Tensor) -> Tensor:
     """Bring a map (N, C, h, w) to the size (H, W) of an image by bilinear weights."""
     return F.interpolate(x, size=image.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def upsample_aligned(x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+def upsample_aligned(x: Tensor, image: Tensor) -> Tensor:
     """Bring a map (N, C, h, w) to the size (H, W) of an image, corners to corners."""
     return F.interpolate(x, size=image.shape[-2:], mode="bilinear", align_corners=True)
 
@@ -38,7 +38,7 @@ class TransposedUpsample(nn.Module):
         self.factor = factor
         self.conv = nn.ConvTranspose2d(channels, channels, factor, factor, bias=bias)
 
-    def forward(self, x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
         grown = self.conv(x)
         if torch.compiler.is_exporting():  # a slice would hold for some sizes alone

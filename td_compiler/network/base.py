@@ -13,6 +13,7 @@ from td_compiler.errors import ConversionError
 from td_compiler.graph.notes import plan
 from td_compiler.layers.pyramid import Pyramid, factor_pair
 from td_compiler.network.checkpointing import StageKey, chosen_stages, run_checkpointed
+from td_compiler.network.filled import filled
 from td_compiler.network.program import take_form
 from td_compiler.network.segments import Segment, carried
 
@@ -94,7 +95,7 @@ class TopDownNet(nn.Module):
         self.unfolded = None if unfolded is None else list(unfolded)
         self.channels_last = channels_last
         self._modules["pyramid"] = pyramid if prologue is None else PreparedPyramid(self, pyramid)
-        plant(self, modules)
+        plant(self, filled(modules, self.parts))
         take_form(self)
 
     @property
