@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -20,6 +20,7 @@ from td_compiler.benchmarks.lab.options import Setup, run_command
 from td_compiler.benchmarks.lab.statistics import FEWEST_RUNS
 from td_compiler.benchmarks.lab.table import slug
 from td_compiler.benchmarks.training.networks import ARRANGEMENTS, Costs, NetworkSpec
+from td_compiler.benchmarks.training.recipes import FAST
 from td_compiler.errors import ConversionError
 from td_compiler.files import write_together
 
@@ -63,7 +64,8 @@ def _compare(
     """Is the top-down network of a network better, and at what? Trains both alike, at least 3 times, and measures both.
 
     Accuracy, calibration, shifts, corruptions, attacks, heat maps and cost: one table says of each whether top-down is
-    better, worse or undecided, with the 95 % interval. Fewer than 3 runs give no verdict.
+    better, worse or undecided, with the 95 % interval. Fewer than 3 runs give no verdict. Without --recipe the recipe
+    is `fast`.
     """
     chosen = _measures(measure, without)
     if objects not in ("", "bright"):
@@ -198,7 +200,13 @@ def _write(path: Path, text: str) -> None:
 
 
 def main(arguments: Sequence[str], prog: str) -> int:
-    """Run the command; without --runs there are as many as a verdict needs. Returns the exit status."""
-    given = any(word.partition("=")[0] == "--runs" for word in arguments)
-    more: list[Any] = [] if given else ["--runs", str(FEWEST_RUNS)]
+    """Run the command; returns the exit status.
+
+    Without --runs there are as many as a verdict needs, without --recipe networks are trained by the fast one.
+    """
+    given = {word.partition("=")[0] for word in arguments}
+    more = [word for option, value in _DEFAULTS.items() if option not in given for word in (option, value)]
     return run_command(_compare, [*arguments, *more], prog)
+
+
+_DEFAULTS = {"--runs": str(FEWEST_RUNS), "--recipe": FAST}
