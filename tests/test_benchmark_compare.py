@@ -28,7 +28,7 @@ from td_compiler.benchmarks.experiments.compare.measures import (
     rank_correlation,
     shift_agreement,
 )
-from td_compiler.benchmarks.experiments.compare.section import Finding, Property, judged, section
+from td_compiler.benchmarks.experiments.compare.section import Finding, Property, judged, section, summary
 from td_compiler.benchmarks.lab.journal import Result
 from td_compiler.benchmarks.lab.packing import packed
 from td_compiler.benchmarks.lab.statistics import Estimate
@@ -217,6 +217,12 @@ def test_differences_are_those_of_the_figures() -> None:
     )
 
 
+def test_a_table_in_a_sentence() -> None:
+    (table,) = section(results(gain=0.3, more=-0.5)).tables
+    worse = "calibration: expected error (%); attack, FGSM: largest change needed"  # right on 80 %, sure of 50 %
+    assert summary(table) == f"mirror is better at accuracy (%), worse at {worse}; 1 undecided, 0 not tested."
+
+
 def test_several_attacks_are_corrected_by_holm() -> None:
     """The smallest p of three is multiplied by three: an interval that just misses zero no longer counts."""
     rows = [Property(name, name, 1, lambda pair: None, "attacks") for name in "abc"]
@@ -252,7 +258,7 @@ def test_compare_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     assert (
         "tdc compare" in page and "Not measured: consistency, corruptions" in page and f"--out {tmp_path}" not in page
     )
-    assert "BU trained for" in page
+    assert "BU trained for" in page and page.index("tdc compare") < page.index("accuracy (%)") < page.index("price")
     with pytest.raises(SystemExit):
         app(["compare", *options])
     assert "jobs to do" not in capfd.readouterr().err

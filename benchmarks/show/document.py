@@ -25,18 +25,20 @@ class Document:
         title, intro: the heading and a paragraph below it.
         sections: one for each experiment.
         made: lines that say with what it was made: versions, devices, dates.
+        commands: those that made the whole of it, at its top.
     """
 
     title: str
     intro: str
     sections: Sequence[Section]
     made: Sequence[str]
+    commands: Sequence[str] = ()
 
     def html(self) -> str:
         """The page, with all figures in it; it loads nothing."""
         return Template(_PAGE.read_text(encoding="utf-8")).substitute(
             title=html.escape(self.title),
-            intro=f"<p>{html.escape(self.intro)}</p>",
+            intro=f"<p>{html.escape(self.intro)}</p>{_commands_html(self.commands)}",
             contents="\n".join(
                 f"<li><a href='#{_anchor(s.title)}'>{html.escape(s.title)}</a></li>" for s in self.sections
             ),
@@ -46,7 +48,7 @@ class Document:
 
     def markdown(self, figures: str) -> str:
         """The same as Markdown; figures are the files `NAME.svg` in the folder `figures`, a relative path."""
-        parts = [f"# {escaped(self.title)}", escaped(self.intro)]
+        parts = [f"# {escaped(self.title)}", escaped(self.intro), _commands_markdown(self.commands)]
         for section in self.sections:
             parts += [
                 f"## {escaped(section.title)}",
@@ -55,8 +57,7 @@ class Document:
             ]
             for figure in section.figures:
                 parts += [f"![{escaped(figure.title)}]({figures}/{figure.name}.svg)", _sentence(figure)]
-            if section.commands:
-                parts.append("\n".join(f"    {' '.join(command.split())}" for command in section.commands))
+            parts.append(_commands_markdown(section.commands))
         return "\n\n".join(part for part in [*parts, *map(escaped, self.made)] if part) + "\n"
 
 
@@ -66,11 +67,18 @@ def _section_html(section: Section) -> str:
         parts.append(f"<p>{html.escape(section.intro)}</p>")
     parts += map(_figure_html, section.figures)
     parts += [f"<div class='wide'>{table.html()}</div>" for table in section.tables]
-    if section.commands:
-        commands = html.escape("\n".join(section.commands))
-        name = "The command that made this" if len(section.commands) == 1 else "The commands that made this"
-        parts.append(f"<details open><summary>{name}</summary><pre>{commands}</pre></details>")
-    return f"<section>{''.join(parts)}</section>"
+    return f"<section>{''.join([*parts, _commands_html(section.commands)])}</section>"
+
+
+def _commands_html(commands: Sequence[str]) -> str:
+    if not commands:
+        return ""
+    name = "The command that made this" if len(commands) == 1 else "The commands that made this"
+    return f"<details open><summary>{name}</summary><pre>{html.escape(chr(10).join(commands))}</pre></details>"
+
+
+def _commands_markdown(commands: Sequence[str]) -> str:
+    return "\n".join(f"    {' '.join(command.split())}" for command in commands)
 
 
 def _figure_html(figure: Figure) -> str:

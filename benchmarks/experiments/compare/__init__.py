@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from td_compiler.benchmarks.experiments.compare.jobs import MEASURES, Compare, Size, seconds_needed
-from td_compiler.benchmarks.experiments.compare.section import section
+from td_compiler.benchmarks.experiments.compare.section import section, summary
 from td_compiler.benchmarks.lab.experiment import Experiment
 from td_compiler.benchmarks.lab.jobs import job_key
 from td_compiler.benchmarks.lab.journal import Results
@@ -186,8 +186,9 @@ def _write_page(jobs: Sequence[Compare], setup: Setup, floor: float | None) -> N
     page = Document(
         f"{network} on {data}, top-down beside bottom-up",
         found.intro,
-        [replace(found, title="Better, and at what?", intro="", commands=(setup.command,))],
+        [replace(found, title="Better, and at what?", intro=" ".join(map(summary, found.tables)), commands=())],
         [f"Made with {line}." for line in sorted(versions)],
+        (setup.command,),
     )
     stem = f"compare-{slug(f'{network} {data}')}"
     texts = {f"{stem}.html": page.html(), f"{stem}.md": page.markdown("figures")}

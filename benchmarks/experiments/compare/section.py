@@ -25,7 +25,7 @@ from td_compiler.benchmarks.show.findings import least_accuracy
 from td_compiler.benchmarks.show.tables import Cell, Section, Table
 from td_compiler.report.tables import short_count
 
-__all__ = ["Finding", "judged", "section", "table"]
+__all__ = ["Finding", "Property", "judged", "section", "summary", "table"]
 
 
 @dataclass(frozen=True)
@@ -272,6 +272,18 @@ def table(setting: Setting, arm: Arm, floor: float | None = None) -> Table:
     )
 
 
+def summary(found: Table) -> str:
+    """A table in a sentence or two: at what the top-down network is better, at what worse, and the price."""
+    name = found.title.partition(" beside BU")[0]
+    named = {word: [str(row[0]) for row in found.rows if row[5] == word] for word in ("better", "worse")}
+    open_ones = [sum(row[5] == word for row in found.rows) for word in ("undecided", "not tested")]
+    said = [f"{word} at {'; '.join(names)}" if names else f"{word} at nothing" for word, names in named.items()]
+    paid = {str(row[0]).removeprefix(_PRICE): str(row[4]).partition(" (")[0] for row in found.rows if row[5] is None}
+    prices = ", ".join(f"{title} {times}" for title, times in paid.items())
+    counts = f"{open_ones[0]} undecided, {open_ones[1]} not tested"
+    return f"{name} is {', '.join(said)}; {counts}." + (f" The price: {prices}." if prices else "")
+
+
 def _pair(of_measure: Setting, arm: Arm) -> Pair:
     """The runs that both networks, trained alike, have."""
     mine = of_measure.arm(arm.label, beside=arm)
@@ -334,6 +346,9 @@ def _longer(setting: Setting, arm: Arm, closed: bool) -> list[tuple[Cell, ...]]:
     return lines
 
 
+_PRICE = "price: "
+
+
 def _price(setting: Setting, arm: Arm) -> list[tuple[Cell, ...]]:
     """What TD costs, as multiples of BU's."""
     costs = setting.by("measure").get("cost")
@@ -345,21 +360,21 @@ def _price(setting: Setting, arm: Arm) -> list[tuple[Cell, ...]]:
     for name, title in (("parameters", "parameters"), ("macs", "multiply-accumulates")):
         bu, td = figures[name]["BU"], figures[name]["TD"]
         lines.append(
-            (f"price: {title}", "less", short_count(bu), short_count(td), f"x {td / bu:.2f}", None, None, None)
+            (f"{_PRICE}{title}", "less", short_count(bu), short_count(td), f"x {td / bu:.2f}", None, None, None)
         )
     for name in ("training", "inference"):
         bu, td = (np.array(figures[name][who]) for who in ("BU", "TD"))
         low, middle, high = np.quantile(td / bu, (0.25, 0.5, 0.75))
         times = (f"{1_000 * median(each):.1f}" for each in (bu, td))
         text = f"x {middle:.2f} (quartiles {low:.2f}, {high:.2f})"
-        title = f"price: {name} step of {figures['batch']} (ms)"
+        title = f"{_PRICE}{name} step of {figures['batch']} (ms)"
         lines.append((title, "less", *times, text, None, None, None))
     return lines
 
 
 def _note(setting: Setting, arm: Arm, gate: _Gate, pairs: Mapping[str, Pair]) -> str:
     said = ["Runs are pairs of trainings from one seed; images of an attack are those that both classify rightly."]
-    said.append(f"Trained by {arm.recipe}.")
+    said.append(f"Trained by {arm.recipe}. Of twenty properties one may be called better or worse by chance.")
     if gate.closed:
         said.append(f"BU reaches {gate.reached:.1f} %, not {gate.least:.1f} %: nothing is tested on it.")
     elif gate.least is None:
