@@ -12,30 +12,43 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from scipy import stats
 from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
 from td_compiler.benchmarks.attacks.worst_case import withstands
 from td_compiler.benchmarks.data.datasets import DataError, load
+from td_compiler.benchmarks.data.objects import known_objects, load_objects
 from td_compiler.benchmarks.experiments import compare
 from td_compiler.benchmarks.experiments.compare.jobs import Compare, Size
 from td_compiler.benchmarks.experiments.compare.measures import (
+    LEVELS,
+    box_overlaps,
     calibration_gaps,
     deletion_and_insertion,
     energy_inside,
     hits,
+    pixels_above,
     rank_correlation,
     shift_agreement,
 )
-from td_compiler.benchmarks.experiments.compare.section import Finding, Property, judged, section, summary
+from td_compiler.benchmarks.experiments.compare.section import (
+    Finding,
+    Property,
+    average_precision,
+    box_accuracy,
+    judged,
+    section,
+    summary,
+)
 from td_compiler.benchmarks.lab.journal import Result
 from td_compiler.benchmarks.lab.packing import packed
 from td_compiler.benchmarks.lab.statistics import Estimate
 from td_compiler.benchmarks.training.networks import NetworkSpec
 from td_compiler.benchmarks.training.training import Training
 from td_compiler.cli.app import app
-from tests.support.benchmark_data import NETWORKS, RECIPE, machine, write_mnist
+from tests.support.benchmark_data import NETWORKS, RECIPE, machine, write_folder, write_mnist
 
 
 def chance(seed: int = 0) -> torch.Generator:
@@ -287,3 +300,64 @@ def test_grey_images_in_three_channels(tmp_path: Path) -> None:
     assert colour.shape == (10, 3, 28, 28) and all(torch.equal(colour[:, each], grey[:, 0]) for each in range(3))
     with pytest.raises(DataError, match="3 channels already"):
         load("channels:3:channels:3:mnist", where, train=False)
+
+
+def test_boxes_and_pixels_of_heat_maps_by_hand() -> None:
+    """An object of 4 pixels in 16; a heat map that has it whole from 0.5 on, one with a pixel more, one elsewhere."""
+    objects = torch.zeros(3, 1, 4, 4, dtype=torch.bool)
+    objects[:, :, :2, :2] = True
+    heat = torch.zeros(3, 1, 4, 4)
+    heat[0, 0, :2, :2] = torch.tensor([[1.0, 0.6], [0.6, 0.6]])
+    heat[1, 0, :2, :2], heat[1, 0, 0, 2] = 1.0, 1.0
+    heat[2, 0, 3, 3], heat[2, 0, 0, 0] = 1.0, 0.9
+    overlaps = box_overlaps(heat, objects)
+    at = {level: overlaps[:, round(LEVELS * level)].tolist() for level in (0.0, 0.5, 0.7)}
+    assert at[0.0] == pytest.approx([4 / 16, 4 / 16, 4 / 16])  # all pixels: the whole image is one box
+    assert at[0.5] == pytest.approx([1, 4 / 6, 1 / 4]) and at[0.7] == pytest.approx([1 / 4, 4 / 6, 1 / 4])
+    everything = np.ones((1, 1)), np.ones((1, 3))
+    # At 0.5 two of three images reach an overlap of 0.3 and of 0.5, one of three 0.7.
+    assert box_accuracy(overlaps.numpy()[None], *everything)[0] == pytest.approx(100 * (2 + 2 + 1) / 9)
+
+    above = pixels_above(heat, objects)
+    counts = torch.cat([above, objects.flatten(1).sum(1)[:, None, None].expand(-1, LEVELS, 1)], 2).numpy()[None]
+    expected = precision_recall_area(heat, objects)
+    assert average_precision(counts.astype(float), *everything)[0] == pytest.approx(100 * expected)
+
+
+def precision_recall_area(heat: Tensor, objects: Tensor) -> float:
+    """By sums over thresholds in a loop."""
+    area, before = 0.0, 0.0
+    for level in reversed(range(LEVELS)):
+        marked = heat >= level / LEVELS
+        hits, recall = float((marked & objects).sum()), float((marked & objects).sum() / objects.sum())
+        area, before = area + (recall - before) * hits / max(float(marked.sum()), 1), recall
+    return area
+
+
+def test_objects_of_a_folder(tmp_path: Path) -> None:
+    """Masks and boxes come in the order of the test images, also of some of them, and are resized and cut as they."""
+    root, where = write_folder(tmp_path / "data"), machine(tmp_path / "out", tmp_path)
+    assert known_objects(f"folder:{root}") == known_objects("mnist") == ""
+    files = sorted((root / "test").rglob("*.png"))
+    lines = [f"{path.relative_to(root)},{number},2,{number + 8},12" for number, path in enumerate(files)]
+    (root / "boxes.csv").write_text("\n".join(lines))
+    assert known_objects(f"folder:{root}") == "boxes"
+    boxes = load_objects(f"folder:{root}", where)
+    assert boxes.shape == (18, 1, 32, 32) and boxes[5, 0, 2:12, 5:13].all()
+    assert boxes.sum((1, 2, 3)).tolist() == [80] * 18
+    for number, path in enumerate(files):
+        mask = np.zeros((32, 32), np.uint8)
+        mask[:16, : 1 + number] = 255
+        target = root / "masks" / path.relative_to(root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(target)
+    assert known_objects(f"folder:{root}") == "masks"
+    some = load_objects(f"folder:{root}", where, 4)
+    images = load(f"folder:{root}", where, train=False, limit=4)
+    numbers = [6 * int(label) + int(image[0, 0, 0]) for image, label in zip(images.images, images.labels, strict=True)]
+    assert some.sum((1, 2, 3)).tolist() == [16 * (1 + number) for number in numbers]
+    small = load_objects(f"folder:{root}@16", where)  # resized to 20 pixels, of which the middle 16 are seen
+    assert small.shape == (18, 1, 16, 16) and small[17, 0, :8, :9].all() and not small[17, 0, 8:].any()
+    files[3].with_suffix(".png").rename(root / "test" / "a" / "other.png")
+    with pytest.raises(DataError, match="There is no mask"):
+        load_objects(f"folder:{root}", where)

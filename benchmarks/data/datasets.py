@@ -20,7 +20,10 @@ import torch
 from td_compiler.benchmarks.data.images import DataError, Images, Stream, read_archive
 from td_compiler.benchmarks.lab.machine import Machine
 
-__all__ = ["DATASETS", "DataError", "DataSet", "Derived", "Images", "Stream", "fingerprint", "load", "opened", "title"]
+__all__ = [
+    *("DATASETS", "DataError", "DataSet", "Derived", "Images", "Stream"),
+    *("chosen", "fingerprint", "load", "opened", "test_files", "title"),
+]
 
 
 class DataSet(Protocol):
@@ -60,8 +63,26 @@ def opened(name: str, machine: Machine, *, train: bool, limit: int | None = None
     row, argument = _row(name)
     data = row.read(argument, machine, train)
     if limit is not None and limit < len(data):
-        data = data.subset(torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:limit])
+        data = data.subset(chosen(len(data), limit))
     return data.gather() if isinstance(data, Stream) and data.fits_in_memory else data
+
+
+def chosen(count: int, limit: int) -> torch.Tensor:
+    """The indices of those images that a limit leaves, of so many."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:limit]
+
+
+def test_files(name: str, machine: Machine) -> Stream:
+    """The files of a folder's test images.
+
+    Raises:
+        DataError: if there are none, as in an archive.
+    """
+    row, argument = _row(name)
+    data = row.read(argument, machine, False)
+    if not isinstance(data, Stream):
+        raise DataError(f"{name} is not a folder of image files: unpack it.")
+    return data
 
 
 @functools.lru_cache(maxsize=64)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["DataError", "Images", "Stream", "as_float", "centre_crop", "read_archive"]
+__all__ = ["DataError", "Images", "Stream", "as_float", "centre_crop", "read_archive", "square"]
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
 # Larger data sets are read from their files in every epoch, by loader processes.
@@ -118,7 +118,7 @@ class Stream(Dataset[tuple[Tensor, int]]):
 
     def _read(self, path: Path) -> Tensor:
         image = _decode(path.read_bytes(), str(path))
-        return image if self.side is None else _square(image, self.side)
+        return image if self.side is None else square(image, self.side)
 
     @staticmethod
     def of_folder(folder: Path, side: int | None = None, crop: int | None = None, part: str = "train") -> Stream:
@@ -204,7 +204,7 @@ def _decode(content: bytes, name: str) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def _square(image: Tensor, side: int) -> Tensor:
+def square(image: Tensor, side: int) -> Tensor:
     """An image (C, H, W) resized to a short side, and the square in its middle."""
     from torchvision.transforms.v2 import functional
 

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from td_compiler.benchmarks.data.objects import known_objects, load_objects
 from td_compiler.benchmarks.experiments.compare.jobs import MEASURES, Compare, Size, seconds_needed
 from td_compiler.benchmarks.experiments.compare.section import section, summary
 from td_compiler.benchmarks.lab.experiment import Experiment
@@ -52,7 +53,11 @@ def _compare(
         float, typer.Option(min=0, max=1, help="Largest change of a value, of 1, for the worst of several attacks.")
     ] = 2 / 255,
     objects: Annotated[
-        str, typer.Option(metavar="bright", help="Objects are the bright pixels of images on black ground.")
+        str,
+        typer.Option(
+            metavar="bright",
+            help="Objects are the bright pixels of images on black ground; else those of a folder's masks or boxes.",
+        ),
     ] = "",
     equal_compute: Annotated[
         bool, typer.Option("--equal-compute", help="Also train BU for as many products as TD has.")
@@ -76,7 +81,9 @@ def _compare(
     specs = [NetworkSpec(source), *(NetworkSpec(source, each, setup.options) for each in dict.fromkeys(filters))]
     data, costs = _fitting(specs, data, setup)
     own_few, own_steps = _SIZES[setup.profile.name]
-    size = Size(setup.profile.test_images, few or own_few, steps or own_steps, bound, objects)
+    size = Size(setup.profile.test_images, few or own_few, steps or own_steps, bound, objects or known_objects(data))
+    if size.objects in ("masks", "boxes"):
+        load_objects(data, setup.machine, size.images)  # what is missing or damaged is said before anything is trained
     jobs = _jobs(specs, data, setup, size, chosen)
     if equal_compute:
         jobs += _longer(specs, costs, data, setup, size)

@@ -33,7 +33,7 @@ class Size:
         few: of these as many for what is costly, attacks and heat maps.
         steps: of an attack's search.
         bound: the largest change of a value, of 1, for the worst of several attacks.
-        objects: how the object in an image is known, for heat maps: `bright` pixels, or "": not at all.
+        objects: how the object in an image is known, for heat maps: `bright` pixels, `masks`, `boxes`; "": not at all.
     """
 
     images: int | None
@@ -152,6 +152,7 @@ _PARTS = 16  # in which pixels are deleted and inserted
 def _heat_maps(job: Compare, machine: Machine) -> dict[str, Any]:
     """Of Grad-CAM at the last map, for the class that the network finds; against itself with random weights."""
     from td_compiler.benchmarks.experiments.heatmaps.explainer import Explainer, at_image_size
+    from td_compiler.benchmarks.experiments.heatmaps.localise import blob
 
     network, test = network_of(job.training, machine).network, job.images(machine, few=True)
     images, size = as_float(test.images), test.input_size
@@ -169,10 +170,24 @@ def _heat_maps(job: Compare, machine: Machine) -> dict[str, Any]:
         "random": measures.rank_correlation(maps[0], maps[1]).abs(),
     }
     if job.size.objects:
-        objects = images.amax(1, keepdim=True) > _BRIGHT
+        objects = _objects(job, images, machine)
+        found |= {"share": objects.double().mean((1, 2, 3)), "object": objects.flatten(1).sum(1).float()}
         found |= {"hit": measures.hits(maps[0], objects), "energy": measures.energy_inside(maps[0], objects)}
-        found["share"] = objects.double().mean((1, 2, 3))
+        middle = blob(images.shape).expand_as(maps[0]).to(images)
+        for name, heat in (("", maps[0]), (" of random weights", maps[1]), (" of a blob", middle)):
+            found[f"boxes{name}"] = measures.box_overlaps(heat, objects)
+            if job.size.objects != "boxes":
+                found[f"pixels{name}"] = measures.pixels_above(heat, objects).float()
     return found
+
+
+def _objects(job: Compare, images: Tensor, machine: Machine) -> Tensor:
+    """Which pixels of images (N, C, H, W) are the object's: (N, 1, H, W)."""
+    from td_compiler.benchmarks.data.objects import load_objects
+
+    if job.size.objects == "bright":
+        return images.amax(1, keepdim=True) > _BRIGHT
+    return load_objects(job.data, machine, job.size.images)[: len(images)].to(images.device)
 
 
 _BRIGHT = 0.2  # the papers' threshold of objects (SPEC 6.3b)

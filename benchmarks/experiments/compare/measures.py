@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = [
-    *("BINS", "Network", "calibration_gaps", "deletion_and_insertion", "energy_inside", "hits", "in_batches"),
-    *("rank_correlation", "shift_agreement"),
+    *("BINS", "LEVELS", "OVERLAPS", "Network", "box_overlaps", "calibration_gaps", "deletion_and_insertion"),
+    *("energy_inside", "hits", "in_batches", "pixels_above", "rank_correlation", "shift_agreement"),
 ]
 
 Network = Callable[[Tensor], Tensor]
@@ -155,3 +157,59 @@ def _mean_ranks(values: Tensor) -> Tensor:
     ordered = values.sort(1).values
     below, upto = (torch.searchsorted(ordered, values.contiguous(), right=right) for right in (False, True))
     return (below + upto).double() / 2
+
+
+def box_overlaps(heat: Tensor, objects: Tensor) -> Tensor:
+    """How well boxes around a heat map's bright parts meet an object's, at each of `LEVELS`: (N, LEVELS).
+
+    MaxBoxAccV2 (Choe et al. 2020) is the mean over three overlaps (`OVERLAPS`) of the share of images whose overlap is
+    at least that, each at the level where this share is largest. As there, heat maps are scaled to [0, 1], every
+    connected part has a box, and the largest intersection over union of any box with any of the object's counts.
+
+    Args:
+        heat: (N, 1, H, W), of any range.
+        objects: (N, 1, H, W), whether each pixel is the object's, each connected part an object.
+    """
+    found = torch.zeros(len(heat), LEVELS)
+    for number, (each, its) in enumerate(zip(_scaled(heat).cpu().numpy(), objects.cpu().numpy(), strict=True)):
+        truth = _boxes(its[0])
+        for level in range(LEVELS if len(truth) else 0):
+            boxes = _boxes(each[0] >= level / LEVELS)
+            found[number, level] = float(_overlaps(boxes, truth).max()) if len(boxes) else 0.0
+    return found
+
+
+def pixels_above(heat: Tensor, objects: Tensor) -> Tensor:
+    """Pixels of heat maps, scaled to [0, 1], at or above each of `LEVELS`: (N, LEVELS, 2), the object's and all.
+
+    The area under precision against recall, of all images' pixels together, is PxAP (Choe et al. 2020).
+    """
+    levels = torch.arange(LEVELS, device=heat.device) / LEVELS
+    above = _scaled(heat).flatten(1)[:, None] >= levels[:, None]  # (N, LEVELS, P)
+    return torch.stack([(above & objects.flatten(1)[:, None]).sum(2), above.sum(2)], 2)
+
+
+LEVELS = 50
+OVERLAPS = (0.3, 0.5, 0.7)
+
+
+def _scaled(heat: Tensor) -> Tensor:
+    low, high = (each(heat, (1, 2, 3), keepdim=True) for each in (torch.amin, torch.amax))
+    return (heat - low) / (high - low).clamp(min=1e-12)
+
+
+def _boxes(pixels: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Boxes (K, 4) around the connected parts of a map (H, W): top, left, bottom, right, the last two outside."""
+    from scipy import ndimage
+
+    parts = ndimage.find_objects(ndimage.label(pixels, np.ones((3, 3)))[0])
+    return np.array([[rows.start, columns.start, rows.stop, columns.stop] for rows, columns in parts]).reshape(-1, 4)
+
+
+def _overlaps(ours: NDArray[np.int64], theirs: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Intersection over union of every box (K, 4) with every other (L, 4): (K, L)."""
+    low, high = np.maximum(ours[:, None, :2], theirs[:, :2]), np.minimum(ours[:, None, 2:], theirs[:, 2:])
+    shared = (high - low).clip(min=0).prod(2)
+    own, other = ((boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (ours, theirs))
+    union: NDArray[np.float64] = shared / (own[:, None] + other - shared)
+    return union

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import mean, median
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from td_compiler.benchmarks.experiments.compare.jobs import ATTACKS, MEASURES
-from td_compiler.benchmarks.experiments.compare.measures import BINS, calibration_gaps
+from td_compiler.benchmarks.experiments.compare.measures import BINS, OVERLAPS, calibration_gaps
 from td_compiler.benchmarks.lab.journal import Result
 from td_compiler.benchmarks.lab.packing import unpacked
 from td_compiler.benchmarks.lab.statistics import FEWEST_RUNS, Array, Estimate, estimate, holm, median_of, sums
@@ -36,12 +36,12 @@ class Pair:
         ours, theirs: figures of the runs, in the same order of seeds.
     """
 
-    ours: Sequence[Mapping[str, object]]
-    theirs: Sequence[Mapping[str, object]]
+    ours: Sequence[Mapping[str, Any]]
+    theirs: Sequence[Mapping[str, Any]]
 
     def arrays(self, name: str) -> tuple[Array, Array]:
         """A figure of the top-down and of the bottom-up network, (R, N, ...)."""
-        both = (np.stack([unpacked(run[name]) for run in runs]) for runs in (self.ours, self.theirs))  # type: ignore[arg-type]
+        both = (np.stack([unpacked(run[name]) for run in runs]) for runs in (self.ours, self.theirs))
         ours, theirs = (each.astype(float) for each in both)
         return ours, theirs
 
@@ -72,6 +72,7 @@ class Property:
         better: 1 where more is better, -1 where less is.
         find: the figures, from the pair; None where they say nothing.
         family: rows of a family are tested together (Holm).
+        needs: a figure without which the property was not measured.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Property:
     better: int
     find: Callable[[Pair], Finding | None]
     family: str = ""
+    needs: str = ""
 
 
 def _means(values: tuple[Array, Array], unit: str, scale: float = 100, digits: int = 1) -> Finding:
@@ -101,17 +103,13 @@ def _calibration(pair: Pair) -> Finding:
     for confidences, right in zip(pair.arrays("confidence"), pair.arrays("right"), strict=True):
         flat = calibration_gaps(torch.tensor(confidences).flatten(), torch.tensor(right).flatten())
         gaps.append(flat.view(*right.shape, BINS).numpy())
-    runs, images = gaps[0].shape[:2]
 
-    def error(of: NDArray[np.float64], of_runs: Array, of_images: Array) -> Array:
+    def error(of: Array, of_runs: Array, of_images: Array) -> Array:
         by_run = np.stack([np.abs(of_images @ run).sum(1) for run in of], 1) / of_images.sum(1, keepdims=True)
         mean: Array = 100 * (of_runs * by_run).sum(1) / of_runs.sum(1)
         return mean
 
-    found = estimate(lambda r, i: error(gaps[0], r, i) - error(gaps[1], r, i), runs, images)
-    everything = np.ones((1, runs)), np.ones((1, images))
-    bu, td = (f"{float(error(each, *everything)[0]):.1f}" for each in (gaps[1], gaps[0]))
-    return Finding(bu, td, found, found.text("points", 1))
+    return _compared(error, (gaps[0], gaps[1]))
 
 
 _SEVERITIES = 5
@@ -168,6 +166,45 @@ def _distance_in_words(value: float) -> str:
     return f"{value:.3g}" if math.isfinite(value) else "none found"
 
 
+def _boxes_found(pair: Pair) -> Finding:
+    return _compared(box_accuracy, pair.arrays("boxes"))
+
+
+def box_accuracy(overlaps: Array, of_runs: Array, of_images: Array) -> Array:
+    """MaxBoxAccV2 in per cent (B,) of overlaps (R, N, LEVELS), at the level that is best over all runs and images."""
+    shares = [sums(overlaps >= least, of_runs, of_images).max(1) for least in OVERLAPS]
+    accuracy: Array = 100 * np.mean(shares, 0) / (of_runs.sum(1) * of_images.sum(1))
+    return accuracy
+
+
+def _pixels_found(pair: Pair) -> Finding:
+    ours, theirs = (_with_objects(runs, "pixels") for runs in (pair.ours, pair.theirs))
+    return _compared(average_precision, (ours, theirs))
+
+
+def _with_objects(runs: Sequence[Mapping[str, Any]], name: str) -> Array:
+    """Counts of pixels (R, N, LEVELS, 3): above a level the object's and all; the object's."""
+    above, objects = (np.stack([unpacked(run[figure]) for run in runs]) for figure in (name, "object"))
+    return np.concatenate([above, np.broadcast_to(objects[:, :, None, None], (*above.shape[:3], 1))], 3)
+
+
+def average_precision(counts: Array, of_runs: Array, of_images: Array) -> Array:
+    """PxAP in per cent (B,) of counts (R, N, LEVELS, 3), see `_with_objects`: the area under precision and recall."""
+    hits, marked, objects = np.moveaxis(sums(counts, of_runs, of_images)[:, ::-1], 2, 0)  # (B, LEVELS), highest first
+    precision, recall = hits / np.maximum(marked, 1e-9), hits / np.maximum(objects, 1e-9)
+    area: Array = 100 * (precision * np.diff(recall, axis=1, prepend=0)).sum(1)
+    return area
+
+
+def _compared(statistic: Callable[[Array, Array, Array], Array], values: tuple[Array, Array]) -> Finding:
+    """Of a statistic that is no mean, from values (R, N, ...) and the weights of runs and images."""
+    runs, images = values[0].shape[:2]
+    found = estimate(lambda r, i: statistic(values[0], r, i) - statistic(values[1], r, i), runs, images)
+    everything = np.ones((1, runs)), np.ones((1, images))
+    bu, td = (f"{float(statistic(each, *everything)[0]):.1f}" for each in (values[1], values[0]))
+    return Finding(bu, td, found, found.text("points", 1))
+
+
 _ANSWERS: tuple[Property, ...] = (
     Property("accuracy (%)", "answers", 1, partial(_mean_of, "right")),
     Property("calibration: expected error (%)", "answers", -1, _calibration),
@@ -206,8 +243,10 @@ PROPERTIES = (
     Property("heat map: deletion (%)", "heat maps", -1, partial(_mean_of, "deletion")),
     Property("heat map: insertion (%)", "heat maps", 1, partial(_mean_of, "insertion")),
     Property("heat map: like that of random weights (%)", "heat maps", -1, partial(_mean_of, "random")),
-    Property("heat map: maximum on the object (%)", "heat maps", 1, partial(_mean_of, "hit")),
-    Property("heat map: energy on the object (%)", "heat maps", 1, partial(_mean_of, "energy")),
+    Property("heat map: maximum on the object (%)", "heat maps", 1, partial(_mean_of, "hit"), needs="hit"),
+    Property("heat map: energy on the object (%)", "heat maps", 1, partial(_mean_of, "energy"), needs="energy"),
+    Property("heat map: boxes found (MaxBoxAccV2, %)", "heat maps", 1, _boxes_found, needs="boxes"),
+    Property("heat map: pixels found (PxAP, %)", "heat maps", 1, _pixels_found, needs="pixels"),
 )
 
 
@@ -298,8 +337,7 @@ def _has(row: Property, pair: Pair | None) -> bool:
     """Whether a property was measured; the object's, only where the object is known."""
     if pair is None or not pair.ours:
         return False
-    name = row.find.args[0] if isinstance(row.find, partial) and row.find.func is _mean_of else None
-    return name is None or name in pair.ours[0]
+    return not row.needs or row.needs in pair.ours[0]
 
 
 def _line(row: Property, found: Finding | None, word: str) -> tuple[Cell, ...]:
@@ -399,8 +437,29 @@ def _note(setting: Setting, arm: Arm, gate: _Gate, pairs: Mapping[str, Pair]) ->
         )
         share = [run["share"] for run in pairs["heat maps"].ours if "share" in run]
         if share:
-            covered = 100 * float(unpacked(share[0]).mean())  # type: ignore[arg-type]
+            covered = 100 * float(unpacked(share[0]).mean())
             said.append(
                 f"The object covers {covered:.0f} % of an image, which is what chance has of maximum and energy."
             )
+            said += _beside(pairs["heat maps"])
     return " ".join(said)
+
+
+def _beside(pair: Pair) -> list[str]:
+    """What heat maps that know nothing of an image have of boxes and pixels (SPEC 10.5)."""
+    untrained = {"BU with random weights": pair.theirs, "TD with random weights": pair.ours}
+    others = [("a blob in the middle", "of a blob", pair.ours)]
+    others += [(who, "of random weights", runs) for who, runs in untrained.items()]
+    said = []
+    for title, name in (("MaxBoxAccV2", "boxes"), ("PxAP", "pixels")):
+        if name in pair.ours[0]:
+            values = ", ".join(f"{who} {_alone(name, f'{name} {which}', runs):.1f}" for who, which, runs in others)
+            said.append(f"{title} of what knows nothing: {values}; what does not beat these does not localise.")
+    return said
+
+
+def _alone(kind: str, name: str, runs: Sequence[Mapping[str, Any]]) -> float:
+    """A network's MaxBoxAccV2 or PxAP by itself."""
+    values = _with_objects(runs, name) if kind == "pixels" else np.stack([unpacked(run[name]) for run in runs])
+    of_runs, of_images = (np.ones((1, count)) for count in values.shape[:2])
+    return float((average_precision if kind == "pixels" else box_accuracy)(values, of_runs, of_images)[0])
