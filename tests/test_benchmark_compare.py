@@ -139,10 +139,11 @@ def test_rank_correlation_is_that_of_scipy() -> None:
 def test_the_worst_attack_on_a_linear_network_is_the_best_there_is() -> None:
     """By hand: each value moves by the bound, or to the end of [0, 1], against the difference of two rows' weights."""
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
+    layer = nn.Linear(16, 3)
+    network = nn.Sequential(nn.Flatten(), layer).eval()
     images = torch.rand(50, 1, 4, 4)
     scores, bound = network(images).detach(), 0.1
-    labels, weights = scores.argmax(1), network[1].weight.detach()
+    labels, weights = scores.argmax(1), layer.weight.detach()
     standing = torch.ones(50, dtype=torch.bool)
     for other in range(3):
         against, flat = weights[other] - weights[labels], images.flatten(1)

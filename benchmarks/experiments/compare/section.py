@@ -88,7 +88,8 @@ def _means(values: tuple[Array, Array], unit: str, scale: float = 100, digits: i
     ours, theirs = (scale * each for each in values)
     runs, images = ours.shape
     found = estimate(lambda r, i: sums(ours - theirs, r, i) / (r.sum(1) * i.sum(1)), runs, images)
-    return Finding(*(f"{each.mean():.{digits}f}" for each in (theirs, ours)), found, found.text(unit, digits))
+    bu, td = (f"{each.mean():.{digits}f}" for each in (theirs, ours))
+    return Finding(bu, td, found, found.text(unit, digits))
 
 
 def _mean_of(name: str, pair: Pair, unit: str = "points", scale: float = 100, digits: int = 1) -> Finding:
