@@ -278,6 +278,16 @@ def test_compare_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     assert "jobs to do" not in capfd.readouterr().err
 
 
+def test_without_the_extra_the_command_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("td_compiler.benchmarks.extra.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as done:
+        app(["compare", "own.py", "--data", "mnist"])
+    error = capfd.readouterr().err.strip()
+    assert done.value.code == 1 and error.endswith("pip install 'td-compiler[bench]'") and "\n" not in error
+
+
 def test_refusals_are_one_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     root = write_mnist(tmp_path, train=20, test=10)
     places = ["--data-root", str(root), "--out", str(tmp_path / "out"), "--device", "cpu"]
