@@ -158,7 +158,7 @@ def test_the_worst_attack_on_a_linear_network_is_the_best_there_is() -> None:
 def answers(right: np.ndarray, confidence: np.ndarray | None = None) -> dict[str, Any]:
     confidence = np.full(right.shape, 0.5) if confidence is None else confidence
     return {
-        **{"train_images": 10, "test_images": len(right), "right": packed(right)},
+        **{"train_images": 10, "test_images": len(right), "right": packed(right), "commonest": 0.1},
         **{"confidence": packed(confidence), "loss": packed(-np.log(np.where(right, confidence, 1 - confidence)))},
     }
 
@@ -206,6 +206,14 @@ def test_nothing_is_said_of_few_runs_or_a_weak_network() -> None:
     (table,) = section(results(), floor=90).tables
     assert re.search(r"BU reaches 4\d\.\d %, not 90.0 %", table.note) or "BU reaches 5" in table.note
     assert "Nothing here says" in section(results()).tables[0].note
+
+
+def test_of_a_network_that_has_learnt_nothing_only_the_accuracy_is_compared() -> None:
+    """A tenth of the way from the commonest class's 10 % to 100 % is 19 %."""
+    found = words(results(gain=-0.4, more=-0.5))
+    assert found["accuracy (%)"] == "worse" and found["attack, FGSM: largest change needed"] == "not tested"
+    assert "under 19.0 % a network has learnt too little" in section(results(gain=-0.4)).tables[0].note
+    assert words(results(gain=-0.25, more=-0.5))["attack, FGSM: largest change needed"] == "worse"
 
 
 def test_differences_are_those_of_the_figures() -> None:
@@ -272,7 +280,7 @@ def test_compare_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     assert (
         "tdc compare" in page and "Not measured: consistency, corruptions" in page and f"--out {tmp_path}" not in page
     )
-    assert "BU trained for" in page and page.index("tdc compare") < page.index("accuracy (%)") < page.index("price")
+    assert "BU trained for" in page and page.index("tdc compare") < page.index("| accuracy (%)") < page.index("| price")
     with pytest.raises(SystemExit):
         app(["compare", *options])
     assert "jobs to do" not in capfd.readouterr().err

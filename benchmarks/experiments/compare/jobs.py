@@ -108,6 +108,7 @@ def _answers(job: Compare, machine: Machine) -> dict[str, Any]:
     return {
         "train_images": found.train_images,
         "test_images": len(test),
+        "commonest": float(test.labels.bincount().max() / len(test)),
         "seconds_per_epoch": found.seconds_per_epoch,
         "right": classes == test.labels,
         "confidence": confidences,
