@@ -143,7 +143,7 @@ def test_what_user_code_prints_goes_to_standard_error(write: Write, capsys: pyte
     [
         ("x = 1\ndef broken(:\n", "model.py:2: SyntaxError"),
         ("\n\nraise KeyError('lost')\n", "KeyError: 'lost' (model.py:3)"),
-        ("import missing_package\n", "No module named 'missing_package' (model.py:1)"),
+        ("import missing_package\n", "no module missing_package (model.py:1)"),
         ("import sys\nsys.exit(3)\n", "__main__"),
         ("x = 1\nfrom torch import nn\nclass _Hidden(nn.Module):\n    def forward(self, x): ...\n", "has no model"),
         (
@@ -240,3 +240,69 @@ def test_pytorchcv_models_come_at_their_own_size() -> None:
 def test_names_are_identifiers(source: str, name: str) -> None:
     assert source_name(source) == name
     assert name.isidentifier()
+
+
+NAMED = """
+class Net(nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3)
+
+    def forward(self, x):
+        return self.conv(x)
+
+    @classmethod
+    def from_name(cls, name):
+        return cls({"small": 4, "big": 8}[name])
+"""
+
+
+def test_files_are_taken_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["tdc", "convert", "model.py"])
+    Path("models").mkdir()
+    Path("common.py").write_text("WIDTH = 5\n")
+    files = {
+        "models/relative.py": f"from torch import nn\nfrom ..common import WIDTH\n{NAMED}",
+        "arguments.py": "import argparse\nfrom torch import nn\nparser = argparse.ArgumentParser()\n"
+        f"parser.add_argument('--lr', default=0.1)\nlr = parser.parse_args().lr\n{NAMED}",
+        "script.py": f"import torch\nfrom torch import nn\n{NAMED}\nnet = Net()\nnet(torch.zeros(1, 3, 8, 8)).sum()",
+    }
+    for name, text in files.items():
+        Path(name).write_text(text)
+        assert type(load_source(f"{name}:Net", {}).model).__name__ == "Net"
+    assert sys.argv == ["tdc", "convert", "model.py"]
+    named = load_source("script.py:Net.from_name", {"name": "big"})
+    assert (named.name, named.model.conv.out_channels) == ("Net_from_name", 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "said"),
+    [
+        ("import a_logger\n", "", "there is no module a_logger (model.py:1): pip install what has it, or import it in"),
+        ("raise OSError('no network')\n", "", "(model.py:1); guard what is no definition by if __name__"),
+        ("class A:\n    raise OSError('no network')\n", "", "OSError: no network (model.py:2)$"),
+        (
+            "import argparse\np = argparse.ArgumentParser()\np.add_argument('--data', required=True)\np.parse_args()\n",
+            "",
+            "it reads a command line, and the following arguments are required: --data (model.py:4); guard",
+        ),
+        (f"from torch import nn\n{NAMED}", ":Net.from_name", "needs name: give --arg name=VALUE."),
+        (f"from torch import nn\n{NAMED}", ":Net.from_nam", "is not there; did you mean from_name?"),
+        (f"from torch import nn\n{NAMED}", ":No.from_name", "is not there"),
+        (f"from torch import nn\n{NAMED}\ndef f(cfg, n): return Net()", ":f", "give --arg cfg=VALUE --arg n=VALUE."),
+        (
+            f"from torch import nn\n{NAMED.replace('=4', '')}",
+            "",
+            "give --arg, or write a function that makes the network",
+        ),
+    ],
+)
+def test_what_a_file_lacks_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, name: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model.py").write_text(text)
+    with pytest.raises(SourceError) as raised:
+        load_source(f"model.py{name}", {})
+    assert str(raised.value).endswith(said[:-1]) if said.endswith("$") else said in str(raised.value)

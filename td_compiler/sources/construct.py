@@ -62,7 +62,8 @@ def construct(
             _check_keyword(name, maker, label)
     missing = missing_arguments(maker, {*arguments, *(defaults or {})})
     if missing:
-        raise SourceError(f"{label} needs {', '.join(missing)}: give --arg {missing[0]}=VALUE.", usage=True)
+        give = " ".join(f"--arg {name}=VALUE" for name in missing)
+        raise SourceError(f"{label} needs {', '.join(missing)}: give {give}.", usage=True)
     try:
         model = _make_on(device, maker, {**(defaults or {}), **arguments})
     except (Exception, SystemExit) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import contextlib
 import hashlib
@@ -10,10 +11,11 @@ import importlib.util
 import inspect
 import re
 import sys
+import traceback
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import nn
 
@@ -33,7 +35,8 @@ def load_from_file(path: Path, name: str, arguments: Mapping[str, Any], device: 
     Args:
         path: the file. It is imported under a private name, with its folder, the folder above its package and the
             current folder on `sys.path` while it and its factory run.
-        name: a class, factory or network in it; "" for its only candidate.
+        name: a class, factory or network in it, or a method of a class that makes one (`Net.from_name`); "" for its
+            only candidate.
         arguments: keyword arguments of the class or factory.
         device: where to build the network, see :func:`td_compiler.sources.names.load_source`.
 
@@ -42,21 +45,33 @@ def load_from_file(path: Path, name: str, arguments: Mapping[str, Any], device: 
     """
     tree = _parse(path)
     file = path.resolve()
-    with _import_paths(file):
-        module = _run(path, file)
+    root = _package_root(file, tree)
+    with _import_paths(file, root), _no_command_line(file):
+        module = _run(path, file, root, tree)
         if not name:
             name = _only_candidate(path, module, tree, arguments)
         label = f"{path}:{name}"
-        found = getattr(module, name, None)
+        owner, found = _member(module, name)
         if isinstance(found, nn.Module):
             if arguments:
                 raise SourceError(f"{label} is a network already: it takes no --arg.", usage=True)
             return found
         if not callable(found):
-            known = [key for key, value in vars(module).items() if callable(value) or isinstance(value, nn.Module)]
+            known = [key for key, value in vars(owner).items() if callable(value) or isinstance(value, nn.Module)]
+            if inspect.isclass(owner):
+                known = [key for key in dir(owner) if not key.startswith("_") and callable(getattr(owner, key))]
             kind = "is not there" if found is None else f"is of type {type(found).__name__}, not a model or a factory"
-            raise SourceError(f"{label} {kind}{nearest(name, known)}", usage=True)
+            raise SourceError(f"{label} {kind}{nearest(name.rpartition('.')[2], known)}", usage=True)
         return construct(found, arguments, label=label, file=file, device=device)
+
+
+def _member(module: types.ModuleType, name: str) -> tuple[Any, Any]:
+    """What a dotted name stands for, `Net` or `Net.from_name`, None where there is none; before it, what has it."""
+    owner: Any = module
+    *outer, last = name.split(".")
+    for part in outer:
+        owner = getattr(owner, part, None)
+    return owner if owner is not None else module, getattr(owner, last, None)
 
 
 def _parse(path: Path) -> ast.Module:
@@ -78,8 +93,8 @@ def _parse(path: Path) -> ast.Module:
 
 
 @contextlib.contextmanager
-def _import_paths(file: Path) -> Iterator[None]:
-    added = list(dict.fromkeys([str(file.parent), str(_package_root(file)), str(Path.cwd())]))
+def _import_paths(file: Path, root: Path) -> Iterator[None]:
+    added = list(dict.fromkeys([str(file.parent), str(root), str(Path.cwd())]))
     sys.path[:0] = added
     try:
         yield
@@ -89,17 +104,40 @@ def _import_paths(file: Path) -> Iterator[None]:
                 sys.path.remove(entry)
 
 
-def _package_root(file: Path) -> Path:
-    """The folder above the outermost package that a file belongs to."""
+class _WrongCommandLine(Exception):
+    """What `argparse` says of a command line that is not the file's."""
+
+
+@contextlib.contextmanager
+def _no_command_line(file: Path) -> Iterator[None]:
+    """A file that reads its command line finds none there; what it then misses is an error, not an exit."""
+
+    def error(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+        raise _WrongCommandLine(message)
+
+    words, own = sys.argv, argparse.ArgumentParser.error
+    sys.argv = [str(file)]
+    argparse.ArgumentParser.error = error  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        sys.argv = words
+        argparse.ArgumentParser.error = own  # type: ignore[method-assign]
+
+
+def _package_root(file: Path, tree: ast.Module) -> Path:
+    """The folder above the outermost package that a file belongs to, by `__init__.py` or by its relative imports."""
     folder = file.parent
+    levels = max((node.level for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)), default=0)
+    for _ in range(levels - 1):
+        folder = folder.parent
     while (folder / "__init__.py").exists() and folder != folder.parent:
         folder = folder.parent
     return folder
 
 
-def _run(path: Path, file: Path) -> types.ModuleType:
+def _run(path: Path, file: Path, root: Path, tree: ast.Module) -> types.ModuleType:
     """Execute a file as a module below a private package, so that its relative imports work and nothing is shadowed."""
-    root = _package_root(file)
     private = f"_td_source_{hashlib.sha256(bytes(root)).hexdigest()[:12]}"
     if private not in sys.modules:
         package = types.ModuleType(private)
@@ -116,10 +154,29 @@ def _run(path: Path, file: Path) -> types.ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         sys.modules.pop(name, None)
-        hint = "; guard what is no definition by if __name__ == '__main__'" if isinstance(error, SystemExit) else ""
-        reason = f"{type(error).__name__}: {error}"
-        raise SourceError(f"{path} cannot be imported: {reason} ({place(error, file)}){hint}", usage=False) from error
+        raise SourceError(f"{path} cannot be imported: {_reason(error, file, tree)}", usage=False) from error
     return module
+
+
+def _reason(error: BaseException, file: Path, tree: ast.Module) -> str:
+    """Why a file does not run, where, and what to do."""
+    where = place(error, file)
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return (
+            f"there is no module {error.name} ({where}): pip install what has it, or import it in the function that"
+            " uses it"
+        )
+    guard = "; guard what is no definition by if __name__ == '__main__'"
+    if isinstance(error, _WrongCommandLine):
+        return f"it reads a command line, and {error} ({where}){guard}, or give them a default"
+    frames = traceback.extract_tb(error.__traceback__)
+    line = next((frame.lineno for frame in frames if frame.filename == str(file)), None)
+    definitions = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    runs = line is not None and not any(
+        isinstance(statement, definitions) and statement.lineno <= line <= (statement.end_lineno or line)
+        for statement in tree.body
+    )
+    return f"{type(error).__name__}: {error} ({where}){guard if runs else ''}"
 
 
 def _only_candidate(path: Path, module: types.ModuleType, tree: ast.Module, arguments: Mapping[str, Any]) -> str:
@@ -148,7 +205,11 @@ def _only_candidate(path: Path, module: types.ModuleType, tree: ast.Module, argu
     unmade = [name for name in (*classes, *factories) if name not in blocks]
     if unmade:
         needs = "; ".join(f"{name} needs {', '.join(missing_arguments(public[name], arguments))}" for name in unmade)
-        raise SourceError(f"{path} has nothing that can be built without arguments: {needs}; give --arg.", usage=True)
+        raise SourceError(
+            f"{path} has nothing that can be built without arguments: {needs}; give --arg, or write a function that"
+            f" makes the network, and name it: {path}:FUNCTION.",
+            usage=True,
+        )
     raise SourceError(f"{path} has no model: no nn.Module class and no function that returns one.", usage=False)
 
 
