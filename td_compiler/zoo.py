@@ -15,12 +15,17 @@ Strided layers pad as Keras' "same" does at even sizes, on the high side, becaus
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from td_compiler.errors import ConversionError
 from td_compiler.graph.initialise import initialise_glorot, initialise_he
+
+if TYPE_CHECKING:
+    from td_compiler.weights import Pretrained
 
 __all__ = [
     "ZOO",
@@ -31,6 +36,7 @@ __all__ = [
     "lenet_fc",
     "nin",
     "nin_light",
+    "pretrained",
     "resnet",
     "resnet18_light",
     "resnet20",
@@ -248,3 +254,13 @@ ZOO: dict[str, Callable[..., PlainNet | PreActResNet]] = {
     factory.__name__: factory
     for factory in (lenet_fc, nin_light, nin, resnet20, resnet32, resnet44, resnet56, resnet110, resnet18_light)
 }
+
+
+def pretrained(name: str, *, data: str, where: str | Path | None = None, sha256: str | None = None) -> Pretrained:
+    """A trained network, such as `pretrained("nin_light_td", data="fashion-mnist")`: images in [0, 1] to scores.
+
+    Arguments and errors are those of :func:`td_compiler.weights.pretrained`, where the files are described, too.
+    """
+    from td_compiler import weights  # imports the compiler, which networks have no use for
+
+    return weights.pretrained(name, data=data, where=where, sha256=sha256)
