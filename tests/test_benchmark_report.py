@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from html.parser import HTMLParser
@@ -337,3 +338,18 @@ def test_results_of_another_version_are_refused(tmp_path: Path, capsys: pytest.C
     assert report.main([str(tmp_path)], "report") == 2
     assert "The results of localise were written by another version of it" in capsys.readouterr().err
     assert not (tmp_path / "report.html").exists()
+
+
+QUICK = Path(__file__).parents[1] / "benchmarks" / "results" / "quick"
+
+
+def test_the_page_of_an_earlier_version_says_so_before_its_first_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both its forms; and its results, which keep no answers, are refused by name."""
+    for name, table in (("report.md", "\n| "), ("report.html", "<table")):
+        head = (QUICK / name).read_text().partition(table)[0]
+        assert "made by an earlier version: before upsampling and merges were folded" in head, name
+    shutil.copy(QUICK / "results.jsonl", tmp_path)
+    assert report.main([str(tmp_path)], "report") == 2
+    assert "results.jsonl" in capsys.readouterr().err and not (tmp_path / "report.md").exists()
