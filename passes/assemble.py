@@ -67,7 +67,7 @@ def _pad_explicitly(module: nn.Module) -> None:
         extents = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
         if any(extent % 2 for extent in extents):
             module.__class__ = EvenConv2d
-            module.padding = tuple(extent // 2 for extent in extents)  # type: ignore[assignment]
+            module.padding = tuple(extent // 2 for extent in extents)
 
 
 def _ensures(building: Building, network: TopDownNet) -> None:

@@ -154,7 +154,7 @@ def _section(readings: Sequence[Reading], command: str) -> Section:
             f"Of {len(found)} networks: ratio {statistics.median(ratios):.2f} in the median, {max(ratios):.2f} at most,"
             f" above 1.3 in {above} and above 2 in {far}; {clean} have neither numbered class nor string index."
             f" What every top-down network needs takes {min(r.common for r in found)} to {max(r.common for r in found)}"
-            " lines: networks above 2 have classes that are shorter than that."
+            f" lines, without which {sum(r.lines - r.common > 2 * r.source_lines for r in found)} are above 2."
         )
     return Section(
         title="Emission",

@@ -15,11 +15,17 @@ stage  scale  width  blocks
     1      1     96       -
 """
 
-from collections import OrderedDict
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+
+
+class EvenConv2d(nn.Conv2d):
+    """A convolution that keeps its map's size: a side of even reach pads one more zero behind, as "same" does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        down, across = (d * (k - 1) % 2 for d, k in zip(self.dilation, self.kernel_size, strict=True))
+        return super().forward(F.pad(x, (0, across, 0, down)))
 
 
 class DropPath(nn.Module):
@@ -29,14 +35,14 @@ class DropPath(nn.Module):
         super().__init__()
         self.p = p
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0.0:
             return x
         kept = x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(1 - self.p)
         return x * kept.div_(1 - self.p)
 
 
-def upsample_nearest(x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+def upsample_nearest(x: Tensor, image: Tensor) -> Tensor:
     """Bring a map (N, C, h, w) to the size (H, W) of an image by nearest neighbours."""
     return F.interpolate(x, size=image.shape[-2:], mode="nearest")
 
@@ -52,10 +58,10 @@ class Numbered(nn.ModuleDict):
 
 
 @fx.wrap
-def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
+def downsample_gaussian(images: Tensor, factor: int | tuple[int, int]) -> Tensor:
     """Anti-aliased resize of (N, C, H, W) to (N, C, ceil(H / factor), ceil(W / factor)); sigma = factor / 2 pixels."""
 
-    def matrix(size: int, factor: int) -> torch.Tensor:
+    def matrix(size: int, factor: int) -> Tensor:
         if factor == 1:
             return torch.eye(size, device=images.device, dtype=dtype)
         pixels = torch.arange(size, device=images.device, dtype=dtype)
@@ -73,7 +79,7 @@ def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> 
 
 
 class LayerNorm2d(nn.Module):
-    """`entry.32.norm` and 10 more."""
+    """Layer norm."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -81,65 +87,34 @@ class LayerNorm2d(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: torch.Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         x = x.permute(0, 2, 3, 1)
         x = F.layer_norm(x, (self.channels,), weight=self.weight, bias=self.bias, eps=1e-6)
         return x.permute(0, 3, 1, 2)
 
 
 class Entry(nn.Sequential):
-    """Lifts an image to the width of its stage: `entry.32` and 4 more."""
+    """Lifts the image to the width of a stage: a 4x4 convolution."""
 
     def __init__(self, in_chans: int, out_channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_chans, out_channels, kernel_size=4, padding="same")
+        self.conv = EvenConv2d(in_chans, out_channels, kernel_size=4, padding=1)
         self.norm = LayerNorm2d(out_channels)
 
 
-class CNBlock(nn.Module):
-    """`features.7.0` and 17 more."""
+class Permute(nn.Module):
+    """A layer without weights: permute."""
 
-    def __init__(self, in_channels: int, hidden: int, p: float) -> None:
+    def __init__(self, dims: list[int]) -> None:
         super().__init__()
-        self.layer_scale = nn.Parameter(torch.full((in_channels, 1, 1), 1e-6))
-        self.block = nn.Sequential(
-            OrderedDict(
-                [
-                    ("0", nn.Conv2d(hidden, hidden, kernel_size=7, padding=3, groups=hidden)),
-                    ("2", nn.LayerNorm(hidden, eps=1e-6)),
-                    ("3", nn.Linear(hidden, 4 * in_channels)),
-                    ("4", nn.GELU()),
-                    ("5", nn.Linear(4 * in_channels, in_channels)),
-                ]
-            )
-        )
-        self.stochastic_depth = DropPath(p)
-        self.projection = None
-        if in_channels != hidden:
-            self.projection = nn.ModuleDict(
-                {"conv": nn.Conv2d(192, 96, kernel_size=1), "norm": nn.LayerNorm(96, eps=1e-6)}
-            )
+        self.dims = dims
 
-    def forward(self, x: torch.Tensor, image: torch.Tensor | None = None) -> Tensor:
-        y = x if image is None else upsample_nearest(x, image)
-        y = self.block[1](torch.permute(self.block[0](y), [0, 2, 3, 1]))
-        y = self.block[3](self.block[2](y))
-        y = self.layer_scale * torch.permute(self.block[4](y), [0, 3, 1, 2])
-        y = self.stochastic_depth(y)
-        if self.projection is not None:
-            x = self.projection.conv(x)
-        if image is not None:
-            x = x.permute(0, 2, 3, 1)
-        if self.projection is not None:
-            x = self.projection.norm(x)
-        if image is not None:
-            x = x.permute(0, 3, 1, 2)
-            x = upsample_nearest(x, image)
-        return y + x
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.permute(x, self.dims)
 
 
 class Merge(nn.Module):
-    """Joins the map so far and the entry's map e: `merge.16` and 1 more."""
+    """Joins the map x and the image's entry e: a 3x3 convolution of [x + e, e]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -147,13 +122,13 @@ class Merge(nn.Module):
         self.act = nn.GELU()
         self.conv = nn.Conv2d(2 * channels, channels, kernel_size=3, padding=1)
 
-    def forward(self, x: torch.Tensor, e: torch.Tensor) -> Tensor:
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
         x = torch.cat([x + e, e], 1)
         return self.conv(self.act(self.norm(x)))
 
 
-class Merge4(nn.Module):
-    """Joins the map so far and the entry's map e: `merge.4` and 1 more."""
+class ConvFirstMerge(nn.Module):
+    """Joins the map x and the image's entry e: a 3x3 convolution of [x + e, e]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -161,10 +136,52 @@ class Merge4(nn.Module):
         self.norm = nn.LayerNorm(96, eps=1e-6)
         self.act = nn.GELU()
 
-    def forward(self, x: torch.Tensor, e: torch.Tensor) -> Tensor:
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
         x = torch.cat([x + e, e], 1)
         x = self.norm(self.conv(x).permute(0, 2, 3, 1))
         return self.act(x.permute(0, 3, 1, 2))
+
+
+class Flatten(nn.Module):
+    """A layer without weights: flatten."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.flatten(x, 1)
+
+
+class CNBlock(nn.Module):
+    """Residual block: a 7x7 depthwise convolution and two linear layers. Given `image`, the map grows to its size."""
+
+    def __init__(self, in_channels: int, out_channels: int, p: float) -> None:
+        super().__init__()
+        self.layer_scale = nn.Parameter(torch.full((out_channels, 1, 1), 1e-6))
+        self.block = nn.Sequential(
+            nn.Conv2d(in_channels, in_channels, kernel_size=7, padding=3, groups=in_channels),
+            Permute(dims=[0, 2, 3, 1]),
+            nn.LayerNorm(in_channels, eps=1e-6),
+            nn.Linear(in_channels, 4 * out_channels),
+            nn.GELU(),
+            nn.Linear(4 * out_channels, out_channels),
+            Permute(dims=[0, 3, 1, 2]),
+        )
+        self.stochastic_depth = DropPath(p)
+        self.projection = None
+        if in_channels != out_channels:
+            self.projection = nn.ModuleDict(
+                {"conv": nn.Conv2d(192, 96, kernel_size=1), "norm": nn.LayerNorm(96, eps=1e-6)}
+            )
+
+    def forward(self, x: Tensor, image: Tensor | None = None) -> Tensor:
+        y = x if image is None else upsample_nearest(x, image)
+        y = self.stochastic_depth(self.layer_scale * self.block(y))
+        if self.projection is not None:
+            x = self.projection.conv(x)
+            x = x.permute(0, 2, 3, 1)
+            x = self.projection.norm(x)
+            x = x.permute(0, 3, 1, 2)
+        if image is not None:
+            x = upsample_nearest(x, image)
+        return y + x
 
 
 class Growing(nn.Sequential):
@@ -184,7 +201,8 @@ class Stage(nn.Sequential):
 
     def forward(self, x: Tensor, image: Tensor, entry: nn.Module, merge: nn.Module) -> Tensor:
         first, *blocks = self
-        x = merge(first(x, image), entry(image))
+        x = first(x, image)
+        x = merge(x, entry(image))
         for block in blocks:
             x = block(x)
         return x
@@ -205,34 +223,30 @@ class ConvNeXtTinyTD(nn.Module):
         )
         self.features = Numbered(
             {
-                6: nn.Sequential(LayerNorm2d(768), nn.Conv2d(768, 768, kernel_size=2, padding="same")),
-                7: nn.Sequential(*[CNBlock(768, hidden=768, p=p) for p in rates[15:18]]),
-                4: Growing(LayerNorm2d(768), nn.Conv2d(768, 384, kernel_size=2, padding="same")),
-                5: nn.Sequential(*[CNBlock(384, hidden=384, p=p) for p in rates[6:15]]),
-                2: Growing(LayerNorm2d(384), nn.Conv2d(384, 192, kernel_size=2, padding="same")),
-                3: nn.Sequential(*[CNBlock(192, hidden=192, p=p) for p in rates[3:6]]),
-                1: Stage(
-                    CNBlock(96, hidden=192, p=rates[0]),
-                    CNBlock(96, hidden=96, p=rates[1]),
-                    CNBlock(96, hidden=96, p=rates[2]),
-                ),
+                6: nn.Sequential(LayerNorm2d(768), EvenConv2d(768, 768, kernel_size=2)),
+                7: nn.Sequential(*[CNBlock(768, 768, p=p) for p in rates[15:18]]),
+                4: Growing(LayerNorm2d(768), EvenConv2d(768, 384, kernel_size=2)),
+                5: nn.Sequential(*[CNBlock(384, 384, p=p) for p in rates[6:15]]),
+                2: Growing(LayerNorm2d(384), EvenConv2d(384, 192, kernel_size=2)),
+                3: nn.Sequential(*[CNBlock(192, 192, p=p) for p in rates[3:6]]),
+                1: Stage(CNBlock(192, 96, p=rates[0]), CNBlock(96, 96, p=rates[1]), CNBlock(96, 96, p=rates[2])),
             }
         )
-        self.merge = Numbered({16: Merge(384), 8: Merge(192), 4: Merge4(), 1: Merge4()})
+        self.merge = Numbered({16: Merge(384), 8: Merge(192), 4: ConvFirstMerge(), 1: ConvFirstMerge()})
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Sequential(OrderedDict([("0", LayerNorm2d(96)), ("2", nn.Linear(96, num_classes))]))
+        self.classifier = nn.Sequential(LayerNorm2d(96), Flatten(), nn.Linear(96, num_classes))
         if not num_classes:
             self.reset_classifier(0)
         self.apply(init_weights)
 
     def get_classifier(self) -> nn.Module:
-        return self.classifier[1]
+        return self.classifier[2]
 
     def reset_classifier(self, num_classes: int) -> None:
         """Put a new classifier of num_classes in place; 0: none."""
         self.num_classes = num_classes
-        self.classifier[1] = nn.Linear(96, num_classes) if num_classes else nn.Identity()
-        init_weights(self.classifier[1])
+        self.classifier[2] = nn.Linear(96, num_classes) if num_classes else nn.Identity()
+        init_weights(self.classifier[2])
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
         """The images at every scale, finest first."""
@@ -276,8 +290,8 @@ class ConvNeXtTinyTD(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Class scores from the last map; `pre_logits`: what the classifier reads."""
-        x = torch.flatten(self.classifier[0](self.avgpool(x)), 1)
-        return x if pre_logits else self.classifier[1](x)
+        x = self.avgpool(x)
+        return self.classifier[:2](x) if pre_logits else self.classifier(x)
 
     def forward_pyramid(self, levels: list[Tensor]) -> Tensor:
         """Class scores from the images at every scale."""

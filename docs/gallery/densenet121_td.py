@@ -32,10 +32,10 @@ class Numbered(nn.ModuleDict):
 
 
 @fx.wrap
-def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
+def downsample_gaussian(images: Tensor, factor: int | tuple[int, int]) -> Tensor:
     """Anti-aliased resize of (N, C, H, W) to (N, C, ceil(H / factor), ceil(W / factor)); sigma = factor / 2 pixels."""
 
-    def matrix(size: int, factor: int) -> torch.Tensor:
+    def matrix(size: int, factor: int) -> Tensor:
         if factor == 1:
             return torch.eye(size, device=images.device, dtype=dtype)
         pixels = torch.arange(size, device=images.device, dtype=dtype)
@@ -52,13 +52,13 @@ def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> 
     return (rows @ images.to(dtype) @ columns.mT).to(images.dtype)
 
 
-def upsample_nearest(x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+def upsample_nearest(x: Tensor, image: Tensor) -> Tensor:
     """Bring a map (N, C, h, w) to the size (H, W) of an image by nearest neighbours."""
     return F.interpolate(x, size=image.shape[-2:], mode="nearest")
 
 
 class Entry(nn.Sequential):
-    """Lifts an image to the width of its stage: `entry.32` and 5 more."""
+    """Lifts the image to the width of a stage: a 7x7 convolution."""
 
     def __init__(self, in_chans: int, out_channels: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Entry(nn.Sequential):
 
 
 class DenseLayer(nn.Sequential):
-    """`features.denseblock4.denselayer1` and 57 more."""
+    """A 1x1 and a 3x3 convolution with norm and activation."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class DenseLayer(nn.Sequential):
 
 
 class Transition(nn.Sequential):
-    """Brings a map to the width of the next stage: `transition.16` and 6 more."""
+    """Brings a map to the width of the next stage: a 1x1 convolution."""
 
     def __init__(self, in_channels: int, out_channels: int, act: bool = True) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Transition(nn.Sequential):
 
 
 class Merge(nn.Module):
-    """Joins the map so far and the entry's map e: `merge.16` and 4 more."""
+    """Joins the map x and the image's entry e: a 3x3 convolution of [x + e, e]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -104,20 +104,20 @@ class Merge(nn.Module):
         self.act = nn.ReLU(inplace=True)
         self.conv = nn.Conv2d(2 * channels, channels, kernel_size=3, padding=1, bias=False)
 
-    def forward(self, x: torch.Tensor, e: torch.Tensor) -> Tensor:
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
         x = torch.cat([x + e, e], 1)
         return self.conv(self.act(self.norm(x)))
 
 
 class DenseBlock(nn.Module):
-    """`features.denseblock4` and 3 more."""
+    """Dense block: every layer reads the maps of all before it."""
 
     def __init__(self, channels: int, depth: int) -> None:
         super().__init__()
         for i in range(depth):
             self.add_module(f"denselayer{i + 1}", DenseLayer(channels + i * 32))
 
-    def forward(self, x: torch.Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         maps = [x]
         for layer in self.children():
             maps.append(layer(torch.cat(maps, 1)))
@@ -174,23 +174,20 @@ class DenseNet121TD(nn.Module):
     def stage16(self, x: Tensor, image: Tensor) -> Tensor:
         x = self.transition[16](x)
         x = self.merge[16](upsample_nearest(x, image), self.entry[16](image))
-        for name in ("denseblock3", "transition3"):
-            x = self.features[name](x)
-        return x
+        x = self.features.denseblock3(x)
+        return self.features.transition3(x)
 
     def stage8(self, x: Tensor, image: Tensor) -> Tensor:
         x = self.transition[8](x)
         x = self.merge[8](upsample_nearest(x, image), self.entry[8](image))
-        for name in ("denseblock2", "transition2"):
-            x = self.features[name](x)
-        return x
+        x = self.features.denseblock2(x)
+        return self.features.transition2(x)
 
     def stage4(self, x: Tensor, image: Tensor) -> Tensor:
         x = self.transition[4](x)
         x = self.merge[4](upsample_nearest(x, image), self.entry[4](image))
-        for name in ("denseblock1", "transition1"):
-            x = self.features[name](x)
-        return x
+        x = self.features.denseblock1(x)
+        return self.features.transition1(x)
 
     def stage2(self, x: Tensor, image: Tensor) -> Tensor:
         x = self.transition[2](x)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 
-def upsample_nearest(x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+def upsample_nearest(x: Tensor, image: Tensor) -> Tensor:
     """Bring a map (N, C, h, w) to the size (H, W) of an image by nearest neighbours."""
     return F.interpolate(x, size=image.shape[-2:], mode="nearest")
 
@@ -37,10 +37,10 @@ class Numbered(nn.ModuleDict):
 
 
 @fx.wrap
-def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
+def downsample_gaussian(images: Tensor, factor: int | tuple[int, int]) -> Tensor:
     """Anti-aliased resize of (N, C, H, W) to (N, C, ceil(H / factor), ceil(W / factor)); sigma = factor / 2 pixels."""
 
-    def matrix(size: int, factor: int) -> torch.Tensor:
+    def matrix(size: int, factor: int) -> Tensor:
         if factor == 1:
             return torch.eye(size, device=images.device, dtype=dtype)
         pixels = torch.arange(size, device=images.device, dtype=dtype)
@@ -58,7 +58,7 @@ def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> 
 
 
 class Entry(nn.Sequential):
-    """Lifts an image to the width of its stage: `entry.32` and 5 more."""
+    """Lifts the image to the width of a stage: a 7x7, a 3x3 and a 3x3 convolution."""
 
     def __init__(self, in_chans: int, out_channels: int) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Entry(nn.Sequential):
 
 
 class DlaBasic(nn.Module):
-    """`level5.tree2` and 7 more."""
+    """Residual block: two 3x3 convolutions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -84,14 +84,14 @@ class DlaBasic(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
 
-    def forward(self, x: torch.Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y)) + x
         return self.relu(y)
 
 
-class DlaBasicUp(nn.Module):
-    """`level4.tree1.tree1` and 3 more."""
+class GrowingDlaBasic(nn.Module):
+    """Residual block: two 3x3 convolutions. Given `image`, the map grows to its size."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class DlaBasicUp(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
 
-    def forward(self, x: torch.Tensor, x2: torch.Tensor, image: torch.Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, x2: Tensor, image: Tensor | None = None) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.bn2(self.conv2(x))
         if image is not None:
@@ -110,7 +110,7 @@ class DlaBasicUp(nn.Module):
 
 
 class DlaRoot(nn.Sequential):
-    """`level5.root` and 5 more."""
+    """A 1x1 convolution with norm and activation."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class DlaRoot(nn.Sequential):
 
 
 class Merge(nn.Module):
-    """Joins the map so far and the entry's map e: `merge.16` and 4 more."""
+    """Joins the map x and the image's entry e: a 3x3 convolution of [x + e, e]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -128,13 +128,13 @@ class Merge(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
         self.act = nn.ReLU()
 
-    def forward(self, x: torch.Tensor, e: torch.Tensor) -> Tensor:
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
         x = torch.cat([x + e, e], 1)
         return self.act(self.norm(self.conv(x)))
 
 
 class Transition(nn.Sequential):
-    """Brings a map to the width of the next stage: `transition.2` and 1 more."""
+    """Brings a map to the width of the next stage: a 1x1 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class Transition(nn.Sequential):
 
 
 class SelectAdaptivePool2d(nn.Sequential):
-    """`global_pool`."""
+    """Select adaptive pool."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,34 +152,33 @@ class SelectAdaptivePool2d(nn.Sequential):
 
 
 class DlaTree(nn.Module):
-    """`level4.tree1` and 3 more."""
+    """A 1x1 convolution, two residual blocks and a 1x1 convolution. Given `image`, the map grows to its size."""
 
     def __init__(self, in_channels: int, out_channels: int, hidden: int) -> None:
         super().__init__()
         self.project = nn.Sequential(
             nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False), nn.BatchNorm2d(out_channels)
         )
-        self.tree1 = DlaBasicUp(in_channels, out_channels)
+        self.tree1 = GrowingDlaBasic(in_channels, out_channels)
         self.tree2 = DlaBasic(out_channels)
         self.root = DlaRoot(hidden, out_channels)
 
-    def forward(self, x: torch.Tensor, image: torch.Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, image: Tensor | None = None) -> Tensor:
         shortcut = self.project(x)
         if image is not None:
             x = upsample_nearest(x, image)
             y = self.tree1(x, shortcut, image)
-        if image is None:
+        else:
             y = self.tree1(x, shortcut)
         z = self.tree2(y)
-        if image is not None:
-            z = torch.cat([z, y], 1)
-        if image is None:
-            z = torch.cat([z, y, x], 1)
+        z = torch.cat([z, y], 1) if image is not None else torch.cat([z, y, x], 1)
         return self.root(z)
 
 
-class DlaTreeUp(nn.Module):
-    """`level4.tree2` and 1 more."""
+class Tree1FirstDlaTree(nn.Module):
+    """Branches, joined along the channels: two residual blocks and a 1x1 convolution. The map grows to the size of
+    `image`.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -187,22 +186,22 @@ class DlaTreeUp(nn.Module):
         self.tree2 = DlaBasic(channels)
         self.root = DlaRoot(5 * channels, channels)
 
-    def forward(self, x: torch.Tensor, x2: torch.Tensor, image: torch.Tensor) -> Tensor:
+    def forward(self, x: Tensor, x2: Tensor, image: Tensor) -> Tensor:
         y = self.tree1(x)
         z = self.tree2(y)
         z = torch.cat([z, y, upsample_nearest(x2, image), x], 1)
         return self.root(z)
 
 
-class DlaTreeLevel4(nn.Module):
-    """`level4` and 1 more."""
+class Level4DlaTree(nn.Module):
+    """Dla tree. The map grows to the size of `image`."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.tree1 = DlaTree(2 * channels, channels, hidden=2 * channels)
-        self.tree2 = DlaTreeUp(channels)
+        self.tree2 = Tree1FirstDlaTree(channels)
 
-    def forward(self, x: torch.Tensor, image: torch.Tensor) -> Tensor:
+    def forward(self, x: Tensor, image: Tensor) -> Tensor:
         y = self.tree1(x, image)
         return self.tree2(y, x, image)
 
@@ -220,9 +219,9 @@ class DLA34TD(nn.Module):
             {s: Entry(in_chans, width) for s, width in {32: 512, 16: 256, 8: 128, 4: 64, 2: 32, 1: 16}.items()}
         )
         self.level5 = DlaTree(512, 512, hidden=1536)
-        self.level4 = DlaTreeLevel4(256)
+        self.level4 = Level4DlaTree(256)
         self.merge = Numbered({16: Merge(256), 8: Merge(128), 4: Merge(64), 2: Merge(32), 1: Merge(16)})
-        self.level3 = DlaTreeLevel4(128)
+        self.level3 = Level4DlaTree(128)
         self.level2 = DlaTree(128, 64, hidden=128)
         self.transition = Numbered({2: Transition(32), 1: Transition(16)})
         self.global_pool = SelectAdaptivePool2d()

@@ -30,14 +30,14 @@ class DropPath(nn.Module):
         super().__init__()
         self.p = p
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0.0:
             return x
         kept = x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(1 - self.p)
         return x * kept.div_(1 - self.p)
 
 
-def upsample_nearest(x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+def upsample_nearest(x: Tensor, image: Tensor) -> Tensor:
     """Bring a map (N, C, h, w) to the size (H, W) of an image by nearest neighbours."""
     return F.interpolate(x, size=image.shape[-2:], mode="nearest")
 
@@ -53,10 +53,10 @@ class Numbered(nn.ModuleDict):
 
 
 @fx.wrap
-def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
+def downsample_gaussian(images: Tensor, factor: int | tuple[int, int]) -> Tensor:
     """Anti-aliased resize of (N, C, H, W) to (N, C, ceil(H / factor), ceil(W / factor)); sigma = factor / 2 pixels."""
 
-    def matrix(size: int, factor: int) -> torch.Tensor:
+    def matrix(size: int, factor: int) -> Tensor:
         if factor == 1:
             return torch.eye(size, device=images.device, dtype=dtype)
         pixels = torch.arange(size, device=images.device, dtype=dtype)
@@ -74,7 +74,7 @@ def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> 
 
 
 class Entry(nn.Sequential):
-    """Lifts an image to the width of its stage: `entry.32` and 5 more."""
+    """Lifts the image to the width of a stage: a 3x3 convolution."""
 
     def __init__(self, in_chans: int, out_channels: int) -> None:
         super().__init__()
@@ -84,10 +84,10 @@ class Entry(nn.Sequential):
 
 
 class Conv2dNormActivation(nn.Sequential):
-    """`features.6.0.block.0` and 47 more."""
+    """A convolution with norm and activation."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, groups: int = 1, kernel_size: int = 1, with_2: bool = True
+        self, in_channels: int, out_channels: int, groups: int = 1, kernel_size: int = 1, with_activation: bool = True
     ) -> None:
         layers: list[nn.Module] = []
         layers.append(
@@ -96,13 +96,13 @@ class Conv2dNormActivation(nn.Sequential):
             )
         )
         layers.append(nn.BatchNorm2d(out_channels))
-        if with_2:
+        if with_activation:
             layers.append(nn.SiLU(inplace=True))
         super().__init__(*layers)
 
 
 class SqueezeExcitation(nn.Module):
-    """`features.6.0.block.2` and 15 more."""
+    """Weighs the channels of a map: two 1x1 convolutions."""
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
@@ -112,13 +112,13 @@ class SqueezeExcitation(nn.Module):
         self.fc2 = nn.Conv2d(hidden, channels, kernel_size=1)
         self.scale_activation = nn.Sigmoid()
 
-    def forward(self, x: torch.Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         y = self.activation(self.fc1(self.avgpool(x)))
         return self.scale_activation(self.fc2(y)) * x
 
 
 class Merge(nn.Module):
-    """Joins the map so far and the entry's map e: `merge.16` and 4 more."""
+    """Joins the map x and the image's entry e: a 3x3 convolution of [x + e, e]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -126,13 +126,13 @@ class Merge(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
         self.act = nn.SiLU(inplace=True)
 
-    def forward(self, x: torch.Tensor, e: torch.Tensor) -> Tensor:
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
         x = torch.cat([x + e, e], 1)
         return self.act(self.norm(self.conv(x)))
 
 
 class Transition(nn.Sequential):
-    """Brings a map to the width of the next stage: `transition.1`."""
+    """Brings a map to the width of the next stage: a 1x1 convolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,7 +142,9 @@ class Transition(nn.Sequential):
 
 
 class MBConv(nn.Module):
-    """`features.6.0` and 15 more."""
+    """Residual block: a 1x1 convolution, a depthwise convolution, a gate and a 1x1 convolution. Given `image`, the map
+    grows to its size.
+    """
 
     def __init__(
         self,
@@ -160,13 +162,13 @@ class MBConv(nn.Module):
             *([Conv2dNormActivation(in_channels, hidden)] if in_channels is not None else []),
             Conv2dNormActivation(hidden, hidden, groups=hidden, kernel_size=kernel_size),
             SqueezeExcitation(hidden, hidden=block_hidden),
-            Conv2dNormActivation(hidden, out_channels, with_2=False),
+            Conv2dNormActivation(hidden, out_channels, with_activation=False),
         )
         self.stochastic_depth = None
         if p is not None:
             self.stochastic_depth = DropPath(p)
 
-    def forward(self, x: torch.Tensor, image: torch.Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, image: Tensor | None = None) -> Tensor:
         y = x
         for block in self.block[: self.split]:
             y = block(y)
@@ -176,7 +178,8 @@ class MBConv(nn.Module):
             y = block(y)
         if self.stochastic_depth is not None:
             y = self.stochastic_depth(y)
-        return y + x if self.stochastic_depth is not None else y
+            y = y + x
+        return y
 
 
 class Stage(nn.Sequential):
@@ -276,7 +279,8 @@ class EfficientNetB0TD(nn.Module):
         return x
 
     def stage16(self, x: Tensor, image: Tensor) -> Tensor:
-        return self.features[5](self.features[4](x, image, self.entry[16], self.merge[16]))
+        x = self.features[4](x, image, self.entry[16], self.merge[16])
+        return self.features[5](x)
 
     def stage8(self, x: Tensor, image: Tensor) -> Tensor:
         return self.features[3](x, image, self.entry[8], self.merge[8])

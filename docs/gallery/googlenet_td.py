@@ -32,10 +32,10 @@ class Numbered(nn.ModuleDict):
 
 
 @fx.wrap
-def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
+def downsample_gaussian(images: Tensor, factor: int | tuple[int, int]) -> Tensor:
     """Anti-aliased resize of (N, C, H, W) to (N, C, ceil(H / factor), ceil(W / factor)); sigma = factor / 2 pixels."""
 
-    def matrix(size: int, factor: int) -> torch.Tensor:
+    def matrix(size: int, factor: int) -> Tensor:
         if factor == 1:
             return torch.eye(size, device=images.device, dtype=dtype)
         pixels = torch.arange(size, device=images.device, dtype=dtype)
@@ -52,13 +52,13 @@ def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> 
     return (rows @ images.to(dtype) @ columns.mT).to(images.dtype)
 
 
-def upsample_nearest(x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+def upsample_nearest(x: Tensor, image: Tensor) -> Tensor:
     """Bring a map (N, C, h, w) to the size (H, W) of an image by nearest neighbours."""
     return F.interpolate(x, size=image.shape[-2:], mode="nearest")
 
 
 class Entry(nn.Module):
-    """Lifts an image to the width of its stage: `entry.32` and 5 more."""
+    """Lifts the image to the width of a stage: a 7x7, a 1x1 and a 3x3 convolution."""
 
     def __init__(self, in_chans: int, out_channels: int) -> None:
         super().__init__()
@@ -69,51 +69,51 @@ class Entry(nn.Module):
         self.conv3 = nn.Conv2d(64, out_channels, kernel_size=3, padding=1, bias=False)
         self.norm3 = nn.BatchNorm2d(out_channels, eps=0.001)
 
-    def forward(self, image: torch.Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Tensor:
         image = F.relu(self.norm(self.conv(image)))
         image = F.relu(self.norm2(self.conv2(image)))
         return F.relu(self.norm3(self.conv3(image)))
 
 
 class BasicConv2d(nn.Module):
-    """`inception5a.branch1` and 53 more."""
+    """A convolution."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=kernel_size, padding=kernel_size // 2, bias=False)
         self.bn = nn.BatchNorm2d(out_channels, eps=0.001)
 
-    def forward(self, x: torch.Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.bn(self.conv(x)))
 
 
 class Transition(nn.Module):
-    """Brings a map to the width of the next stage: `transition.16` and 3 more."""
+    """Brings a map to the width of the next stage: a 1x1 convolution."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
         self.norm = nn.BatchNorm2d(out_channels, eps=0.001)
 
-    def forward(self, x: torch.Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.norm(self.conv(x)))
 
 
 class Merge(nn.Module):
-    """Joins the map so far and the entry's map e: `merge.16` and 4 more."""
+    """Joins the map x and the image's entry e: a 3x3 convolution of [x + e, e]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(2 * channels, channels, kernel_size=3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(channels, eps=0.001)
 
-    def forward(self, x: torch.Tensor, e: torch.Tensor) -> Tensor:
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
         x = torch.cat([x + e, e], 1)
         return F.relu(self.norm(self.conv(x)))
 
 
 class Inception(nn.Module):
-    """`inception5a` and 8 more."""
+    """Branches, joined along the channels: a 1x1, a 1x1, a 3x3, a 1x1, a 3x3 and a 1x1 convolution."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class Inception(nn.Module):
             nn.MaxPool2d(kernel_size=3, stride=1, padding=1, ceil_mode=True), BasicConv2d(in_channels, out_channels)
         )
 
-    def forward(self, x: torch.Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         y = self.branch1(x)
         z = self.branch2(x)
         u = self.branch3(x)
@@ -202,21 +202,31 @@ class GoogLeNetTD(nn.Module):
         return [images, *(downsample_gaussian(images, scale) for scale in self.scales[1:])]
 
     def stage32(self, image: Tensor) -> Tensor:
-        return self.inception5b(self.inception5a(self.entry[32](image)))
+        x = self.inception5a(self.entry[32](image))
+        return self.inception5b(x)
 
     def stage16(self, x: Tensor, image: Tensor) -> Tensor:
-        x = self.merge[16](upsample_nearest(self.transition[16](x), image), self.entry[16](image))
-        return self.inception4e(self.inception4d(self.inception4c(self.inception4b(self.inception4a(x)))))
+        x = self.transition[16](x)
+        x = self.merge[16](upsample_nearest(x, image), self.entry[16](image))
+        x = self.inception4a(x)
+        x = self.inception4b(x)
+        x = self.inception4c(x)
+        x = self.inception4d(x)
+        return self.inception4e(x)
 
     def stage8(self, x: Tensor, image: Tensor) -> Tensor:
-        x = self.merge[8](upsample_nearest(self.transition[8](x), image), self.entry[8](image))
-        return self.inception3b(self.inception3a(x))
+        x = self.transition[8](x)
+        x = self.merge[8](upsample_nearest(x, image), self.entry[8](image))
+        x = self.inception3a(x)
+        return self.inception3b(x)
 
     def stage4(self, x: Tensor, image: Tensor) -> Tensor:
-        return self.merge[4](upsample_nearest(self.transition[4](x), image), self.entry[4](image))
+        x = self.transition[4](x)
+        return self.merge[4](upsample_nearest(x, image), self.entry[4](image))
 
     def stage2(self, x: Tensor, image: Tensor) -> Tensor:
-        return self.merge[2](upsample_nearest(self.transition[2](x), image), self.entry[2](image))
+        x = self.transition[2](x)
+        return self.merge[2](upsample_nearest(x, image), self.entry[2](image))
 
     def stage1(self, x: Tensor, image: Tensor) -> Tensor:
         return self.merge[1](upsample_nearest(x, image), self.entry[1](image))

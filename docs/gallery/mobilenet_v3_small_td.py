@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 
-def upsample_nearest(x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+def upsample_nearest(x: Tensor, image: Tensor) -> Tensor:
     """Bring a map (N, C, h, w) to the size (H, W) of an image by nearest neighbours."""
     return F.interpolate(x, size=image.shape[-2:], mode="nearest")
 
@@ -38,10 +38,10 @@ class Numbered(nn.ModuleDict):
 
 
 @fx.wrap
-def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
+def downsample_gaussian(images: Tensor, factor: int | tuple[int, int]) -> Tensor:
     """Anti-aliased resize of (N, C, H, W) to (N, C, ceil(H / factor), ceil(W / factor)); sigma = factor / 2 pixels."""
 
-    def matrix(size: int, factor: int) -> torch.Tensor:
+    def matrix(size: int, factor: int) -> Tensor:
         if factor == 1:
             return torch.eye(size, device=images.device, dtype=dtype)
         pixels = torch.arange(size, device=images.device, dtype=dtype)
@@ -59,7 +59,7 @@ def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> 
 
 
 class Entry(nn.Sequential):
-    """Lifts an image to the width of its stage: `entry.32` and 5 more."""
+    """Lifts the image to the width of a stage: a 3x3 convolution."""
 
     def __init__(self, in_chans: int, out_channels: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Entry(nn.Sequential):
 
 
 class Conv2dNormActivation(nn.Sequential):
-    """`features.9.block.0` and 32 more."""
+    """A convolution with norm."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Conv2dNormActivation(nn.Sequential):
 
 
 class SqueezeExcitation(nn.Module):
-    """`features.9.block.2` and 8 more."""
+    """Weighs the channels of a map: two 1x1 convolutions."""
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
@@ -102,13 +102,13 @@ class SqueezeExcitation(nn.Module):
         self.fc2 = nn.Conv2d(hidden, channels, kernel_size=1)
         self.scale_activation = nn.Hardsigmoid()
 
-    def forward(self, x: torch.Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         y = self.activation(self.fc1(self.avgpool(x)))
         return self.scale_activation(self.fc2(y)) * x
 
 
 class Merge(nn.Module):
-    """Joins the map so far and the entry's map e: `merge.16` and 4 more."""
+    """Joins the map x and the image's entry e: a 3x3 convolution of [x + e, e]."""
 
     def __init__(self, channels: int, activation: type[nn.Module] = nn.ReLU) -> None:
         super().__init__()
@@ -116,13 +116,15 @@ class Merge(nn.Module):
         self.norm = nn.BatchNorm2d(channels, eps=0.001, momentum=0.01)
         self.act = activation(inplace=True)
 
-    def forward(self, x: torch.Tensor, e: torch.Tensor) -> Tensor:
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
         x = torch.cat([x + e, e], 1)
         return self.act(self.norm(self.conv(x)))
 
 
 class InvertedResidual(nn.Module):
-    """`features.9` and 10 more."""
+    """Residual block: a 1x1 convolution, a depthwise convolution, a gate and a 1x1 convolution. Given `image`, the map
+    grows to its size.
+    """
 
     def __init__(
         self,
@@ -145,7 +147,7 @@ class InvertedResidual(nn.Module):
             Conv2dNormActivation(hidden, out_channels),
         )
 
-    def forward(self, x: torch.Tensor, image: torch.Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, image: Tensor | None = None) -> Tensor:
         y = x
         for block in self.block[: self.split]:
             y = block(y)

@@ -29,10 +29,10 @@ class Numbered(nn.ModuleDict):
 
 
 @fx.wrap
-def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
+def downsample_gaussian(images: Tensor, factor: int | tuple[int, int]) -> Tensor:
     """Anti-aliased resize of (N, C, H, W) to (N, C, ceil(H / factor), ceil(W / factor)); sigma = factor / 2 pixels."""
 
-    def matrix(size: int, factor: int) -> torch.Tensor:
+    def matrix(size: int, factor: int) -> Tensor:
         if factor == 1:
             return torch.eye(size, device=images.device, dtype=dtype)
         pixels = torch.arange(size, device=images.device, dtype=dtype)
@@ -49,13 +49,13 @@ def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> 
     return (rows @ images.to(dtype) @ columns.mT).to(images.dtype)
 
 
-def upsample_nearest(x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+def upsample_nearest(x: Tensor, image: Tensor) -> Tensor:
     """Bring a map (N, C, h, w) to the size (H, W) of an image by nearest neighbours."""
     return F.interpolate(x, size=image.shape[-2:], mode="nearest")
 
 
 class ConvUnit(nn.Sequential):
-    """`features.10` and 8 more."""
+    """A convolution with norm and activation."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class ConvUnit(nn.Sequential):
 
 
 class Entry(nn.Sequential):
-    """Lifts an image to the width of its stage: `entry.2` and 1 more."""
+    """Lifts the image to the width of a stage: a 5x5 convolution."""
 
     def __init__(self, in_chans: int) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Entry(nn.Sequential):
 
 
 class Merge(nn.Module):
-    """Joins the map so far and the entry's map e: `merge.2` and 1 more."""
+    """Joins the map x and the image's entry e: a 3x3 convolution of [x + e, e]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Merge(nn.Module):
         self.norm = nn.BatchNorm2d(192, eps=0.001, momentum=0.01)
         self.act = nn.ReLU()
 
-    def forward(self, x: torch.Tensor, e: torch.Tensor) -> Tensor:
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
         x = torch.cat([x + e, e], 1)
         return self.act(self.norm(self.conv(x)))
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 
-def upsample_nearest(x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+def upsample_nearest(x: Tensor, image: Tensor) -> Tensor:
     """Bring a map (N, C, h, w) to the size (H, W) of an image by nearest neighbours."""
     return F.interpolate(x, size=image.shape[-2:], mode="nearest")
 
@@ -40,10 +40,10 @@ class Numbered(nn.ModuleDict):
 
 
 @fx.wrap
-def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
+def downsample_gaussian(images: Tensor, factor: int | tuple[int, int]) -> Tensor:
     """Anti-aliased resize of (N, C, H, W) to (N, C, ceil(H / factor), ceil(W / factor)); sigma = factor / 2 pixels."""
 
-    def matrix(size: int, factor: int) -> torch.Tensor:
+    def matrix(size: int, factor: int) -> Tensor:
         if factor == 1:
             return torch.eye(size, device=images.device, dtype=dtype)
         pixels = torch.arange(size, device=images.device, dtype=dtype)
@@ -61,7 +61,7 @@ def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> 
 
 
 class Entry(nn.Sequential):
-    """Lifts an image to the width of its stage: `entry.32` and 5 more."""
+    """Lifts the image to the width of a stage: a 3x3 convolution."""
 
     def __init__(self, in_chans: int, out_channels: int) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Entry(nn.Sequential):
 
 
 class ConvNormAct(nn.Sequential):
-    """`s4.b1.conv1` and 44 more."""
+    """A convolution with norm and activation."""
 
     def __init__(
         self, in_channels: int, out_channels: int, groups: int = 1, kernel_size: int = 1, bn_act: bool = True
@@ -87,7 +87,7 @@ class ConvNormAct(nn.Sequential):
 
 
 class SEModule(nn.Module):
-    """`s4.b1.se` and 13 more."""
+    """Weighs the channels of a map: two 1x1 convolutions."""
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
@@ -95,13 +95,13 @@ class SEModule(nn.Module):
         self.act = nn.ReLU(inplace=True)
         self.fc2 = nn.Conv2d(hidden, channels, kernel_size=1)
 
-    def forward(self, x: torch.Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         y = self.act(self.fc1(x.mean((2, 3), keepdim=True)))
         return x * self.fc2(y).sigmoid()
 
 
 class Merge(nn.Module):
-    """Joins the map so far and the entry's map e: `merge.16` and 4 more."""
+    """Joins the map x and the image's entry e: a 3x3 convolution of [x + e, e]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -109,13 +109,13 @@ class Merge(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
         self.act = nn.ReLU(inplace=True)
 
-    def forward(self, x: torch.Tensor, e: torch.Tensor) -> Tensor:
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
         x = torch.cat([x + e, e], 1)
         return self.act(self.norm(self.conv(x)))
 
 
 class Transition(nn.Sequential):
-    """Brings a map to the width of the next stage: `transition.2`."""
+    """Brings a map to the width of the next stage: a 1x1 convolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,20 +125,22 @@ class Transition(nn.Sequential):
 
 
 class Bottleneck(nn.Module):
-    """`s4.b1` and 13 more."""
+    """Residual block: a 1x1 convolution, a 3x3 convolution, a gate and a 1x1 convolution. Given `image`, the map grows
+    to its size.
+    """
 
-    def __init__(self, in_channels: int, out_channels: int, hidden: int, downsample: bool = False) -> None:
+    def __init__(self, in_channels: int, out_channels: int, hidden: int) -> None:
         super().__init__()
-        self.conv1 = ConvNormAct(in_channels, 16 * out_channels)
-        self.conv2 = ConvNormAct(16 * out_channels, 16 * out_channels, groups=out_channels, kernel_size=3)
-        self.se = SEModule(16 * out_channels, hidden=hidden)
-        self.conv3 = ConvNormAct(16 * out_channels, 16 * out_channels, bn_act=False)
+        self.conv1 = ConvNormAct(in_channels, out_channels)
+        self.conv2 = ConvNormAct(out_channels, out_channels, groups=out_channels // 16, kernel_size=3)
+        self.se = SEModule(out_channels, hidden=hidden)
+        self.conv3 = ConvNormAct(out_channels, out_channels, bn_act=False)
         self.downsample = None
-        if downsample:
-            self.downsample = ConvNormAct(in_channels, 16 * out_channels, bn_act=False)
+        if in_channels != out_channels:
+            self.downsample = ConvNormAct(in_channels, out_channels, bn_act=False)
         self.act3 = nn.ReLU()
 
-    def forward(self, x: torch.Tensor, image: torch.Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, image: Tensor | None = None) -> Tensor:
         y = self.conv1(x)
         if image is not None:
             y = upsample_nearest(y, image)
@@ -151,13 +153,13 @@ class Bottleneck(nn.Module):
 
 
 class RegStage(nn.Module):
-    """`s1`."""
+    """A residual block. The map grows to the size of `image`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.b1 = Bottleneck(128, 4, hidden=8, downsample=True)
+        self.b1 = Bottleneck(128, 64, hidden=8)
 
-    def forward(self, x: torch.Tensor, image: torch.Tensor) -> Tensor:
+    def forward(self, x: Tensor, image: Tensor) -> Tensor:
         return self.b1(x, image)
 
 
@@ -186,19 +188,19 @@ class RegNetY008TD(nn.Module):
             {s: Entry(in_chans, width) for s, width in {32: 768, 16: 320, 8: 128, 4: 64, 2: 32, 1: 32}.items()}
         )
         self.s4 = nn.Sequential(
-            OrderedDict([("b1", Bottleneck(768, 48, hidden=80)), ("b2", Bottleneck(768, 48, hidden=192))])
+            OrderedDict([("b1", Bottleneck(768, 768, hidden=80)), ("b2", Bottleneck(768, 768, hidden=192))])
         )
         self.s3 = Stage(
             OrderedDict(
                 [
-                    ("b1", Bottleneck(768, 20, hidden=32, downsample=True)),
-                    ("b2", Bottleneck(320, 20, hidden=80)),
-                    ("b3", Bottleneck(320, 20, hidden=80)),
-                    ("b4", Bottleneck(320, 20, hidden=80)),
-                    ("b5", Bottleneck(320, 20, hidden=80)),
-                    ("b6", Bottleneck(320, 20, hidden=80)),
-                    ("b7", Bottleneck(320, 20, hidden=80)),
-                    ("b8", Bottleneck(320, 20, hidden=80)),
+                    ("b1", Bottleneck(768, 320, hidden=32)),
+                    ("b2", Bottleneck(320, 320, hidden=80)),
+                    ("b3", Bottleneck(320, 320, hidden=80)),
+                    ("b4", Bottleneck(320, 320, hidden=80)),
+                    ("b5", Bottleneck(320, 320, hidden=80)),
+                    ("b6", Bottleneck(320, 320, hidden=80)),
+                    ("b7", Bottleneck(320, 320, hidden=80)),
+                    ("b8", Bottleneck(320, 320, hidden=80)),
                 ]
             )
         )
@@ -206,9 +208,9 @@ class RegNetY008TD(nn.Module):
         self.s2 = Stage(
             OrderedDict(
                 [
-                    ("b1", Bottleneck(320, 8, hidden=16, downsample=True)),
-                    ("b2", Bottleneck(128, 8, hidden=32)),
-                    ("b3", Bottleneck(128, 8, hidden=32)),
+                    ("b1", Bottleneck(320, 128, hidden=16)),
+                    ("b2", Bottleneck(128, 128, hidden=32)),
+                    ("b3", Bottleneck(128, 128, hidden=32)),
                 ]
             )
         )

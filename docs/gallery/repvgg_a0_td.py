@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 
-def upsample_nearest(x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+def upsample_nearest(x: Tensor, image: Tensor) -> Tensor:
     """Bring a map (N, C, h, w) to the size (H, W) of an image by nearest neighbours."""
     return F.interpolate(x, size=image.shape[-2:], mode="nearest")
 
@@ -37,10 +37,10 @@ class Numbered(nn.ModuleDict):
 
 
 @fx.wrap
-def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
+def downsample_gaussian(images: Tensor, factor: int | tuple[int, int]) -> Tensor:
     """Anti-aliased resize of (N, C, H, W) to (N, C, ceil(H / factor), ceil(W / factor)); sigma = factor / 2 pixels."""
 
-    def matrix(size: int, factor: int) -> torch.Tensor:
+    def matrix(size: int, factor: int) -> Tensor:
         if factor == 1:
             return torch.eye(size, device=images.device, dtype=dtype)
         pixels = torch.arange(size, device=images.device, dtype=dtype)
@@ -58,7 +58,7 @@ def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> 
 
 
 class Entry(nn.Module):
-    """Lifts an image to the width of its stage: `entry.32` and 5 more."""
+    """Lifts the image to the width of a stage: a 1x1 and a 3x3 convolution."""
 
     def __init__(self, in_chans: int, out_channels: int) -> None:
         super().__init__()
@@ -68,14 +68,14 @@ class Entry(nn.Module):
         self.norm2 = nn.BatchNorm2d(out_channels)
         self.act = nn.ReLU(inplace=True)
 
-    def forward(self, image: torch.Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Tensor:
         x = self.norm(self.conv(image))
         x = x + self.norm2(self.conv2(image))
         return self.act(x)
 
 
 class ConvNormAct(nn.Sequential):
-    """`stages.3.0.conv_1x1` and 41 more."""
+    """A convolution with norm."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class ConvNormAct(nn.Sequential):
 
 
 class Merge(nn.Module):
-    """Joins the map so far and the entry's map e: `merge.16` and 4 more."""
+    """Joins the map x and the image's entry e: a 3x3 convolution of [x + e, e]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -92,13 +92,13 @@ class Merge(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
         self.act = nn.ReLU()
 
-    def forward(self, x: torch.Tensor, e: torch.Tensor) -> Tensor:
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
         x = torch.cat([x + e, e], 1)
         return self.act(self.norm(self.conv(x)))
 
 
 class RepVggBlock(nn.Module):
-    """`stages.2.1` and 17 more."""
+    """A 1x1 and a 3x3 convolution."""
 
     def __init__(self, channels: int, identity: bool = True) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class RepVggBlock(nn.Module):
         self.conv_kxk = ConvNormAct(channels, channels)
         self.act = nn.ReLU(inplace=True)
 
-    def forward(self, x: torch.Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         if self.identity is not None:
             y = self.identity(x)
         z = self.conv_1x1(x)
@@ -119,8 +119,8 @@ class RepVggBlock(nn.Module):
         return self.act(z)
 
 
-class RepVggBlockUp(nn.Module):
-    """`stages.2.0` and 2 more."""
+class GrowingRepVggBlock(nn.Module):
+    """Residual block: a 1x1 and a 3x3 convolution. The map grows to the size of `image`."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class RepVggBlockUp(nn.Module):
         self.conv_kxk = ConvNormAct(in_channels, out_channels)
         self.act = nn.ReLU(inplace=True)
 
-    def forward(self, x: torch.Tensor, image: torch.Tensor) -> Tensor:
+    def forward(self, x: Tensor, image: Tensor) -> Tensor:
         y = self.conv_1x1(x)
         x = upsample_nearest(x, image)
         x = self.conv_kxk(x)
@@ -162,9 +162,9 @@ class RepvggA0TD(nn.Module):
         self.stages = Numbered(
             {
                 3: nn.Sequential(RepVggBlock(1280, identity=False)),
-                2: Stage(RepVggBlockUp(1280, 192), *[RepVggBlock(192) for _ in range(13)]),
-                1: Stage(RepVggBlockUp(192, 96), *[RepVggBlock(96) for _ in range(3)]),
-                0: Stage(RepVggBlockUp(96, 48), RepVggBlock(48)),
+                2: Stage(GrowingRepVggBlock(1280, 192), *[RepVggBlock(192) for _ in range(13)]),
+                1: Stage(GrowingRepVggBlock(192, 96), *[RepVggBlock(96) for _ in range(3)]),
+                0: Stage(GrowingRepVggBlock(96, 48), RepVggBlock(48)),
             }
         )
         self.merge = Numbered({16: Merge(192), 8: Merge(96), 4: Merge(48), 2: Merge(48), 1: Merge(48)})

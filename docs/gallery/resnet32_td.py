@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 
-def upsample_nearest(x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+def upsample_nearest(x: Tensor, image: Tensor) -> Tensor:
     """Bring a map (N, C, h, w) to the size (H, W) of an image by nearest neighbours."""
     return F.interpolate(x, size=image.shape[-2:], mode="nearest")
 
@@ -34,10 +34,10 @@ class Numbered(nn.ModuleDict):
 
 
 @fx.wrap
-def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
+def downsample_gaussian(images: Tensor, factor: int | tuple[int, int]) -> Tensor:
     """Anti-aliased resize of (N, C, H, W) to (N, C, ceil(H / factor), ceil(W / factor)); sigma = factor / 2 pixels."""
 
-    def matrix(size: int, factor: int) -> torch.Tensor:
+    def matrix(size: int, factor: int) -> Tensor:
         if factor == 1:
             return torch.eye(size, device=images.device, dtype=dtype)
         pixels = torch.arange(size, device=images.device, dtype=dtype)
@@ -55,7 +55,7 @@ def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> 
 
 
 class Entry(nn.Sequential):
-    """Lifts an image to the width of its stage: `entry.4` and 2 more."""
+    """Lifts the image to the width of a stage: a 3x3 convolution."""
 
     def __init__(self, in_chans: int, out_channels: int) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Entry(nn.Sequential):
 
 
 class PreActBlock(nn.Module):
-    """`group3.0` and 14 more."""
+    """Residual block: two 3x3 convolutions. Given `image`, the map grows to its size."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class PreActBlock(nn.Module):
         self.act2 = nn.ReLU()
         self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1)
 
-    def forward(self, x: torch.Tensor, image: torch.Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, image: Tensor | None = None) -> Tensor:
         y = self.act1(self.norm1(x))
         if self.projection is not None:
             x = self.projection(y)
@@ -91,7 +91,7 @@ class PreActBlock(nn.Module):
 
 
 class Merge(nn.Module):
-    """Joins the map so far and the entry's map e: `merge.2` and 1 more."""
+    """Joins the map x and the image's entry e: a 3x3 convolution of [x + e, e]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class Merge(nn.Module):
         self.act = nn.ReLU()
         self.conv = nn.Conv2d(2 * channels, channels, kernel_size=3, padding=1)
 
-    def forward(self, x: torch.Tensor, e: torch.Tensor) -> Tensor:
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
         x = torch.cat([x + e, e], 1)
         return self.conv(self.act(self.norm(x)))
 
@@ -109,7 +109,8 @@ class Stage(nn.Sequential):
 
     def forward(self, x: Tensor, image: Tensor, entry: nn.Module, merge: nn.Module) -> Tensor:
         first, *blocks = self
-        x = merge(first(x, image), entry(image))
+        x = first(x, image)
+        x = merge(x, entry(image))
         for block in blocks:
             x = block(x)
         return x

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 
-def upsample_nearest(x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+def upsample_nearest(x: Tensor, image: Tensor) -> Tensor:
     """Bring a map (N, C, h, w) to the size (H, W) of an image by nearest neighbours."""
     return F.interpolate(x, size=image.shape[-2:], mode="nearest")
 
@@ -37,10 +37,10 @@ class Numbered(nn.ModuleDict):
 
 
 @fx.wrap
-def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> torch.Tensor:
+def downsample_gaussian(images: Tensor, factor: int | tuple[int, int]) -> Tensor:
     """Anti-aliased resize of (N, C, H, W) to (N, C, ceil(H / factor), ceil(W / factor)); sigma = factor / 2 pixels."""
 
-    def matrix(size: int, factor: int) -> torch.Tensor:
+    def matrix(size: int, factor: int) -> Tensor:
         if factor == 1:
             return torch.eye(size, device=images.device, dtype=dtype)
         pixels = torch.arange(size, device=images.device, dtype=dtype)
@@ -58,7 +58,7 @@ def downsample_gaussian(images: torch.Tensor, factor: int | tuple[int, int]) -> 
 
 
 class Entry(nn.Sequential):
-    """Lifts an image to the width of its stage: `entry.32` and 5 more."""
+    """Lifts the image to the width of a stage: a 7x7 convolution."""
 
     def __init__(self, in_chans: int, out_channels: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Entry(nn.Sequential):
 
 
 class Bottleneck(nn.Module):
-    """`layer4.0` and 15 more."""
+    """Residual block: a 1x1, a 3x3 and a 1x1 convolution. Given `image`, the map grows to its size."""
 
     def __init__(self, in_channels: int, out_channels: int, downsample: bool = False) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Bottleneck(nn.Module):
                 nn.Conv2d(in_channels, 4 * out_channels, kernel_size=1, bias=False), nn.BatchNorm2d(4 * out_channels)
             )
 
-    def forward(self, x: torch.Tensor, image: torch.Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, image: Tensor | None = None) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
         if image is not None:
             y = upsample_nearest(y, image)
@@ -99,7 +99,7 @@ class Bottleneck(nn.Module):
 
 
 class Merge(nn.Module):
-    """Joins the map so far and the entry's map e: `merge.16` and 4 more."""
+    """Joins the map x and the image's entry e: a 3x3 convolution of [x + e, e]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -107,13 +107,13 @@ class Merge(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
         self.act = nn.ReLU(inplace=True)
 
-    def forward(self, x: torch.Tensor, e: torch.Tensor) -> Tensor:
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
         x = torch.cat([x + e, e], 1)
         return self.act(self.norm(self.conv(x)))
 
 
 class Transition(nn.Sequential):
-    """Brings a map to the width of the next stage: `transition.2`."""
+    """Brings a map to the width of the next stage: a 1x1 convolution."""
 
     def __init__(self) -> None:
         super().__init__()

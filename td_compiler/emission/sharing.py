@@ -569,7 +569,10 @@ def _grouped(statements: Sequence[Statement], texts: Mapping[tuple[frozenset[int
         elif len(group) == 1 and made and (one := _default(made[-1], group[0], condition)):
             made[-1], above = one, ""
         else:
-            is_else = above and condition == opposite(above)
+            is_else = bool(above) and condition == opposite(above)
+            if is_else and (one := _either(made[-2:], group)):
+                made[-2:], above = [one], ""
+                continue
             above = "" if is_else else condition
             made.append(Statement("else:" if is_else else f"if {condition}:"))
             made += [replace(statement, level=statement.level + 1) for statement in group]
@@ -611,6 +614,17 @@ def _default(before: Statement, then: Statement, condition: str) -> Statement | 
     else:
         text = f"{before.doc} if {opposite(condition)} else {flat(then.doc)}"
     return Statement(before.prefix, text) if len(before.prefix + text) + 8 <= WIDTH else None
+
+
+def _either(last: Sequence[Statement], group: Sequence[Statement]) -> Statement | None:
+    """`y = f(x) if condition else g(x)` for an assignment under a condition and one to that name under its opposite."""
+    if len(group) != 1 or len(last) < 2 or not last[0].prefix.startswith("if ") or last[0].level != 0:
+        return None
+    then, other = last[1], group[0]
+    if then.prefix != other.prefix or not then.prefix.endswith(" = ") or then.level != 1 or other.level:
+        return None
+    text = f"{flat(then.doc)} if {last[0].prefix[3:-1]} else {flat(other.doc)}"
+    return Statement(then.prefix, text) if len(then.prefix + text) + 8 <= WIDTH else None
 
 
 def _choice(last: Sequence[Statement], end: Statement) -> Statement | None:
