@@ -9,7 +9,7 @@ SEED ?= $(shell date +%s)
 BIN := $(abspath $(VENV))/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint typecheck coverage coverage-all snapshots hashes oracles faults-verify site docs wheel clean
+.PHONY: help demo test lint typecheck coverage coverage-all snapshots hashes oracles faults-verify site notebooks docs wheel clean
 
 help:
 	@echo "make demo      convert ResNet32, show its stages, take one training step of the result"
@@ -21,6 +21,7 @@ help:
 	@echo "make hashes    whether text and notes are the same under five seeds of Python's hashes, same networks; minutes"
 	@echo "make oracles   N=1000 recipes against networks written by hand, and 3 styles of N / 3; a fifth of a second each"
 	@echo "make site      the documentation as a site in build/site, its links checked"
+	@echo "make notebooks the notebooks of examples/notebooks, run"
 	@echo "make docs      the pictures of docs/, drawn anew, and the emitted networks of docs/gallery"
 	@echo "make faults-verify  verify on every case of tests/faults"
 	@echo "make fuzz      convert and check N=1000 random networks; about a second each"
@@ -73,6 +74,13 @@ $(VENV)/.docs: $(VENV)/.made pyproject.toml
 
 site: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean --quiet
+
+$(VENV)/.notebooks: $(VENV)/.made pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[notebooks]"
+	touch $@
+
+notebooks: $(VENV)/.notebooks
+	$(BIN)/python -m pytest --nbmake examples/notebooks/*.ipynb
 
 coverage: $(VENV)/.zoos
 	$(BIN)/python -m benchmarks coverage --jobs $(JOBS) --resume
