@@ -112,7 +112,7 @@ class _WrongCommandLine(Exception):
 def _no_command_line(file: Path) -> Iterator[None]:
     """A file that reads its command line finds none there; what it then misses is an error, not an exit."""
 
-    def error(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    def error(self: argparse.ArgumentParser, message: str) -> NoReturn:
         raise _WrongCommandLine(message)
 
     words, own = sys.argv, argparse.ArgumentParser.error
