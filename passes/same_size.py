@@ -247,7 +247,7 @@ def _pooling_with_padding(top_down: TopDown, stage: TopDownStage, node: fx.Node)
 def _padded(stage: TopDownStage, node: fx.Node, amounts: Sides, mode: str) -> fx.Node:
     """Pad the map that a node reads first."""
     with stage.graph.inserting_before(node):
-        how = {} if mode == "constant" else {"mode": mode}
+        how: dict[str, Any] = {} if mode == "constant" else {"mode": mode}
         padded = stage.graph.call_function(F.pad, (node.args[0], _as_pad(amounts)), how)
     noted(padded, Plan(plan(node).unit, plan(node).class_name, axis=1))
     node.args = (padded, *node.args[1:])
