@@ -229,8 +229,9 @@ def _pooling_with_padding(top_down: TopDown, stage: TopDownStage, node: fx.Node)
     if reading.is_strip(facts(source).size) and not reading.is_strip(facts(source.all_input_nodes[0]).size):
         return [node]  # a gate of rows or columns
     extent, padding = pool_extent(source, reading.captured.module(source))
-    missing = [(e // 2 - p, e - e // 2 - p) for e, p in zip(extent, padding, strict=True)]
-    put, cut = (tuple((limit(front, 0), limit(behind, 0)) for front, behind in missing) for limit in (max, min))
+    (above, below), (left, right) = ((e // 2 - p, e - e // 2 - p) for e, p in zip(extent, padding, strict=True))
+    put: Sides = (max(above, 0), max(below, 0)), (max(left, 0), max(right, 0))
+    cut: Sides = (min(above, 0), min(below, 0)), (min(left, 0), min(right, 0))
     steps = [node]
     if any(map(any, put)):
         steps.insert(0, _padded(stage, node, put, row.border))

@@ -74,7 +74,7 @@ def test_kept_by_modules_that_stay_whole(kind: type[nn.Module], filters: str) ->
         seen: list[torch.dtype] = []
         for module in network.modules():
             if type(module).__name__ == kind.__name__:
-                module.register_forward_hook(lambda _, __, made, seen=seen: seen.append(made.dtype))  # type: ignore[misc]
+                module.register_forward_hook(lambda _, __, made, seen=seen: seen.append(made.dtype))
         with torch.autocast("cpu", torch.bfloat16):
             network(torch.rand(2, *SIZE))
         assert len(seen) == 6 and set(seen) == {torch.float32}

@@ -21,7 +21,7 @@ def conv(channels: int, width: int, stride: int = 1) -> nn.Sequential:
 class Appended(nn.Sequential):
     """The maps of all layers, behind one that it is given."""
 
-    def forward(self, x: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, first: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         maps = [first]
         for layer in self:
             maps.append(layer(maps[-1] if len(maps) > 1 else x))

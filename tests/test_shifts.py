@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 import torch
@@ -188,10 +189,11 @@ def test_valid_pooling(name: str) -> None:
     torch.manual_seed(0)
     make, first, last = POOLS[name]
     own = reverse(pooled(name), input_size=(3, 64, 64), fast=False).eval().get_submodule("layer2.1")
+    channels = cast(nn.Conv2d, own.get_submodule("conv")).in_channels
     read: list[Tensor] = []
     own.get_submodule("bn").register_forward_hook(lambda _, __, made: read.append(made))
     with torch.no_grad():
-        made = own(torch.randn(2, own.get_submodule("conv").in_channels, 13, 11))  # type: ignore[arg-type]
+        made = own(torch.randn(2, channels, 13, 11))
         expected = make()(F.relu(read[0]))
         assert made.shape[2:] == (13, 11)
         inner = made[:, :, -first : 13 - last, -first : 11 - last]
@@ -199,7 +201,7 @@ def test_valid_pooling(name: str) -> None:
         torch.testing.assert_close(inner, expected[:, :, cut : cut + h, cut : cut + w])
         own.get_submodule("bn").weight.zero_()  # type: ignore[operator]
         own.get_submodule("bn").bias.fill_(1.5)  # type: ignore[operator]
-        constant = own(torch.randn(1, own.get_submodule("conv").in_channels, 9, 9))  # type: ignore[arg-type]
+        constant = own(torch.randn(1, channels, 9, 9))
         if name not in {"power", "too wide a padding"}:  # which add up, and average zeros of their own
             torch.testing.assert_close(constant, torch.full_like(constant, 1.5))
 

@@ -13,7 +13,9 @@ from td_compiler.weights import publish
 
 def main() -> int:
     """Publish the folders that the command line names; returns the exit code."""
-    parser = argparse.ArgumentParser("python -m td_compiler.weights", description=publish.__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        "python -m td_compiler.weights", description=(publish.__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("checkpoint", nargs="+", help="a folder of OUT/checkpoints")
     parser.add_argument("--to", help="the folder to write into; by default the package's, for files below 1 MB")
     parser.add_argument("--facts", metavar="FILE.json", help="more for the card, such as accuracy with its interval")
