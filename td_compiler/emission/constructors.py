@@ -224,7 +224,13 @@ def _same(value: Any, default: Any) -> bool:
 
 
 def declare_tensor(
-    tensor: torch.Tensor, path: str, law: Law | None = None, *, persistent: bool = True, in_place: bool = False
+    tensor: torch.Tensor,
+    path: str,
+    law: Law | None = None,
+    *,
+    weight: torch.Tensor | None = None,
+    persistent: bool = True,
+    in_place: bool = False,
 ) -> tuple[str, Doc]:
     """How a parameter or buffer that belongs to no layer is declared: `parameter` or `buffer`, and its expression.
 
@@ -232,6 +238,7 @@ def declare_tensor(
         tensor: a buffer with its values; a parameter.
         path: where it stands.
         law: how a parameter's first values are drawn.
+        weight: of a bias, the weight declared before it, whose connections its values follow.
         persistent: whether the state_dict has it; if not, its values are written out.
         in_place: a tensor that there is already takes its place, so that its values do not matter.
 
@@ -251,7 +258,7 @@ def declare_tensor(
     if in_place:
         values = call("torch.empty", *(sizes or ["()"]), **dtype)
     elif isinstance(tensor, nn.Parameter):
-        values = first_values(path.rpartition(".")[2], tensor, law, sizes, dtype)
+        values = first_values(path.rpartition(".")[2], tensor, law, sizes, dtype, weight)
     else:
         values = kept_values(tensor, sizes, dtype)
     if not isinstance(tensor, nn.Parameter):

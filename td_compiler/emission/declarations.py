@@ -119,7 +119,10 @@ class Declarer:
             persistent = name not in module._non_persistent_buffers_set
             if tensor is not None:
                 law, in_place = self._laws.get(start + name), isinstance(self._carrier, Importer)
-                kind, doc = declare_tensor(tensor, start + name, law, persistent=persistent, in_place=in_place)
+                weight = module._parameters.get("weight") if name == "bias" else None
+                kind, doc = declare_tensor(
+                    tensor, start + name, law, weight=weight, persistent=persistent, in_place=in_place
+                )
                 doc = self._arguments.mark(path, doc)
                 lines.append(Declaration(name, kind if persistent else "constant", doc))
         for name, child in own_children(module).items():

@@ -254,19 +254,29 @@ def _number(value: float) -> Doc:
 
 
 def first_values(
-    name: str, tensor: torch.Tensor, law: Law | None, sizes: Sequence[Doc], dtype: Mapping[str, Doc]
+    name: str,
+    tensor: torch.Tensor,
+    law: Law | None,
+    sizes: Sequence[Doc],
+    dtype: Mapping[str, Doc],
+    weight: torch.Tensor | None = None,
 ) -> Doc:
-    """The expression of a new tensor outside layers, of that name in its class: drawn by its law, if that is known."""
+    """The expression of a new tensor outside layers, of that name in its class: drawn by its law, if that is known.
+
+    A bias follows the connections of the weight beside it, which its class has as `self.weight` by then.
+    """
     law = law or _guess(name, tensor)
     if law.is_constant:
         return _full(law.value, sizes, dtype)
+    empty = call("torch.empty", *(sizes or ["()"]), **dtype)
     fans = fans_of(tensor)
+    if law.fan in ("in", "out", "mean") and not fans and weight is not None and fans_of(weight):
+        return _by_fan(law, empty, "self.weight")
     sayable = law.shape != "truncated" and (law.fan == "mean" or law.value <= math.sqrt(2))
     if law.fan and (not sayable or law.fan not in fans):
         law = Law("normal", float(f"{law.deviation(fans):.2g}")) if fans else Law("constant", 0.0)
     if law.fan == "out/groups":  # of one group
         law = replace(law, fan="out")
-    empty = call("torch.empty", *(sizes or ["()"]), **dtype)
     return drawn(law, empty, empty)
 
 
