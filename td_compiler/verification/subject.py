@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from td_compiler.capture.gradients import asks_autocast_on_meta
 from td_compiler.capture.input_size import find_input_size
 from td_compiler.capture.meta import META, ShapesOnly
 from td_compiler.capture.skeleton import skeleton
@@ -24,7 +23,6 @@ from td_compiler.graph.operators import Width, lookup
 from td_compiler.network.base import TopDownNet
 from td_compiler.network.pretrained import adopt_dtypes
 from td_compiler.options import Options
-from td_compiler.surroundings import neutral_surroundings
 
 __all__ = ["Size", "Skipped", "Subject", "Violation", "needs_values", "tensors_in"]
 
@@ -181,8 +179,8 @@ class Subject:
             return original().eval()(self.images(size))
 
     @cached_property
-    def emitted_class(self) -> tuple[Callable[..., nn.Module], int]:
-        """The class that the emitted source defines; and the lines that it takes.
+    def emitted(self) -> tuple[nn.Module, int]:
+        """The network that the emitted source makes, with the values of the top-down network; and the lines it takes.
 
         Raises:
             Skipped: if the network cannot be written as source.
@@ -193,36 +191,13 @@ class Subject:
             raise Skipped(str(error)) from error
         module = types.ModuleType("emitted")
         exec(compile(text, "<emitted source>", "exec"), module.__dict__)
-        return module.__dict__["Emitted"], len(text.splitlines())
-
-    @cached_property
-    def emitted(self) -> nn.Module:
-        """The network that the emitted source makes, with the values of the top-down network.
-
-        Raises:
-            Skipped: if the network cannot be written as source.
-        """
-        network = self.made_afresh()
-        network.load_state_dict(self.td.state_dict(), strict=True)
-        return network.eval()
-
-    @cached_property
-    def fresh(self) -> nn.Module:
-        """An instance of the emitted class with its own first values; nothing may change its parameters."""
-        return self.made_afresh()
-
-    def made_afresh(self, **arguments: Any) -> nn.Module:
-        """An instance of the emitted class, on the device and in the dtypes of the top-down network.
-
-        Raises:
-            Skipped: if the network cannot be written as source.
-        """
-        make, _ = self.emitted_class
         like = next(itertools.chain(self.td.parameters(), self.td.buffers()), torch.empty(()))
-        with neutral_surroundings(), torch.device(like.device):
-            network = make(**arguments)
-        adopt_dtypes(network, self.td.state_dict())
-        return network
+        with torch.device(like.device):
+            network: nn.Module = module.__dict__["Emitted"]()
+        state = self.td.state_dict()
+        adopt_dtypes(network, state)
+        network.load_state_dict(state, strict=True)
+        return network.eval(), len(text.splitlines())
 
     def images(self, size: Size, device: str | torch.device | None = None) -> torch.Tensor:
         """Images (N, C, H, W) of the network's dtype, on its device."""
@@ -247,8 +222,7 @@ class _Everything(nn.Module):
 
 def needs_values(error: Exception) -> bool:
     """Whether a run on the meta device broke down because something looks at values, or has them elsewhere."""
-    words = ("meta tensor", "data-dependent", "device meta", "meta device")
-    return any(each in str(error) for each in words) or asks_autocast_on_meta(error)
+    return any(words in str(error) for words in ("meta tensor", "data-dependent", "device meta", "meta device"))
 
 
 def _odd_sizes(size: Size) -> Iterator[Size]:
