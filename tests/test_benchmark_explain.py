@@ -21,7 +21,7 @@ from td_compiler import TopDownNet, zoo
 from td_compiler.benchmarks.data.datasets import load
 from td_compiler.benchmarks.experiments.heatmaps import explain, localise
 from td_compiler.benchmarks.experiments.heatmaps.explain import Explain, encode
-from td_compiler.benchmarks.experiments.heatmaps.explainer import Explainer, at_image_size, to_unit
+from td_compiler.benchmarks.experiments.heatmaps.explainer import Explainer, at_image_size
 from td_compiler.benchmarks.experiments.heatmaps.figures import decode
 from td_compiler.benchmarks.experiments.heatmaps.localise import Localise, blob, covered
 from td_compiler.benchmarks.experiments.heatmaps.tables import BASELINES, FORMS, counts, measures
@@ -29,6 +29,7 @@ from td_compiler.benchmarks.lab.journal import Result
 from td_compiler.benchmarks.lab.machine import Machine
 from td_compiler.benchmarks.training.networks import NetworkSpec
 from td_compiler.benchmarks.training.training import Normalised, Training
+from td_compiler.report.heat_maps import to_unit
 from tests.support.benchmark_data import NETWORKS, RECIPE, write_mnist
 
 

@@ -70,6 +70,11 @@ def test_what_is_wrong_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     path.write_bytes(path.read_bytes()[:-1] + b"\1")
     with pytest.raises(ConversionError, match="is damaged or another file"):
         zoo.pretrained("lenet_fc_bu", data="mnist", where=published)
+    card = path.with_suffix(".json")
+    known = json.loads(card.read_text())
+    card.write_text(json.dumps({key: value for key, value in known.items() if key != "sha256"}))
+    with pytest.raises(ConversionError, match="is no card of a trained network: it has no sha256"):
+        zoo.pretrained("lenet_fc_bu", data="mnist", where=published)
     with pytest.raises(ConversionError, match="holds no trained network"):
         publish(tmp_path, published)
     with pytest.raises(ConversionError, match="does not fit nin_light_bu"):

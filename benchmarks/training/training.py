@@ -23,9 +23,10 @@ from td_compiler.benchmarks.lab.journal import waiting_lock
 from td_compiler.benchmarks.lab.machine import Machine
 from td_compiler.benchmarks.training.batches import Batches, augmented, batches, seed_of, split
 from td_compiler.benchmarks.training.networks import NetworkSpec, helped
-from td_compiler.benchmarks.training.normalise import Normalise, Normalised, normalisation
+from td_compiler.benchmarks.training.normalise import normalisation
 from td_compiler.benchmarks.training.norms import fresh_statistics, set_momentum
 from td_compiler.benchmarks.training.recipes import FAST, Profile, Recipe, RecipeError, changed, options_for, recipe_for
+from td_compiler.network.normalised import Normalise, Normalised
 
 __all__ = [
     *("Builder", "Normalise", "Normalised", "Trained", "Training"),

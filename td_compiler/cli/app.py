@@ -20,10 +20,9 @@ import typer
 from typer.core import TyperGroup
 
 from td_compiler import __version__
-from td_compiler.cli.compare import register
+from td_compiler.cli.experiments import register_experiments
 from td_compiler.cli.options import Debug, Given, Seed, read_given
 from td_compiler.cli.shared_options import with_shared_options
-from td_compiler.cli.train import register_train
 from td_compiler.errors import ConversionError, no_other_error, one_line
 
 __all__ = ["app", "main"]
@@ -268,8 +267,7 @@ def list_models(
         commands.list_models(library, show_all=show_all)
 
 
-register(app)
-register_train(app)
+register_experiments(app)
 
 
 def main() -> None:

@@ -29,10 +29,10 @@ def filled(parts: Mapping[str, Part], segments: Sequence[Segment]) -> dict[str, 
             places[parent].append(path)
     for parent, paths in places.items():
         inside = [path for path in made if path.startswith(f"{parent}.")]
-        names = list(dict.fromkeys(path[len(parent) + 1 :].partition(".")[0] for path in inside))
+        names = list(dict.fromkeys(_child(path, parent) for path in inside))
         wanted = [str(i) for i in range(len(names) + len(paths))]
         both = sorted([*inside, *paths], key=lambda path: _number(path, parent))
-        own = list(dict.fromkeys(path[len(parent) + 1 :].partition(".")[0] for path in both))
+        own = list(dict.fromkeys(_child(path, parent) for path in both))
         if names and own == wanted and names == [name for name in wanted if name in names]:
             before = list(made)
             start = before.index(inside[0])
@@ -41,8 +41,13 @@ def filled(parts: Mapping[str, Part], segments: Sequence[Segment]) -> dict[str, 
     return made
 
 
+def _child(path: str, parent: str) -> str:
+    """The name of the parent's child that a path leads through."""
+    return path[len(parent) + 1 :].partition(".")[0]
+
+
 def _number(path: str, parent: str) -> int:
-    name = path[len(parent) + 1 :].partition(".")[0]
+    name = _child(path, parent)
     return int(name) if name.isdecimal() else -1
 
 

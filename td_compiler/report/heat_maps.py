@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Explained", "draw_heat_maps", "heat_maps", "plot_heat_maps"]
+__all__ = ["Explained", "draw_heat_maps", "heat_maps", "plot_heat_maps", "to_unit"]
 
 _CELL, _TITLE, _SIDE = 1.15, 0.3, 0.45  # inches: a picture, the lines above it, the network's name
 
@@ -91,7 +91,7 @@ def heat_maps(
     total = scores.gather(1, chosen[:, None]).sum()
     gradients = torch.autograd.grad(total, list(seen.values()), materialize_grads=True)
     maps = {
-        name: _unit(F.interpolate(_weighted(seen[name], gradient), images.shape[-2:], mode="bilinear"))
+        name: to_unit(F.interpolate(_weighted(seen[name], gradient), images.shape[-2:], mode="bilinear"))
         for name, gradient in zip(seen, gradients, strict=True)
     }
     return [
@@ -105,10 +105,14 @@ def _weighted(values: Tensor, gradient: Tensor) -> Tensor:
     return (values * gradient.mean((2, 3), keepdim=True)).sum(1, keepdim=True).detach()
 
 
-def _unit(maps: Tensor) -> Tensor:
-    """What speaks against the class cut off, and the largest value at 1."""
+def to_unit(maps: Tensor) -> Tensor:
+    """Negative evidence cut off and the largest value of each map at 1 (SPEC 6.3b); a map without evidence stays 0.
+
+    (N, 1, H, W) to the same.
+    """
     positive = maps.clamp(min=0)
-    return positive / positive.amax((1, 2, 3), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
+    largest = positive.amax(dim=(1, 2, 3), keepdim=True)
+    return torch.where(largest > 0, positive / largest, positive)
 
 
 def plot_heat_maps(

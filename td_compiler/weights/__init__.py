@@ -26,11 +26,12 @@ from urllib.error import URLError
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save
-from torch import Tensor, nn
+from torch import nn
 
 from td_compiler.convert import reverse
 from td_compiler.errors import ConversionError, one_line
 from td_compiler.files import write_together
+from td_compiler.network.normalised import Normalise, Normalised
 from td_compiler.sources.construct import nearest
 from td_compiler.surroundings import neutral_surroundings
 from td_compiler.zoo import ZOO
@@ -39,40 +40,20 @@ __all__ = ["Pretrained", "available", "pretrained", "publish"]
 
 HERE = Path(__file__).parent
 _LARGEST = 1_000_000  # bytes of a file that the package holds
+_NEEDED = {"name", "options", "input_size", "classes", "sha256"}  # beside what is looked at first
 _SUFFIX = {"bu": "_bu", "mirror": "_td", "uniform": "_td_uniform", "reversed": "_td_reversed"}
 
 
-class Normalise(nn.Module):
-    """(images - mean) / deviation."""
-
-    mean: Tensor
-    deviation: Tensor
-
-    def __init__(self, mean: Tensor, deviation: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("deviation", deviation)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return (images - self.mean) / self.deviation
-
-
-class Pretrained(nn.Module):
-    """A trained network with what was done to its images: takes (N, C, H, W) in [0, 1], gives scores (N, K).
+class Pretrained(Normalised):
+    """A trained network of the zoo: takes images (N, C, H, W) in [0, 1], gives scores (N, K).
 
     Attributes:
-        normalise: what images go through first.
-        net: the network, a :class:`td_compiler.TopDownNet` or the zoo's own.
         card: what is known of it.
     """
 
     def __init__(self, normalise: nn.Module, net: nn.Module, card: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.normalise, self.net, self.card = normalise, net, dict(card)
-
-    def forward(self, images: Tensor) -> Tensor:
-        scores: Tensor = self.net(self.normalise(images))
-        return scores
+        super().__init__(normalise, net)
+        self.card = dict(card)
 
 
 @neutral_surroundings()
@@ -184,7 +165,10 @@ def _card(path: Path) -> dict[str, Any]:
         card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if card["format"] != 1 or card["source"] not in ZOO or card["arrangement"] not in _SUFFIX:
             raise ValueError("it is of another version of td-compiler")
-        return card if isinstance(card["sha256"], str) else {}
+        lacking = _NEEDED - card.keys()
+        if lacking:
+            raise ValueError(f"it has no {min(lacking)}")
+        return card
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConversionError(f"{path} is no card of a trained network: {one_line(error)}.") from error
 

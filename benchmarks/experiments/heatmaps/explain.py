@@ -175,7 +175,8 @@ def _first_of_each_class(images: Images, count: int) -> Images:
 
 def _heat_maps(explainer: Explainer, images: Tensor, classes: Tensor) -> dict[str, Tensor]:
     """Heat maps (N, 1, H, W) in [0, 1]: Grad-CAM by tap, `saliency`, and `guided` where the network has ReLUs."""
-    from td_compiler.benchmarks.experiments.heatmaps.explainer import at_image_size, to_unit
+    from td_compiler.benchmarks.experiments.heatmaps.explainer import at_image_size
+    from td_compiler.report.heat_maps import to_unit
 
     maps = {tap: at_image_size(explainer.grad_cam(images, classes, tap), images.shape) for tap in explainer.taps}
     maps["saliency"] = explainer.saliency(images, classes)

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from td_compiler.benchmarks.training.training import Normalised
 from td_compiler.network.taps import tapped
 
-__all__ = ["Explainer", "at_image_size", "to_unit"]
+__all__ = ["Explainer", "at_image_size"]
 
 Size = tuple[int, int, int]
 
@@ -111,10 +111,3 @@ def _relus_as_layers(network: fx.GraphModule) -> None:
 def at_image_size(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Heat maps (N, 1, h, w) grown bilinearly to (N, 1, H, W); `size` ends in H, W."""
     return F.interpolate(maps, tuple(size[-2:]), mode="bilinear", align_corners=False)
-
-
-def to_unit(maps: Tensor) -> Tensor:
-    """Negative evidence cut off and the largest value of each map at 1 (SPEC 6.3b); a map without evidence stays 0."""
-    positive = maps.clamp(min=0)
-    largest = positive.amax(dim=(1, 2, 3), keepdim=True)
-    return torch.where(largest > 0, positive / largest, positive)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from td_compiler.benchmarks.data.datasets import load
 from td_compiler.benchmarks.data.images import DataError, as_float
-from td_compiler.benchmarks.experiments.heatmaps.explainer import Explainer, at_image_size, to_unit
+from td_compiler.benchmarks.experiments.heatmaps.explainer import Explainer, at_image_size
 from td_compiler.benchmarks.experiments.heatmaps.tables import FORMS, section
 from td_compiler.benchmarks.lab.experiment import Experiment
 from td_compiler.benchmarks.lab.machine import Machine
@@ -28,6 +28,7 @@ from td_compiler.benchmarks.lab.options import Networks, Setup, run_command
 from td_compiler.benchmarks.lab.packing import packed
 from td_compiler.benchmarks.training.networks import NetworkSpec
 from td_compiler.benchmarks.training.training import Training, answers, trained, untrained
+from td_compiler.report.heat_maps import to_unit
 
 __all__ = ["EXPERIMENT", "Localise", "blob", "covered", "main"]
 
