@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -27,6 +28,7 @@ from tests.support.benchmark_data import write_folder, write_mnist
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
 BLOCK = re.compile(
     r"^(?:<!-- needs (?P<needs>\w+) -->\n)?```(?P<language>\w+)(?: title=\"(?P<file>[^\"]+)\")?\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
@@ -159,6 +161,24 @@ def test_messages_are_those_of_the_sources() -> None:
     for title in titles:
         for fragment in title.replace("ResNetTD", "...").split("..."):
             assert fragment.strip() in text, title
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)
+def test_notebooks_are_their_python_files_with_outputs_fit_to_be_read(notebook: Path) -> None:
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    python = notebook.with_suffix(".py").read_text(encoding="utf-8").replace("# %matplotlib", "%matplotlib")
+    outputs = []
+    for cell in cells:
+        lines = "".join(cell["source"]).splitlines()
+        if cell["cell_type"] == "markdown":
+            lines = [f"# {line}".rstrip() for line in lines]
+        assert "\n".join(lines) in python, lines[:1]
+        outputs += cell.get("outputs", [])
+    assert outputs
+    for output in outputs:
+        assert output["output_type"] != "error" and output.get("name") != "stderr"
+        text = "".join(output.get("text", ())) + "".join(output.get("data", {}).get("text/plain", ()))
+        assert not re.search(r"/(home|root|tmp|usr|opt)/", text)
 
 
 def anchors(page: Path) -> set[str]:

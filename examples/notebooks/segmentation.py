@@ -12,8 +12,7 @@
 # # Segmentation
 #
 # The last map of a top-down network has the image's size, so a 1x1 convolution on it scores every pixel. The
-# classes here
-# are background, square, cross and ring; the images are drawn, as masks of your own images are another matter.
+# classes here are background, square, cross and ring; images and masks are drawn.
 
 # %%
 import matplotlib.pyplot as plt
@@ -63,7 +62,7 @@ class SmallNet(torch.nn.Module):
 
 
 # %%
-def train(network, images, targets, epochs=8, weight=None):
+def train(network, images, targets, epochs=14, weight=None):
     """SGD with one cycle; the loss of the last batch."""
     batches = DataLoader(TensorDataset(images, targets), batch_size=32, shuffle=True)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, nesterov=True)
@@ -81,7 +80,7 @@ def train(network, images, targets, epochs=8, weight=None):
 
 
 # %%
-images, labels, masks = shapes(240)
+images, labels, masks = shapes(360)
 td = reverse(SmallNet(num_classes=3), task="segmentation", num_classes=4, input_size=(1, 32, 32))
 loss = train(td, images, masks * (labels + 1)[:, None, None], weight=torch.tensor([0.1, 1, 1, 1]))
 print(f"loss {loss:.2f}")

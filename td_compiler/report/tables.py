@@ -117,7 +117,8 @@ def print_report(report: Report, console: Console) -> None:
 
 def report_text(report: Report) -> str:
     """A report as :func:`print_report` prints it on a terminal of this width, 80 columns where there is none."""
-    console = Console(file=io.StringIO(), width=shutil.get_terminal_size().columns, color_system=None)
+    width = shutil.get_terminal_size().columns
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_jupyter=False)
     with console.capture() as capture:
         print_report(report, console)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
