@@ -12,6 +12,7 @@ from td_compiler.emission.arguments import CLASSES, Arguments
 from td_compiler.emission.body import prepare
 from td_compiler.emission.by_number import by_number
 from td_compiler.emission.carry import Carrier, Importer
+from td_compiler.emission.classes import Declaration, Draft, SharedClass
 from td_compiler.emission.constructors import Constructors, declare_tensor
 from td_compiler.emission.dense import MAPS
 from td_compiler.emission.drop_rates import fold_rates
@@ -19,7 +20,7 @@ from td_compiler.emission.families import family, fold_runs, numbered
 from td_compiler.emission.graph_steps import read_steps
 from td_compiler.emission.layout import Doc, Group, Join, Number, Repeat, Statement, call, flat, literal
 from td_compiler.emission.leaves import is_of_torch, is_own, plain_layer, trace_forward
-from td_compiler.emission.sharing import Declaration, Draft, SharedClass, Sharer
+from td_compiler.emission.sharing import Sharer
 from td_compiler.emission.tree import Tree, is_bare, is_numbered, own_children
 from td_compiler.emission.units import Unit, is_image, with_inner
 from td_compiler.graph.laws import Law

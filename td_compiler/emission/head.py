@@ -12,10 +12,10 @@ from torch import fx, nn
 from td_compiler.emission.arguments import CLASSES, DROP_PATH, Arguments
 from td_compiler.emission.body import write_body
 from td_compiler.emission.carry import Carrier
+from td_compiler.emission.classes import Declaration
 from td_compiler.emission.graph_steps import read_steps
 from td_compiler.emission.initial_values import InitFunction
 from td_compiler.emission.layout import WIDTH, Doc, Join, Statement, call, flat, literal
-from td_compiler.emission.sharing import Declaration
 from td_compiler.emission.text import TENSOR, method
 from td_compiler.emission.tree import Tree, own_children
 from td_compiler.emission.units import Unit

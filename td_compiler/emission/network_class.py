@@ -10,12 +10,12 @@ from torch import fx, nn
 from td_compiler.emission.arguments import Arguments
 from td_compiler.emission.body import write_body
 from td_compiler.emission.carry import Carrier, Importer
+from td_compiler.emission.classes import Declaration
 from td_compiler.emission.containers import with_entries
 from td_compiler.emission.graph_steps import read_steps
 from td_compiler.emission.head import assignment, classifier_methods, head_method, number_statements, with_classifier
 from td_compiler.emission.initial_values import InitFunction
 from td_compiler.emission.layout import Doc, Group, Statement, call, lay_out, literal
-from td_compiler.emission.sharing import Declaration
 from td_compiler.emission.steps import call_sequences, make_loops
 from td_compiler.emission.text import TENSOR, docstring, init_lines, method
 from td_compiler.emission.tree import Tree

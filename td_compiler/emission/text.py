@@ -5,8 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 
+from td_compiler.emission.classes import Declaration, SharedClass
 from td_compiler.emission.layout import WIDTH, Group, Join, Repeat, Statement, call, flat, lay_out, literal
-from td_compiler.emission.sharing import Declaration, SharedClass
 from td_compiler.graph.names import is_attribute
 
 __all__ = ["TENSOR", "class_lines", "docstring", "init_lines", "method"]
