@@ -33,15 +33,14 @@ from td_compiler.benchmarks.experiments.compare.measures import (
     rank_correlation,
     shift_agreement,
 )
-from td_compiler.benchmarks.experiments.compare.section import (
+from td_compiler.benchmarks.experiments.compare.properties import (
     Finding,
     Property,
     average_precision,
     box_accuracy,
     judged,
-    section,
-    summary,
 )
+from td_compiler.benchmarks.experiments.compare.section import section, summary
 from td_compiler.benchmarks.lab.journal import Result
 from td_compiler.benchmarks.lab.packing import packed
 from td_compiler.benchmarks.lab.statistics import Estimate
