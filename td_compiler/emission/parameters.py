@@ -211,6 +211,8 @@ def _name(
     homes: dict[Key, Hole] = {}
     for hole in holes:
         homes.setdefault(_root(hole.key, derived), hole)
+    inner = [key for key in channels if key not in (first, last) and homes[key].home.isidentifier()]
+    branches = any(key not in reads for key in inner)  # what is not read inside is what a branch gives
     names: dict[Key, str] = {}
     for key in bases:
         if key[0] != "channels":
@@ -222,6 +224,8 @@ def _name(
         else:
             name = "groups" if homes[key].role == "groups" else "hidden"
         home = homes[key].home if homes[key].home.isidentifier() else ""
+        if name == "hidden" and home and branches:
+            name = f"{home}_hidden" if key in reads else f"{home}_channels"
         kept = any(hole.in_forward and hole.key == key for hole in holes)
         used = {*names.values(), *taken} - ({home} if name == home and not kept else set())
         candidates = [name, *([f"{home}_{name}"] if home else []), *(f"{name}{i}" for i in range(2, len(used) + 3))]

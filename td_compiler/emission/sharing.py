@@ -88,10 +88,11 @@ class Sharer:
         """A name that tells what a class has and the other ones of its kind have not."""
         candidates = [base]
         for other in others:
-            more = [d.name for d in made.declarations if d.name not in {each.name for each in other.declarations}]
-            candidates += [f"{base}With{camel_case(name)}" for name in more if name.isidentifier()]
+            own, its = ([d.name for d in each.declarations if d.name.isidentifier()] for each in (made, other))
+            candidates += [f"{base}With{camel_case(name)}" for name in own if name not in its]
             if "image" in made.arguments and "image" not in other.arguments:
                 candidates.append(f"Growing{base}")
+            candidates += [f"{base}Without{camel_case(name)}" for name in its if name not in own]
             first, its_first = _first_called(made), _first_called(other)
             if first and first != its_first:
                 candidates.append(f"{camel_case(first)}First{base}")
