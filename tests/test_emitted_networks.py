@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision
 from torch import nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
 from td_compiler import reverse, zoo
 from td_compiler.emission import emit_source
+from tests.support.vgg import torchvision_network
 
 ARRANGEMENTS = ("mirror", "uniform", "reversed")
 ZOO = ("lenet_fc", "nin_light", "nin", "resnet32", "resnet18_light")
@@ -112,7 +112,7 @@ def test_papers_networks(tmp_path: Path, filters: str) -> None:
 def test_torchvision_networks(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
     for filters in ARRANGEMENTS:
-        model = getattr(torchvision.models, name)(num_classes=4)
+        model = torchvision_network(name, num_classes=4)
         write(tmp_path / filters, model, torch.randn(1, 3, 25, 19), filters=filters)
     check(tmp_path)
 

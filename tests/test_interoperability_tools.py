@@ -50,10 +50,11 @@ NETWORKS = [*FAMILIES, "own"]
 each = pytest.mark.parametrize("name", NETWORKS)
 
 
-def each_but(**reasons: str) -> pytest.MarkDecorator:
-    """Every network; some have to fail, for a reason that lies in the tool."""
+def each_but(*left_out: str, **reasons: str) -> pytest.MarkDecorator:
+    """Every network but those left out; some have to fail, for a reason that lies in the tool."""
     marks = {name: [pytest.mark.xfail(strict=True, reason=reason)] for name, reason in reasons.items()}
-    return pytest.mark.parametrize("name", [pytest.param(name, marks=marks.get(name, [])) for name in NETWORKS])
+    names = [name for name in NETWORKS if name not in left_out]
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=marks.get(name, [])) for name in names])
 
 
 def draw() -> torch.Tensor:
@@ -179,7 +180,8 @@ def test_fx_quantisation(name: str) -> None:
     near(convert_fx(observed)(draw()), td(draw()), 0.2)
 
 
-@each_but(resnet18="torchao fails on shortcuts, those of the bottom-up network too")
+# Where norms stand before convolutions torchao takes a minute, however small the network: DenseNet is one for all.
+@each_but("resnet32", resnet18="torchao fails on shortcuts, those of the bottom-up network too")
 def test_pt2e_quantisation(name: str) -> None:
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86

@@ -14,6 +14,7 @@ from torch import nn
 from torch.func import functional_call
 
 from td_compiler import ConversionError, TopDownNet, reverse, verify, zoo
+from tests.support.vgg import torchvision_network
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +180,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: "-".join(f"{k}-{v}" for k, v in option.items())[:30])
 def test_every_option_trains(option: dict[str, object], images: torch.Tensor) -> None:
-    for model in (zoo.resnet20(), torchvision.models.vgg11(num_classes=10), torchvision.models.mobilenet_v2()):
+    for model in (zoo.resnet20(), torchvision_network("vgg11", 10), torchvision_network("mobilenet_v2", 10)):
         td = reverse(model, **option)
         td(images).square().sum().backward()
         assert all(p.grad is not None for p in td.parameters())
