@@ -40,7 +40,7 @@ __all__ = ["Pretrained", "available", "pretrained", "publish"]
 
 HERE = Path(__file__).parent
 _LARGEST = 1_000_000  # bytes of a file that the package holds
-_NEEDED = {"name", "options", "input_size", "classes", "sha256"}  # beside what is looked at first
+_NEEDED = {"format", "name", "source", "arrangement", "options", "input_size", "classes", "sha256"}
 _SUFFIX = {"bu": "_bu", "mirror": "_td", "uniform": "_td_uniform", "reversed": "_td_reversed"}
 
 
@@ -162,15 +162,15 @@ def publish(
 
 def _card(path: Path) -> dict[str, Any]:
     try:
-        card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if card["format"] != 1 or card["source"] not in ZOO or card["arrangement"] not in _SUFFIX:
-            raise ValueError("it is of another version of td-compiler")
-        lacking = _NEEDED - card.keys()
-        if lacking:
-            raise ValueError(f"it has no {min(lacking)}")
-        return card
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ConversionError(f"{path} is no card of a trained network: {one_line(error)}.") from error
+    lacking = _NEEDED - (card.keys() if isinstance(card, dict) else set())
+    if lacking:
+        raise ConversionError(f"{path} is no card of a trained network: it has no {min(lacking)}.")
+    if card["format"] != 1 or card["source"] not in ZOO or card["arrangement"] not in _SUFFIX:
+        raise ConversionError(f"{path} is the card of a network that this version of td-compiler does not know.")
+    return dict(card)
 
 
 def _built(card: Mapping[str, Any], content: bytes, path: Path) -> Pretrained:
