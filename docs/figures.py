@@ -17,11 +17,15 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from PIL import Image
 
 from td_compiler.layers.pyramid import downsample_gaussian
+from td_compiler.report.style import COLOURS, INK, tint
 
 IMAGES = Path(__file__).parent / "images"
-BU, TD, IMAGE, ENTRY, INK = "#d98c7a", "#7fb294", "#dcdcdc", "#cfe5d8", "#333333"  # as in `tdc inspect --plot`
+# As in `tdc inspect --plot`.
+BU, TD, ENTRY, IMAGE = tint(COLOURS["bu"], 0.6), tint(COLOURS["mirror"], 0.6), tint(COLOURS["mirror"], 0.25), "#dedede"
 SCALES = (1, 2, 4, 8)
-matplotlib.rcParams.update({"font.size": 9, "font.family": "sans-serif", "svg.hashsalt": "td-compiler"})
+matplotlib.rcParams.update(
+    {"font.size": 9, "font.family": "sans-serif", "text.color": INK, "svg.hashsalt": "td-compiler"}
+)
 
 
 def arrow(axes: Any, start: tuple[float, float], end: tuple[float, float], **style: Any) -> None:

@@ -22,7 +22,7 @@ from td_compiler.sources.names import load_source
 pytest.importorskip("matplotlib")
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle, Rectangle
+from matplotlib.patches import Circle, FancyBboxPatch
 from matplotlib.transforms import Bbox
 
 from td_compiler.report.plot import draw_networks, plot_networks
@@ -51,13 +51,15 @@ NETWORKS = {
     "lenet": lambda: load("zoo:lenet_fc", merge="concat"),
     "resnet152": lambda: load("torchvision:resnet152"),
     "mobilenet": lambda: load("torchvision:mobilenet_v2", merge="add"),
+    "pooled": lambda: load("torchvision:mobilenet_v2", head="pooled"),
+    "vgg": lambda: load("torchvision:vgg11_bn"),
     "lopsided": lambda: reverse(Lopsided().to("meta"), input_size=(12, 100, 902)),
 }
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_label_lies_over_another_a_box_or_the_edge(name: str) -> None:
-    if name in {"resnet152", "mobilenet"}:
+    if name not in {"lenet", "lopsided"}:
         pytest.importorskip("torchvision")
     figure = draw_networks(NETWORKS[name]())
     renderer = FigureCanvasAgg(figure).get_renderer()
@@ -83,15 +85,37 @@ def test_what_stands_in_a_picture_of_lenet() -> None:
     said = [text.get_text() for text in axes.texts]
     assert said.count("6 filters") == said.count("16 filters") == said.count("32 filters") == 2
     assert [line for line in said if line.startswith("1/")] == ["1/1", "1/2", "1/4"]
-    assert {"7.7k parameters, 829.5k MACs", "head: 10 classes", "LeNet, images of 1x28x28"} <= set(said)
+    assert {"7.7k parameters, 829.5k MACs", "pool: 10 classes", "LeNet, images of 1x28x28"} <= set(said)
+    assert {"1x1 conv, 6", "1x1 conv, 16"} <= set(said)  # transitions, before the merges
+    assert {"6", "16"} <= set(said)  # the entries' widths
     assert said.count("x2") == said.count("/2") == said.count("m") == 2
     # Merges at scales 1 and 2, and the "+" of the figure that explains them.
     assert sum(isinstance(patch, Circle) for patch in axes.patches) == 3
-    boxes = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
-    sizes = sorted({round(box.get_height() ** 2 * 28, 3) for box in boxes if box.get_height() >= 0.5})
+    boxes = [patch for patch in axes.patches if isinstance(patch, FancyBboxPatch)]
+    sizes = sorted({round(box.get_height() ** 2 / 1.1**2 * 28, 3) for box in boxes if box.get_height() >= 0.5})
     assert sizes == [7, 14, 28]  # the maps' sides
     # Images 3, entries 2 (the coarsest stage reads the image itself), stages 3 + 3 with their maps' heights.
     assert len([box for box in boxes if box.get_height() >= 0.5]) == 11
+
+
+def test_first_blocks_stand_before_merges_and_a_pooled_head_pools_first() -> None:
+    residual = [text.get_text() for text in draw_networks(load("zoo:resnet32")).axes[0].texts]
+    assert {"first block, 16", "first block, 32"} <= set(residual)
+    assert residual.count("4 units") == 2  # what follows those blocks, of 5 units
+    assert residual.count("5 units") == 4  # bottom-up, and the coarsest stage
+    mobile = [text.get_text() for text in draw_networks(NETWORKS["pooled"]()).axes[0].texts]
+    assert [line for line in mobile if "pool" in line] == ["pool", "pool", "pool first"]
+
+
+def test_an_image_stands_where_the_network_reads_it() -> None:
+    network, image = reverse(zoo.lenet_fc()), torch.rand(1, 28, 28)
+    axes = draw_networks(network, image=image).axes[0]
+    sizes = [shown.get_array().shape[:2] for shown in axes.images]
+    assert sizes == [(7, 7), (14, 14), (28, 28)]
+    torch.testing.assert_close(torch.from_numpy(axes.images[-1].get_array()[..., 0]), image[0])
+    boxes = {tuple(round(edge, 6) for edge in patch.get_window_extent().extents) for patch in axes.patches}
+    for shown in axes.images:
+        assert tuple(round(edge, 6) for edge in shown.get_window_extent().extents) in boxes
 
 
 def test_a_merge_that_only_adds_is_drawn_as_a_sum() -> None:
@@ -127,7 +151,7 @@ def test_a_picture_survives_a_full_disk(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_without_matplotlib_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ConversionError, match=r"pip install 'td-compiler\[bench\]'"):
+    with pytest.raises(ConversionError, match=r"pip install 'td-compiler\[plot\]'"):
         plot_networks(reverse(zoo.lenet_fc()), tmp_path / "a.svg")
     assert not list(tmp_path.iterdir())
 

@@ -151,7 +151,7 @@ def convert(
 @_command(
     "tdc inspect zoo:resnet32",
     "tdc inspect timm:efficientnet_b0 --filters uniform --input-size 3,320,320",
-    "tdc inspect torchvision:resnet18 --plot resnet18.svg",
+    "tdc inspect torchvision:resnet18 --plot resnet18.svg --image dog.jpg",
 )
 def inspect(
     given: Given,
@@ -160,13 +160,16 @@ def inspect(
         str | None,
         typer.Option(metavar="FILE", help="Draw both networks into a .svg or .png file."),
     ] = None,
+    image: Annotated[
+        str | None, typer.Option(metavar="IMAGE", help="A photograph whose pyramid stands in that picture.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace that file if it exists.")] = False,
 ) -> None:
     """Show the bottom-up network (BU) beside its top-down network (TD), scale by scale."""
     with _debugging(given.debug, "inspect"):
         from td_compiler.cli import commands
 
-        commands.inspect(commands.Request.read(given), as_json=as_json, plot=plot, force=force)
+        commands.inspect(commands.Request.read(given), as_json=as_json, plot=plot, image=image, force=force)
 
 
 @_command(

@@ -76,7 +76,9 @@ def convert(request: Request, out: str | None, *, weights: bool, force: bool) ->
     print(_next(request, name, target, weights=weights), file=sys.stderr)
 
 
-def inspect(request: Request, *, as_json: bool = False, plot: str | None = None, force: bool = False) -> None:
+def inspect(
+    request: Request, *, as_json: bool = False, plot: str | None = None, image: str | None = None, force: bool = False
+) -> None:
     """Print the bottom-up network beside its top-down network, scale by scale.
 
     The network is built on the meta device, where that works, so that its size costs neither time nor memory.
@@ -85,13 +87,18 @@ def inspect(request: Request, *, as_json: bool = False, plot: str | None = None,
         request: what to convert and how.
         as_json: print JSON (:func:`td_compiler.report.tables.as_data`) instead of a table.
         plot: a .svg or .png file to draw both networks into.
+        image: an image file whose pyramid stands in that picture.
         force: replace that file if it exists.
 
     Raises:
-        UsageError: if `plot` cannot be written or exists; nothing has been converted then.
+        UsageError: if `plot` cannot be written or exists, or there is no such image; nothing has been converted then.
         ConversionError: if the source or its conversion is refused, or matplotlib is missing.
     """
     picture = _picture(plot, force=force) if plot is not None else None
+    if image is not None and picture is None:
+        raise UsageError(f"--image {image}: its pyramid stands in a picture, which --plot FILE draws.")
+    if image is not None and not Path(image).is_file():
+        raise UsageError(f"there is no image {image}.")
     with progress() as begin:
         begin("reading the network and turning it")
         loaded, td = request.reverse(device="meta")
@@ -106,9 +113,11 @@ def inspect(request: Request, *, as_json: bool = False, plot: str | None = None,
         print_report(report, Console())
         print_savings(found, td.report, Console())
     if picture is not None:
+        from td_compiler.cli.explain import read_image
         from td_compiler.report.plot import plot_networks  # needs matplotlib, which is an extra
 
-        plot_networks(td, picture, title=source_name(request.source))
+        shown = read_image(Path(image), td.report.input_size) if image is not None else None
+        plot_networks(td, picture, title=source_name(request.source), image=shown)
         print(f"wrote {picture}", file=sys.stderr if as_json else sys.stdout)
 
 
