@@ -286,6 +286,19 @@ def test_the_command_writes_page_markdown_and_figures(tmp_path: Path, capsys: py
     assert rows[0]["milestones"] == "[0.5, 0.8]" and float(rows[0]["accuracy"]) == 0.989
 
 
+def test_columns_of_numbers_stand_right_and_cells_name_their_columns() -> None:
+    rows = (
+        ("lenet", "98.98 ± 0.16", None, "3.3M (3.95x)", "91 %", "up"),
+        ("nin", "1,204", 2.5, "34.8 MiB", "-0.3", "3 up"),
+    )
+    page = Table("T", ("net", "a", "b", "c", "d", "<e>"), rows).html()
+    assert re.findall(r"<th scope='col'( class='number')?>", page) == ["", *[" class='number'"] * 4, ""]
+    assert page.count("data-column='&lt;e&gt;'") == 2 and "<table class='cards'>" in page
+    assert "cards" not in Table("T", ("net", "a"), (("x", 1),)).html()
+    said = Table("T", ("net", "found"), (("x", "-0.03 [-0.46, +0.39] points; TD does not beat it"),)).html()
+    assert "class='number'" not in said
+
+
 def test_one_folder_is_read_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "build" / "benchmarks", accuracies("mnist", "lenet_fc", {"bu": 50.0}))

@@ -15,6 +15,7 @@ from td_compiler.benchmarks.show.tables import Figure, Section, escaped
 __all__ = ["Document"]
 
 _PAGE = Path(__file__).with_name("page.html")
+_PHONE = 270  # points: what is wider does not fit a page of 400 pixels
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,12 @@ def _commands_markdown(commands: Sequence[str]) -> str:
 
 def _figure_html(figure: Figure) -> str:
     caption = f"<strong>{html.escape(figure.title)}.</strong> {html.escape(figure.caption)}"
-    return f"<figure>{_inline(svg(figure.draw), figure.name)}<figcaption>{caption}</figcaption></figure>"
+    source = svg(figure.draw)
+    width = re.search(r'<svg[^>]* width="([\d.]+)pt"', source)
+    goes_on = width is not None and float(width[1]) > _PHONE
+    hint = "<p class='hint'>The figure goes on to the right.</p>" if goes_on else ""
+    picture = f"<div class='wide' tabindex='0'>{_inline(source, figure.name)}</div>"
+    return f"<figure>{picture}{hint}<figcaption>{caption}</figcaption></figure>"
 
 
 def _inline(source: str, name: str) -> str:

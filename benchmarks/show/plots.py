@@ -63,7 +63,7 @@ def bars(axes: Axes, groups: Sequence[str], series: Sequence[Bars], *, values: s
         whiskers: dict[str, Any] = {"yerr": errors, "error_kw": _WHISKERS} if any(errors) else {}
         drawn = axes.bar(centres, heights, width * 0.92, edgecolor="white", linewidth=0.3, **whiskers, **each.look)
         if values:
-            axes.bar_label(drawn, fmt=f"{{:{values}}}", fontsize=6.5, padding=2)
+            axes.bar_label(drawn, fmt=f"{{:{values}}}", fontsize=7, padding=2)
     axes.set_xlim(-0.5, len(groups) - 0.5)
     axes.set_xticks(range(len(groups)), groups)
     axes.tick_params(axis="x", length=0)

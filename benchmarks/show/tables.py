@@ -18,6 +18,10 @@ __all__ = ["Cell", "Figure", "Section", "Table", "escaped", "mean_and_deviation"
 
 Cell = str | float | None
 
+_NARROW = 3  # columns that fit a page of 400 pixels
+_LONG = 24  # characters that are better broken into two lines than into ten
+_NUMBER = re.compile(r"[-+\u2212]?\d[\d.,]*(e[-+]?\d+)?( ?(%|x|[kMG]?i?B|[kMG]|m?s))?( ?(±|to|\[|\()[^;]{1,25})?$")
+
 
 @dataclass(frozen=True)
 class Table:
@@ -58,12 +62,21 @@ class Table:
         return "\n\n".join(part for part in (f"**{escaped(self.title)}**", grid, escaped(self.note)) if part)
 
     def html(self) -> str:
-        """A `<table>` with the title as its caption, numbers in cells of class `number`."""
-        heads = "".join(f"<th>{html.escape(column)}</th>" for column in self.columns)
-        body = "".join(f"<tr>{''.join(map(_html_cell, row))}</tr>" for row in self.rows)
+        """A `<table>` with the title as its caption.
+
+        Columns of numbers are of class `number`. Each cell names its column, so that a narrow page can show a wide
+        table, of class `cards`, row by row.
+        """
+        kinds = [_kind([row[place] for row in self.rows]) for place in range(len(self.columns))]
+        heads = "".join(
+            f"<th scope='col'{kind}>{html.escape(column)}</th>"
+            for column, kind in zip(self.columns, kinds, strict=True)
+        )
+        body = "".join(f"<tr>{''.join(map(_html_cell, self.columns, row, kinds))}</tr>" for row in self.rows)
         note = f"<p class='note'>{html.escape(self.note)}</p>" if self.note else ""
         caption = f"<caption>{html.escape(self.title)}</caption>"
-        return f"<table>{caption}<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>{note}"
+        wide = " class='cards'" if len(self.columns) > _NARROW else ""
+        return f"<table{wide}>{caption}<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>{note}"
 
 
 @dataclass(frozen=True)
@@ -143,6 +156,13 @@ def _text(cell: Cell) -> str:
     return cell if isinstance(cell, str) else f"{cell:,}" if isinstance(cell, int) else f"{cell:.4g}"
 
 
-def _html_cell(cell: Cell) -> str:
-    kind = " class='number'" if isinstance(cell, int | float) else ""
-    return f"<td{kind}>{html.escape(_text(cell))}</td>"
+def _html_cell(column: str, cell: Cell, kind: str) -> str:
+    return f"<td{kind} data-column='{html.escape(column)}'>{html.escape(_text(cell))}</td>"
+
+
+def _kind(cells: Sequence[Cell]) -> str:
+    """The class of a column: `number` where all cells are numbers, as text too, or dashes; `text` of long words."""
+    texts = [text for text in map(_text, cells) if text != "-"]
+    if texts and all(map(_NUMBER.match, texts)):
+        return " class='number'"
+    return " class='text'" if max(map(len, texts), default=0) > _LONG else ""

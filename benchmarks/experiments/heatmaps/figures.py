@@ -105,14 +105,14 @@ def _draw_row(row: Sequence[Axes], result: Result, number: int, taps: int) -> No
     row[0].spines[:].set_visible(False)
     row[0].set_ylabel(NAMES[_arrangement(result)], fontsize=8, rotation=0, ha="right", va="center")
     row[0].imshow(image, cmap="gray", vmin=0, vmax=1)
-    row[0].set_title(_caption(result, shown), fontsize=6.5, pad=2)
+    row[0].set_title(_caption(result, shown), fontsize=7, pad=2)
     for axes, tap in zip(row[1:], result.figures["taps"], strict=False):
         axes.imshow(_overlay(image, decode(shown["maps"][tap])))
-        axes.set_title(_tap_title(tap), fontsize=6.5, pad=2)
+        axes.set_title(_tap_title(tap), fontsize=7, pad=2)
     for axes, (name, heading) in zip(row[1 + taps :], _AT_IMAGE.items(), strict=True):
         if name in shown["maps"]:
             axes.imshow(decode(shown["maps"][name]), cmap="gray", vmin=0, vmax=1)
-            axes.set_title(heading, fontsize=6.5, pad=2)
+            axes.set_title(heading, fontsize=7, pad=2)
 
 
 def _caption(result: Result, shown: Mapping[str, Any]) -> str:

@@ -196,7 +196,7 @@ def _plot(sweep: _Sweep) -> Plot:
                 height = 0.04 if network == "bu" else 0.14
                 axes.text(0.97, height, str(law), color=look["color"], transform=axes.transAxes, ha="right", fontsize=7)
         axes.set(xscale="log", yscale="log", title=quantity.title)
-        axes.set_xticks(sweep.sizes, [str(size) for size in sweep.sizes], fontsize=6.5)
+        axes.set_xticks(sweep.sizes, [str(size) for size in sweep.sizes], fontsize=7)
         axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(visible=True)
     plot.supxlabel(_AXES[sweep.axis].capitalize(), fontsize=8)
