@@ -78,7 +78,7 @@ def test_both_networks_of_given_weights(photo: Path) -> None:
         ("photo.png --weights no.pth", 2, "--weights no.pth: there is no such file"),
         ("photo.png --random-weights -o out.gif", 2, "OUT is a .png, .svg or .pdf file"),
         ("photo.png --random-weights --class 10", 1, "class 10 is none of the network's 10, from 0"),
-        ("photo.png --random-weights --std 0", 2, "--std 0: give one number or 1"),
+        ("photo.png --random-weights --std 0", 2, "--std 0: give one number above 0, such as 0.5."),
     ],
 )
 def test_errors(photo: Path, words: str, code: int, said: str) -> None:

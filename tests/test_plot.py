@@ -149,6 +149,24 @@ def test_a_picture_survives_a_full_disk(tmp_path: Path, monkeypatch: pytest.Monk
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("--image a.png", "--plot FILE draws"),
+        ("--image none.png --plot b.png", "there is no image none.png"),
+        ("--image words.png --plot b.png", "words.png cannot be read as an image"),
+    ],
+)
+def test_an_image_that_cannot_be_shown_is_said_before_anything_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "words.png").write_text("words")
+    result = CliRunner().invoke(cli.app, ["inspect", "zoo:lenet_fc", *given.split()])
+    assert result.exit_code == 2 and said in result.stderr and result.stdout == ""
+    assert not (tmp_path / "b.png").exists()
+
+
 def test_without_matplotlib_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ConversionError, match=r"pip install 'td-compiler\[plot\]'"):

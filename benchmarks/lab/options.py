@@ -249,7 +249,7 @@ def _explain(error: Exception) -> tuple[str, int]:
     from td_compiler.benchmarks.lab.jobs import JobsFailed
 
     if hasattr(error, "format_message"):  # Click's, whose class typer keeps in different places
-        return error.format_message(), 2
+        return error.format_message().removeprefix("Invalid value: "), 2
     if isinstance(error, DataError | ConversionError | RecipeError):
         return str(error), 2
     if isinstance(error, ImportError):

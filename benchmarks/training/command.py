@@ -36,8 +36,11 @@ def _train(
 ) -> None:
     """Train a network's top-down network on images and write OUT/NAME_td.safetensors and OUT/NAME_td.json.
 
-    The same command goes on where an interrupted one stopped. The weights fit what `tdc convert` writes of the source
-    made for these classes; the JSON file has the recipe, the classes, the normalisation and the accuracy.
+    The same command goes on where an interrupted one stopped.
+
+    The weights fit what `tdc convert` writes of the source for these classes.
+
+    The JSON file has recipe, classes, normalisation and accuracy.
     """
     if filters not in ARRANGEMENTS[1:]:
         raise typer.BadParameter(f"{filters!r} is not one of {', '.join(ARRANGEMENTS[1:])}", param_hint="--filters")

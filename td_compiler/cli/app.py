@@ -188,8 +188,9 @@ def export(
 ) -> None:
     """Write a top-down network as ONNX or as a program of torch.export, and compare it with the network.
 
-    SOURCE is a bottom-up network, or a file that convert wrote. Images may be of any number and, where the format can
-    say so, of any size.
+    SOURCE is a bottom-up network, or a file that convert wrote.
+
+    Images may be of any number and, where the format can say so, of any size.
     """
     with _debugging(given.debug, "export"):
         from td_compiler.cli.export import export

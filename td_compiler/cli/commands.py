@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 import td_compiler
+from td_compiler.cli.explain import read_image
 from td_compiler.cli.progress import progress
 from td_compiler.cli.requests import Request, UsageError, check_target
 from td_compiler.emission import emit_source
@@ -102,6 +103,7 @@ def inspect(
     with progress() as begin:
         begin("reading the network and turning it")
         loaded, td = request.reverse(device="meta")
+        shown = read_image(Path(image), td.report.input_size) if image is not None else None
         begin("following what its maps see")
         report = with_receptive_fields(td.report, loaded.model, td)
         begin("trying what would cost less")
@@ -113,10 +115,8 @@ def inspect(
         print_report(report, Console())
         print_savings(found, td.report, Console())
     if picture is not None:
-        from td_compiler.cli.explain import read_image
         from td_compiler.report.plot import plot_networks  # needs matplotlib, which is an extra
 
-        shown = read_image(Path(image), td.report.input_size) if image is not None else None
         plot_networks(td, picture, title=source_name(request.source), image=shown)
         print(f"wrote {picture}", file=sys.stderr if as_json else sys.stdout)
 

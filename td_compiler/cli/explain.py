@@ -139,5 +139,7 @@ def _numbers(option: str, text: str, channels: int) -> Tensor:
     except ValueError:
         numbers = []
     if len(numbers) not in (1, channels) or (option == "--std" and min(numbers) <= 0):
-        raise UsageError(f"{option} {text}: give one number or {channels}, such as 0.485,0.456,0.406.")
+        count = "one number or three" if channels == 3 else "one number"
+        example = "0.485,0.456,0.406" if channels == 3 else "0.5"
+        raise UsageError(f"{option} {text}: give {count}{' above 0' if option == '--std' else ''}, such as {example}.")
     return torch.tensor(numbers).view(-1, 1, 1)

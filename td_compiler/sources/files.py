@@ -210,7 +210,9 @@ def _only_candidate(path: Path, module: types.ModuleType, tree: ast.Module, argu
             f" makes the network, and name it: {path}:FUNCTION.",
             usage=True,
         )
-    raise SourceError(f"{path} has no model: no nn.Module class and no function that returns one.", usage=False)
+    raise SourceError(
+        f"{path} has no model: no nn.Module class with a forward and no function that returns one.", usage=False
+    )
 
 
 def _uses(statement: ast.stmt) -> Iterator[tuple[str, set[str]]]:
