@@ -17,7 +17,7 @@ are kept:
 | 6.5 a classifier of pixels | `replace_head` |
 | 2.6 filters and kernel sizes | `arrange_filters` |
 | 2.4 projections of transition blocks | `match_shortcuts` |
-| 2.4 strides and poolings, 2.8 sizes, 2.9 upsampling | `replace_downsampling` |
+| 2.4 strides and poolings, 2.8 sizes, 2.9 upsampling | `replace_downsampling`, which calls `same_size` |
 | 2.4 plain transitions | `insert_transitions` |
 | 2.1 pyramid, 2.2 entries | `insert_entries` |
 | 2.5 merges | `insert_merges` |

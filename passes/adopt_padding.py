@@ -23,7 +23,8 @@ class AdoptPadding(Pass[Reading]):
 
     How far a convolution pads follows from its kernel (SPEC 2.4), which makes padding layers superfluous, but not how.
     A padding that no convolution can do itself (with another number than zero, before a norm, more on one side) stays
-    a step of its own, `pads_for`. What pads and crops its map so that it has its size again moves it, and `stays`.
+    a step of its own, `pads_for`. What pads and crops its map so that it has its size again moves it, and `stays`; so
+    do a pooling without stride and what gives its map its size again.
     """
 
     def requires(self, reading: Reading) -> None:
@@ -39,6 +40,9 @@ class AdoptPadding(Pass[Reading]):
             ends = ends_of(reading, node)
             if is_moved(reading, node, ends):
                 for step in (*ends.between, *ends.returns):
+                    facts(step).stays = True
+            elif steps := _restored(reading, node, ends):
+                for step in steps:
                     facts(step).stays = True
             elif is_padding and ends.convolutions:
                 _check(reading, node, ends)
@@ -85,6 +89,28 @@ def _cropped(reading: Reading, crop: fx.Node) -> fx.Node | None:
         return None
     keeps = facts(crop).size == facts(conv.all_input_nodes[0]).size
     return conv if keeps and any(behind - front not in {0, 1} for front, behind in cut) else None
+
+
+def _restored(reading: Reading, node: fx.Node, ends: Ends) -> list[fx.Node]:
+    """A padding or crop, and what is before it, up to the pooling without stride whose map gets its size again by it.
+
+    A padding that convolutions need which do not pad themselves is theirs.
+    """
+    steps = [node, node.all_input_nodes[0]]
+    while reading.kind(steps[-1]) in _POINTWISE:
+        steps.append(next(n for n in steps[-1].all_input_nodes if facts(n).carries))
+    pool = steps[-1]
+    if reading.kind(pool) is not Kind.POOL or reading.stride(pool) != (1, 1) or reading.row(pool) is None:
+        return []
+    size = facts(next(n for n in pool.all_input_nodes if facts(n).carries)).size
+    if facts(node).size != size or facts(pool).size == size:
+        return []
+    return [] if any(_needs_padding(reading, conv) for conv in ends.convolutions) else steps
+
+
+def _needs_padding(reading: Reading, conv: fx.Node) -> bool:
+    layer = reading.layer(conv)
+    return isinstance(layer, nn.Conv2d) and max(layer.kernel_size) > 1 and layer.padding in {(0, 0), "valid"}
 
 
 def _check(reading: Reading, padding: fx.Node, ends: Ends) -> None:

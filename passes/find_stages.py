@@ -7,6 +7,7 @@ import math
 
 from torch import fx
 
+from td_compiler.capture.places import at_line
 from td_compiler.errors import ConversionError
 from td_compiler.graph.notes import facts
 from td_compiler.graph.operators import Kind, Pair
@@ -79,8 +80,8 @@ def _check_convolutions(reading: Reading, units: list[Unit], head: list[fx.Node]
         )
     if late is not None:
         raise ConversionError(
-            f"the network gives up the form (N, C, H, W) at {head[0].name!r}, before its last convolution"
-            f" {str(late.target)!r}: only CNNs whose head comes last convert."
+            f"the network gives up the form (N, C, H, W) at {place_of(head[0])!r}, {at_line(facts(head[0]).place)},"
+            f" before its last convolution {str(late.target)!r}: only CNNs whose head comes last convert."
         )
     kinds = {reading.kind(node) for unit in units for node in unit.nodes}
     if Kind.CONV not in kinds:

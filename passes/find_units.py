@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from td_compiler.errors import ConversionError
 from td_compiler.graph.norms import join_norms, written_norm
-from td_compiler.graph.notes import facts, sides_of
+from td_compiler.graph.notes import Gate, facts, sides_of
 from td_compiler.graph.operators import Kind, Width, pool_kernel
 from td_compiler.graph.states import Reading
 from td_compiler.graph.units import Unit, UnitKind
@@ -21,7 +21,7 @@ from td_compiler.passes.find_prologue import cut_pieces
 from td_compiler.passes.nodes import is_depthwise, module_path, place_of
 from td_compiler.passes.trace_channels import is_map
 
-__all__ = ["averages_all", "find_units", "refuse_decoder", "shuffles"]
+__all__ = ["find_units", "pools_all", "refuse_decoder", "shuffles"]
 
 _GENERIC = {nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Module}  # what holds blocks, or their parts, of any kind
 
@@ -136,7 +136,7 @@ def _pools_all(reading: Reading, piece: list[fx.Node]) -> bool:
     """Whether a piece is a global pooling, or several side by side: no way through it without one, or with weights."""
     passed: set[fx.Node] = set()  # nodes that the map reaches in its size
     for node in piece:
-        if reading.kind(node) is Kind.GLOBAL_POOL or averages_all(reading, node):
+        if reading.kind(node) is Kind.GLOBAL_POOL or pools_all(reading, node) is not None:
             continue
         inputs = [n for n in node.all_input_nodes if facts(n).carries]
         row, module = reading.row(node), reading.captured.module(node)
@@ -148,16 +148,22 @@ def _pools_all(reading: Reading, piece: list[fx.Node]) -> bool:
     return piece[-1] not in passed
 
 
-def averages_all(reading: Reading, node: fx.Node) -> bool:
-    """Whether a fixed-size pooling averages the whole map: a global pooling in all but name."""
-    if reading.kind(node) is not Kind.POOL or facts(node).size != (1, 1):
-        return False
-    return "avg" in _pool_name(reading, node) and _covers_map(reading, node)
+def pools_all(reading: Reading, node: fx.Node) -> Callable[..., torch.Tensor] | None:
+    """The global pooling that a pooling of a fixed size is, where it averages its whole map or takes its one maximum.
+
+    A maximum that strides as well, as the last of a VGG for small images does, is a downsampling.
+    """
+    if reading.kind(node) is not Kind.POOL or facts(node).size != (1, 1) or not _covers_map(reading, node):
+        return None
+    pooling = _global_pooling(reading, node)
+    return pooling if pooling is not F.adaptive_max_pool2d or reading.stride(node) == (1, 1) else None
 
 
-def _pool_name(reading: Reading, node: fx.Node) -> str:
+def _global_pooling(reading: Reading, node: fx.Node) -> Callable[..., torch.Tensor] | None:
+    """The pooling of torch that takes the average, or the maximum, of maps of any size as a pooling does of its own."""
     module = reading.captured.module(node)
-    return (type(module).__name__ if module is not None else str(getattr(node.target, "__name__", ""))).lower()
+    name = (type(module).__name__ if module is not None else str(getattr(node.target, "__name__", ""))).lower()
+    return F.adaptive_avg_pool2d if "avg" in name else F.adaptive_max_pool2d if "max" in name else None
 
 
 def _covers_map(reading: Reading, node: fx.Node) -> bool:
@@ -169,14 +175,20 @@ def _covers_map(reading: Reading, node: fx.Node) -> bool:
     return kernel is None or all(k >= n for k, n in zip(kernel, size, strict=True))
 
 
-def _pools_for_gate(reading: Reading, node: fx.Node) -> Callable[..., torch.Tensor] | None:
-    """The global pooling that a fixed-size one is, if what it makes meets a map again: a gate, no downsampling."""
-    if reading.kind(node) is not Kind.POOL or facts(node).size != (1, 1) or not _covers_map(reading, node):
+def _gate(reading: Reading, node: fx.Node) -> Gate | None:
+    """What a pooling leaves of its map, if that meets a map again: of a gate, no downsampling."""
+    before = next((n for n in node.all_input_nodes if is_map(n)), None)
+    if reading.kind(node) is not Kind.POOL or before is None or not is_map(node):
+        return None
+    if not (_covers_map(reading, node) if facts(node).size == (1, 1) else _leaves_line(reading, before, node)):
         return None
     if not _meets_map(reading, node):  # it may have grown again, as before a head that is made for one size
         return None
-    name = _pool_name(reading, node)
-    return F.adaptive_avg_pool2d if "avg" in name else F.adaptive_max_pool2d if "max" in name else None
+    kernel = pool_kernel(node, reading.captured.module(node)) if reading.row(node) is not None else None
+    kept = [n == made > 1 for n, made in zip(sides_of(before), sides_of(node), strict=True)]
+    alone = all(k == 1 for k, is_kept in zip(kernel or (1, 1), kept, strict=True) if is_kept)
+    height, width = (None if is_kept else 1 for is_kept in kept)
+    return Gate(_global_pooling(reading, node) if alone else None, (height, width))
 
 
 def _meets_map(reading: Reading, node: fx.Node) -> bool:
@@ -191,13 +203,13 @@ def _meets_map(reading: Reading, node: fx.Node) -> bool:
     return not all(n in reached for n in large)
 
 
-def _pools_to_strip(reading: Reading, node: fx.Node) -> bool:
-    """Whether a pooling leaves one line of a map, for a gate of its rows or columns: no downsampling."""
-    before = next((n for n in node.all_input_nodes if is_map(n)), None)
-    if reading.kind(node) is not Kind.POOL or before is None or not reading.is_strip(facts(node).size):
+def _leaves_line(reading: Reading, before: fx.Node, node: fx.Node) -> bool:
+    """Whether a pooling leaves one line of a map, of all its rows or columns."""
+    if not reading.is_strip(facts(node).size) or facts(before).size == facts(node).size:
         return False
-    sides = zip(sides_of(before), sides_of(node), reading.stride(node), strict=True)
-    return all(n == made or (made == 1 and n == stride) for n, made, stride in sides) and _meets_map(reading, node)
+    kernel = pool_kernel(node, reading.captured.module(node)) if reading.row(node) is not None else None
+    sides = zip(sides_of(before), sides_of(node), kernel or reading.stride(node), strict=True)
+    return all(n == made or (made == 1 and n <= k) for n, made, k in sides)
 
 
 def _set_scales(reading: Reading, nodes: list[fx.Node]) -> None:
@@ -205,9 +217,8 @@ def _set_scales(reading: Reading, nodes: list[fx.Node]) -> None:
     facts(reading.image).scale = (1, 1)
     for node in nodes:
         inputs = [n for n in node.all_input_nodes if facts(n).in_unit]
-        gate = _pools_for_gate(reading, node)
-        gates = gate is not None or _pools_to_strip(reading, node)
-        down, across = (1, 1) if gates else reading.stride(node)
+        gate = _gate(reading, node)
+        down, across = (1, 1) if gate is not None else reading.stride(node)
         like = [n for n in inputs if facts(n).size == facts(node).size and (down, across) == (1, 1)] or inputs
         height, width = facts(like[0]).scale
         facts(node).stride, facts(node).gate = (down, across), gate
@@ -322,7 +333,7 @@ class _Parser:
         elif self._pools(nodes):
             self._flush()
             self._add(nodes, UnitKind.POOL)
-        elif len(nodes) == 1 and kind is Kind.PAD:
+        elif len(nodes) == 1 and kind is Kind.PAD and not facts(nodes[0].all_input_nodes[0]).stays:
             self._pending.extend(nodes)
         elif (current is not None and current.kind is UnitKind.CONV) or (
             current is not None and current.kind is UnitKind.BLOCK and self._closes_block(current, nodes, kind)

@@ -15,7 +15,7 @@ from td_compiler.graph.operators import Kind
 from td_compiler.graph.states import Pass, TopDown
 from td_compiler.graph.style import Style, add_layers, add_like, style_of
 from td_compiler.graph.units import Layer, TopDownStage, Unit, UnitKind
-from td_compiler.passes.replace_downsampling import amounts_for, same_size, write_padding
+from td_compiler.passes.same_size import amounts_for, same_size, write_padding
 from td_compiler.passes.shifts import pixels_added
 
 __all__ = ["InsertEntries"]

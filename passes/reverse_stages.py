@@ -15,7 +15,7 @@ from td_compiler.graph.states import BottomUp, TopDown
 from td_compiler.graph.units import Layer, TopDownStage, Unit
 from td_compiler.options import Options
 from td_compiler.passes.branches import takes_any_width
-from td_compiler.passes.find_units import averages_all
+from td_compiler.passes.find_units import pools_all
 from td_compiler.passes.trace_channels import is_map
 
 __all__ = ["copy_unit", "reverse_stages"]
@@ -195,15 +195,15 @@ def _copy_head(top_down: TopDown) -> None:
         pooled.add(features)
     for node in head:
         kind, maps = top_down.bottom_up.kind(node), [n for n in node.all_input_nodes if is_map(n)]
-        if kind is Kind.GLOBAL_POOL or averages_all(top_down.bottom_up, node) or (maps and pooled.issuperset(maps)):
+        if kind is Kind.GLOBAL_POOL or pools_all(top_down.bottom_up, node) or (maps and pooled.issuperset(maps)):
             pooled.add(node)
         elif maps and _counts_pixels(top_down, node):
             copies[maps[0]] = _average(top_down, graph, copies[maps[0]], maps[0], "The head flattens its map: it")
             pooled.add(maps[0])
         if kind is Kind.FLATTEN and facts(node).value.dim() == 2:
             copy = graph.call_function(torch.flatten, (copies[node.all_input_nodes[0]], 1))
-        elif averages_all(top_down.bottom_up, node):
-            copy = graph.call_function(F.adaptive_avg_pool2d, (copies[node.all_input_nodes[0]], 1))
+        elif pooling := pools_all(top_down.bottom_up, node):
+            copy = graph.call_function(pooling, (copies[node.all_input_nodes[0]], 1))
         else:
             copy = graph.node_copy(node, lambda n, copies=copies: _copied(top_down, graph, copies, n))  # type: ignore[misc]
             _register(top_down, node, copy)
@@ -235,7 +235,7 @@ def _works_before_pooling(top_down: TopDown) -> bool:
     reached = {bottom_up.features}
     for node in bottom_up.head:
         kind = bottom_up.kind(node)
-        if not reached.intersection(node.all_input_nodes) or kind is Kind.GLOBAL_POOL or averages_all(bottom_up, node):
+        if not reached.intersection(node.all_input_nodes) or kind is Kind.GLOBAL_POOL or pools_all(bottom_up, node):
             continue
         if kind in works:
             return True

@@ -15,7 +15,7 @@ from td_compiler.graph.states import Reading
 from td_compiler.passes.nodes import item_of, padding_of
 from td_compiler.passes.trace_channels import is_map
 
-__all__ = ["Ends", "Sides", "ends_of", "is_moved", "pixels_added"]
+__all__ = ["Ends", "Sides", "ends_of", "is_moved", "pixels_added", "strides_next"]
 
 Sides = tuple[tuple[int, int], tuple[int, int]]
 """Pixels put in (above, below), (left, right); those cut off count as negative."""
@@ -106,11 +106,16 @@ def is_moved(reading: Reading, start: fx.Node, ends: Ends) -> bool:
     """
     if ends.convolutions or ends.elsewhere or not ends.returns:
         return False
-    readers = [user for node in ends.returns for user in node.users if facts(user).carries]
+    return not any(strides_next(reading, node) for node in ends.returns)
+
+
+def strides_next(reading: Reading, start: fx.Node) -> bool:
+    """Whether what reads a map strides, at once or behind a norm or an activation."""
+    readers = [user for user in start.users if facts(user).carries]
     while readers:
         node = readers.pop()
         if reading.stride(node) != (1, 1):
-            return False
+            return True
         if reading.kind(node) in {Kind.ACTIVATION, Kind.NORM, Kind.IDENTITY, Kind.DROPOUT}:
             readers.extend(user for user in node.users if facts(user).carries)
-    return True
+    return False

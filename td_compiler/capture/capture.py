@@ -20,13 +20,14 @@ from torch import fx, nn
 from td_compiler.capture.build import Ambiguous, Builder, Twins, key_of, shape_of
 from td_compiler.capture.captured import Capture
 from td_compiler.capture.functions import functions_as_layers
+from td_compiler.capture.gradients import asks_autocast_on_meta, refusal_of_autocast
 from td_compiler.capture.meta import dtype_of, empty_images
 from td_compiler.capture.modes import aligned, drop_unread, training_steps, written_by_hand
 from td_compiler.capture.places import at_line
 from td_compiler.capture.recorder import NeedsScripts, Recorder, needs_data
 from td_compiler.capture.recording import Recording, Stack, Value
 from td_compiler.capture.skeleton import refuse_scripts, weightless
-from td_compiler.capture.spans import differing, fold_functions, fold_modules, shrinking, with_functions
+from td_compiler.capture.spans import differing, fold_functions, fold_modules, kept_whole, shrinking
 from td_compiler.capture.watching import Watch
 from td_compiler.errors import ConversionError
 from td_compiler.graph.notes import facts
@@ -96,6 +97,7 @@ class _Reader:
         at_once = training in recordings
         runs = [base, *recordings, *([training] if training is not None and not at_once else [])]
         modules = self._fold(base, runs, training)
+        _refuse_autocast(runs)
         pairs = [Twins(base, self.images, run, each) for run, each in zip(recordings, images, strict=True)]
         notes += _size_notes(pairs)
         tensors = {path: tensor for path, tensor in self._tensors()}
@@ -165,6 +167,8 @@ class _Reader:
             self.watch.opaque.add(path)
 
     def _refused(self, run: Recording, error: BaseException) -> ConversionError:
+        if asks_autocast_on_meta(error):
+            return ConversionError(refusal_of_autocast(run.error_stack, run.error_place))
         where = run.error_stack[-1][0] if run.error_stack else ""
         size = "x".join(map(str, self.input_size))
         reason = (str(error).splitlines() or [""])[0]
@@ -253,7 +257,7 @@ class _Reader:
 
     def _fold(self, base: Recording, runs: list[Recording], training: Recording | None) -> dict[str, nn.Module]:
         """Let modules without parameters stay whole where looking into them would lose what they do."""
-        chosen = with_functions(base)
+        chosen = kept_whole(base)
         if chosen:
             fold_modules(runs, lambda i, span: {} if i in chosen else None)
         made, *_ = [fold_functions(run) for run in runs]
@@ -319,6 +323,13 @@ def _needs_values(run: Recording, root: nn.Module) -> str:
         f"control flow in {named} depends on the values of a tensor, at {at_line(run.error_place)}: move it into a"
         " submodule that keeps the shape of its input, and declare its class a leaf with td_compiler.leaf(Class)."
     )
+
+
+def _refuse_autocast(runs: list[Recording]) -> None:
+    """Refuse what runs under a `torch.autocast` of the network's own, in a module that does not stay whole."""
+    for call in (call for run in runs for call in run.calls):
+        if "autocast" in call.notes:
+            raise ConversionError(refusal_of_autocast(call.stack, call.place))
 
 
 def _size_notes(pairs: list[Twins]) -> list[str]:

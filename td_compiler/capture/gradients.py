@@ -9,15 +9,14 @@ from typing import Any
 import torch
 
 from td_compiler.capture.places import Place, at_line, place_and_function
-from td_compiler.capture.recording import Call, Image, Parameter, Result, values_in
-from td_compiler.errors import ConversionError
+from td_compiler.capture.recording import Call, Image, Parameter, Result, Stack, values_in
 
-__all__ = ["GradientMode", "refusal_of"]
+__all__ = ["GradientMode", "asks_autocast_on_meta", "autocast_depth", "refusal_of", "refusal_of_autocast"]
 
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 _SWITCHES = str(Path(torch.__file__).parent / "autograd" / "grad_mode.py")
+_AUTOCAST = str(Path(torch.__file__).parent / "amp" / "autocast_mode.py")
 _DECORATORS = str(Path(torch.__file__).parent / "utils" / "_contextlib.py")
-_KINDS = ("cpu", "cuda")
 
 
 class GradientMode:
@@ -60,18 +59,30 @@ class GradientMode:
             self._on = self._on if asks and not self._training else value
             self.place = user.f_code.co_filename, user.f_lineno
 
-    @staticmethod
-    def refuse_autocast(place: Place) -> None:
-        """Refuse a part of a network that runs in another precision of its own.
 
-        Raises:
-            ConversionError: naming the line.
-        """
-        if any(torch.is_autocast_enabled(kind) for kind in _KINDS):
-            raise ConversionError(
-                f"the forward switches autocast on for itself, at {at_line(place)}: the top-down network would compute"
-                " there in full precision; put torch.autocast around the call of the network instead."
-            )
+def autocast_depth() -> int:
+    """In how many `torch.autocast` contexts the code at hand runs, switched on or off."""
+    depth = torch.autocast_increment_nesting() - 1
+    torch.autocast_decrement_nesting()
+    return depth
+
+
+def asks_autocast_on_meta(error: BaseException) -> bool:
+    """Whether an exception comes of `torch.autocast(x.device.type)`, which the meta device does not know."""
+    trace, innermost = error.__traceback__, ""
+    while trace is not None:
+        innermost, trace = trace.tb_frame.f_code.co_filename, trace.tb_next
+    return innermost == _AUTOCAST
+
+
+def refusal_of_autocast(stack: Stack, place: Place | None) -> str:
+    """Why a part of a network that runs under a `torch.autocast` of its own, switched on or off, does not convert."""
+    name = repr(stack[-1][0]) if stack else "the forward"
+    return (
+        f"{name} computes under a torch.autocast of its own, at {at_line(place)}, which the top-down network would not"
+        " have: leave it out and put torch.autocast around the call of the network, or move it into a submodule that"
+        " keeps the shape of its input, and declare its class a leaf with td_compiler.leaf(Class)."
+    )
 
 
 def refusal_of(value: Result) -> str:

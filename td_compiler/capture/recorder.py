@@ -16,7 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from td_compiler.capture.gradients import GradientMode, refusal_of
+from td_compiler.capture.gradients import GradientMode, autocast_depth, refusal_of
 from td_compiler.capture.meta import META, is_meta, on_meta
 from td_compiler.capture.numbers import Dim, Size
 from td_compiler.capture.places import at_line, owner_of, place_and_function, place_of_error, user_place
@@ -74,6 +74,7 @@ class Recorder(TorchFunctionMode):
         self.busy = False  # while torch computes what is recorded
         self.writes = Writes(self)
         self.gradients = GradientMode(root.training)
+        self._autocast_depth = autocast_depth()  # the caller's
         self._images = images
         self._latest: torch.Tensor = images
         self._scripts = scripts
@@ -113,7 +114,7 @@ class Recorder(TorchFunctionMode):
 
     def record_layer(self, call: Call, given: Any) -> Any:
         """Note the call of a layer; returns its output as what reads it is to know it."""
-        self._append(call)
+        self.append(call)
         first = next(tensors_in(given), None)
         if first is not None and call.output is first:
             if getattr(call.module, "inplace", False):
@@ -123,10 +124,12 @@ class Recorder(TorchFunctionMode):
         self.assign(call.output, call)
         return call.output
 
-    def _append(self, call: Call) -> None:
+    def append(self, call: Call) -> None:
+        """Put a call behind the others, with what surrounds it."""
         if self.gradients.is_off:
             call.notes["no_grad"] = self.gradients.place
-        self.gradients.refuse_autocast(call.place)
+        if autocast_depth() > self._autocast_depth:
+            call.notes["autocast"] = True
         self.recording.calls.append(call)
 
     def _alias(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -233,7 +236,7 @@ class Recorder(TorchFunctionMode):
             call.notes["random"] = True
         if frame is not None:
             call.notes["autograd"] = self._function(frame)
-        self._append(call)
+        self.append(call)
         self.assign(output, call)
         if name == "__getitem__" and isinstance(output, torch.Tensor):
             self.writes.views[id(output)] = (args[0], args[1])
@@ -418,7 +421,7 @@ class _Kernels(TorchDispatchMode):
         given, named = recorder.refer(args), {key: recorder.refer(value) for key, value in kwargs.items()}
         op, target, given, named = spelled(plain, name, given, named)
         call = Call(op, target, given, named, output, recorder.stack, user_place())
-        recorder.recording.calls.append(call)
+        recorder.append(call)
         recorder.assign(output, call)
         return output
 

@@ -62,8 +62,8 @@ class Call:
         stack: the modules that it ran in.
         place: the line of the user's code.
         module: the layer that a `call_module` calls.
-        notes: `opaque` and `factor`, for the facts about its node; `random`, `autograd` and `no_grad` (the line that
-            switched gradients off), for the capture.
+        notes: `opaque` and `factor`, for the facts about its node; `random`, `autograd`, `autocast` and `no_grad` (the
+            line that switched gradients off), for the capture.
     """
 
     op: str

@@ -18,7 +18,7 @@ from td_compiler.errors import ConversionError
 from td_compiler.graph.operators import FUNCTIONS, METHODS, Kind, layer_row
 from td_compiler.layers.steps import FunctionStep
 
-__all__ = ["differing", "fold_functions", "fold_modules", "shrinking", "with_functions"]
+__all__ = ["differing", "fold_functions", "fold_modules", "kept_whole", "shrinking"]
 
 _PROBE = 240  # divisible by every usual stride
 
@@ -228,12 +228,12 @@ def _steps(recording: Recording, span: Span) -> list[Any]:
     return [key_of(call) for call in recording.calls[span.start : span.stop]]
 
 
-def with_functions(recording: Recording) -> set[int]:
-    """The innermost modules in which an autograd function of the user's own runs."""
+def kept_whole(recording: Recording) -> set[int]:
+    """The innermost modules in which an autograd function of the user's own runs, or a `torch.autocast`."""
     found = [
         i
         for i, span in enumerate(recording.spans)
-        if any(_own_function(call) for call in recording.calls[span.start : span.stop])
+        if any(_own_function(call) or "autocast" in call.notes for call in recording.calls[span.start : span.stop])
     ]
     spans = recording.spans
     return {i for i in found if not any(_inside(spans[j], spans[i]) for j in found)}

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from td_compiler.capture.gradients import asks_autocast_on_meta
 from td_compiler.capture.leaves import is_declared_leaf, is_leaf
 from td_compiler.capture.places import user_place
 from td_compiler.capture.recorder import Recorder, needs_data
@@ -99,7 +100,8 @@ class Watch:
             output = own(*args, **kwargs)
         except Exception as error:
             first = next(tensors_in((args, kwargs)), None)
-            if first is None or not (path in self.opaque or (spares_values and needs_data(error))):
+            needs_device = needs_data(error) or asks_autocast_on_meta(error)
+            if first is None or not (path in self.opaque or (spares_values and needs_device)):
                 _note_error(recorder, (*recorder.stack, (path, type(module))), (args, kwargs))
                 raise
             output, notes = torch.empty_like(first), {"opaque": True}

@@ -11,12 +11,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from torch import fx
 
 __all__ = [
     "Facts",
+    "Gate",
     "Pair",
     "Plan",
     "axis_of",
@@ -40,6 +41,18 @@ _KEY: Final = "note"
 _Note = TypeVar("_Note", "Facts", "Plan")
 
 
+class Gate(NamedTuple):
+    """What a pooling leaves of its map for a gate: one number of every channel, or one line of them.
+
+    Attributes:
+        pooling: the function of torch that leaves as much of a map of any size; None where there is none.
+        sides: (height, width) of what it leaves, None along an axis that is not pooled.
+    """
+
+    pooling: Callable[..., Any] | None
+    sides: tuple[int | None, int | None]
+
+
 @dataclass(slots=True, eq=False, repr=False)
 class Facts:
     """What is known of a bottom-up node.
@@ -57,10 +70,11 @@ class Facts:
         factor: (height, width) by which it makes its map smaller, where the operator table does not say.
         stride: (height, width) by which its unit has it make its map smaller: (1, 1) where the unit makes that good.
         scale: (height, width) by which the image is larger than its map. Only nodes of units have stride and scale.
-        gate: the global pooling that a pooling of a fixed size stands for, where it makes a gate.
+        gate: what a pooling leaves of its map for a gate.
         entrance: of what makes a map larger, the first of the strides before it that it makes good.
         padding_mode: how a convolution that is a function pads, which a padding in front of it says.
-        stays: whether it moves pixels of its map, or is part of what does, and is to do so in the top-down network.
+        stays: whether it is to be in the top-down network as it is, as part of steps that move the pixels of a map, or
+            make it smaller and as large again.
         pads_for: of a padding that no convolution can do itself, those that it pads for.
         padded_by: of a convolution, such a padding.
     """
@@ -77,7 +91,7 @@ class Facts:
     factor: Pair | None = None
     stride: Pair = field(init=False)
     scale: Pair = field(init=False)
-    gate: Callable[..., Any] | None = None
+    gate: Gate | None = None
     entrance: fx.Node | None = None
     padding_mode: str = "zeros"
     stays: bool = False

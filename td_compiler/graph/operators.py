@@ -84,6 +84,19 @@ def pool_kernel(node: fx.Node, module: nn.Module | None) -> Pair | None:
     return pair(kernel) if isinstance(kernel, (int, tuple, list, fx.Node)) else None
 
 
+def pool_extent(node: fx.Node, module: nn.Module | None) -> tuple[Pair, Pair]:
+    """(height, width) from the first to the last pixel that a pooling sees, and what it pads on each side."""
+    kernel = pool_kernel(node, module)
+    assert kernel is not None, f"{node} has no kernel size"
+    if module is not None:
+        padding, dilation = getattr(module, "padding", 0), getattr(module, "dilation", 1)
+    else:
+        padding, dilation = _argument(node, 3, "padding") or 0, _argument(node, 4, "dilation") or 1
+        dilation = 1 if isinstance(dilation, bool) else dilation  # the ceil_mode of an average
+    (down, across), (height, width) = pair(dilation), kernel
+    return (down * (height - 1), across * (width - 1)), pair(padding)
+
+
 def _argument(node: fx.Node, at: int, name: str) -> Any:
     """An argument by name or place, with the numbers that were computed for it; None where one is not known."""
     given = node.kwargs.get(name, node.args[at] if len(node.args) > at else None)
@@ -193,6 +206,8 @@ class Operator:
         arguments: name of a function's parameter -> (its position, the widths along its leading axes, as in `axes`).
         sizes: attribute name of the module -> "out", "in" or "filters" (their shape): numbers that follow the widths.
         padding: attributes that must have these values for the layer to pad by its `padding` and nothing else.
+        border: of a pooling, the mode of `F.pad` that goes on beyond the border of its map without a change of what it
+            sees there.
         mode: of a padding, the `padding_mode` of a convolution that pads likewise; "" where its arguments say.
         refuse: (node, module) -> why a network with this has no top-down counterpart; "" where it has one.
         products: layer with a weight -> how many products make one number of its output, on average.
@@ -206,6 +221,7 @@ class Operator:
     arguments: Mapping[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
     sizes: Mapping[str, str] = field(default_factory=dict)
     padding: Mapping[str, Any] = field(default_factory=dict)
+    border: str = "replicate"
     mode: str = ""
     refuse: Callable[[fx.Node, nn.Module | None], str] = _accept
     products: Callable[[nn.Module], float] = _filter_size
@@ -276,7 +292,8 @@ LAYERS: dict[type[nn.Module], Operator] = {
     **dict.fromkeys((nn.LogSoftmax, nn.Softmax), _SOFTMAX),
     nn.PReLU: Operator(Kind.ACTIVATION, axes={"weight": ("in",)}, sizes={"num_parameters": "in"}),
     **dict.fromkeys((nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout), _DROPOUT),
-    **dict.fromkeys((nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d), _POOL),
+    **dict.fromkeys((nn.MaxPool2d, nn.AvgPool2d), _POOL),
+    nn.LPPool2d: replace(_POOL, border="constant"),  # a sum, to which zeros add nothing
     **dict.fromkeys((nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d), _GLOBAL_POOL),
     **dict.fromkeys((nn.ZeroPad2d, nn.ConstantPad2d), Operator(Kind.PAD)),
     nn.ReflectionPad2d: Operator(Kind.PAD, mode="reflect"),

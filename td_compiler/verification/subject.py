@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from td_compiler.capture.gradients import asks_autocast_on_meta
 from td_compiler.capture.input_size import find_input_size
 from td_compiler.capture.meta import META, ShapesOnly
 from td_compiler.capture.skeleton import skeleton
@@ -222,7 +223,8 @@ class _Everything(nn.Module):
 
 def needs_values(error: Exception) -> bool:
     """Whether a run on the meta device broke down because something looks at values, or has them elsewhere."""
-    return any(words in str(error) for words in ("meta tensor", "data-dependent", "device meta", "meta device"))
+    words = ("meta tensor", "data-dependent", "device meta", "meta device")
+    return any(each in str(error) for each in words) or asks_autocast_on_meta(error)
 
 
 def _odd_sizes(size: Size) -> Iterator[Size]:
