@@ -42,7 +42,7 @@ __all__ = [
     "zoo",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "TopDownNet": "td_compiler.network.base",

@@ -196,7 +196,10 @@ def _robustness(
         from td_compiler.benchmarks.experiments.robustness.groups import attack_settings, compared
 
         for setting in attack_settings(results):
-            chosen = [arm for arm in setting.arms if ATTACKS[str(arm.columns["attack"])].kind in kinds]
+            named = ({arm.columns["attack"] for arm in setting.arms if arm.label == who} for who in ("BU", "mirror"))
+            both = set.intersection(*named)  # others are not finished
+            chosen = [arm for arm in setting.arms if arm.columns["attack"] in both]
+            chosen = [arm for arm in chosen if ATTACKS[str(arm.columns["attack"])].kind in kinds]
             mine = Setting(setting.columns, chosen, setting.title)
             arm = mine.arm("mirror")
             bottom_up = mine.arm("BU", beside=arm) if arm else None

@@ -1,6 +1,6 @@
 """Top-down DLA: coarse to fine over an image pyramid.
 
-The top-down counterpart (Lelekas et al., CVPRW 2020) of timm:dla34, written by td-compiler 0.1.0 with
+The top-down counterpart (Lelekas et al., CVPRW 2020) of timm:dla34, written by td-compiler 0.2.0 with
     tdc convert timm:dla34
 
     model = DLA34TD()
@@ -175,7 +175,7 @@ class DlaTree(nn.Module):
         return self.root(z)
 
 
-class Tree1FirstDlaTree(nn.Module):
+class DlaTreeWithoutProject(nn.Module):
     """Branches, joined along the channels: two residual blocks and a 1x1 convolution. The map grows to the size of
     `image`.
     """
@@ -199,7 +199,7 @@ class Level4DlaTree(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.tree1 = DlaTree(2 * channels, channels, hidden=2 * channels)
-        self.tree2 = Tree1FirstDlaTree(channels)
+        self.tree2 = DlaTreeWithoutProject(channels)
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
         y = self.tree1(x, image)

@@ -1,6 +1,6 @@
 """Top-down GoogLeNet: coarse to fine over an image pyramid.
 
-The top-down counterpart (Lelekas et al., CVPRW 2020) of torchvision:googlenet, written by td-compiler 0.1.0 with
+The top-down counterpart (Lelekas et al., CVPRW 2020) of torchvision:googlenet, written by td-compiler 0.2.0 with
     tdc convert torchvision:googlenet
 
     model = GoogLeNetTD()
@@ -119,19 +119,19 @@ class Inception(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        hidden: int,
+        branch1_channels: int,
+        branch2_channels: int,
         branch2_hidden: int,
+        branch3_channels: int,
         branch3_hidden: int,
-        hidden2: int,
-        hidden3: int,
     ) -> None:
         super().__init__()
-        self.branch1 = BasicConv2d(in_channels, hidden)
+        self.branch1 = BasicConv2d(in_channels, branch1_channels)
         self.branch2 = nn.Sequential(
-            BasicConv2d(in_channels, branch2_hidden), BasicConv2d(branch2_hidden, hidden2, kernel_size=3)
+            BasicConv2d(in_channels, branch2_hidden), BasicConv2d(branch2_hidden, branch2_channels, kernel_size=3)
         )
         self.branch3 = nn.Sequential(
-            BasicConv2d(in_channels, branch3_hidden), BasicConv2d(branch3_hidden, hidden3, kernel_size=3)
+            BasicConv2d(in_channels, branch3_hidden), BasicConv2d(branch3_hidden, branch3_channels, kernel_size=3)
         )
         self.branch4 = nn.Sequential(
             nn.MaxPool2d(kernel_size=3, stride=1, padding=1, ceil_mode=True), BasicConv2d(in_channels, out_channels)
@@ -157,31 +157,89 @@ class GoogLeNetTD(nn.Module):
             {s: Entry(in_chans, width) for s, width in {32: 832, 16: 512, 8: 256, 4: 192, 2: 64, 1: 64}.items()}
         )
         self.inception5a = Inception(
-            832, 128, hidden=256, branch2_hidden=160, branch3_hidden=32, hidden2=320, hidden3=128
+            832,
+            128,
+            branch1_channels=256,
+            branch2_channels=320,
+            branch2_hidden=160,
+            branch3_channels=128,
+            branch3_hidden=32,
         )
         self.inception5b = Inception(
-            832, 128, hidden=384, branch2_hidden=192, branch3_hidden=48, hidden2=384, hidden3=128
+            832,
+            128,
+            branch1_channels=384,
+            branch2_channels=384,
+            branch2_hidden=192,
+            branch3_channels=128,
+            branch3_hidden=48,
         )
         self.transition = Numbered(
             {16: Transition(1024, 512), 8: Transition(832, 256), 4: Transition(480, 192), 2: Transition(192, 64)}
         )
         self.merge = Numbered({16: Merge(512), 8: Merge(256), 4: Merge(192), 2: Merge(64), 1: Merge(64)})
-        self.inception4a = Inception(512, 64, hidden=192, branch2_hidden=96, branch3_hidden=16, hidden2=208, hidden3=48)
+        self.inception4a = Inception(
+            512,
+            64,
+            branch1_channels=192,
+            branch2_channels=208,
+            branch2_hidden=96,
+            branch3_channels=48,
+            branch3_hidden=16,
+        )
         self.inception4b = Inception(
-            512, 64, hidden=160, branch2_hidden=112, branch3_hidden=24, hidden2=224, hidden3=64
+            512,
+            64,
+            branch1_channels=160,
+            branch2_channels=224,
+            branch2_hidden=112,
+            branch3_channels=64,
+            branch3_hidden=24,
         )
         self.inception4c = Inception(
-            512, 64, hidden=128, branch2_hidden=128, branch3_hidden=24, hidden2=256, hidden3=64
+            512,
+            64,
+            branch1_channels=128,
+            branch2_channels=256,
+            branch2_hidden=128,
+            branch3_channels=64,
+            branch3_hidden=24,
         )
         self.inception4d = Inception(
-            512, 64, hidden=112, branch2_hidden=144, branch3_hidden=32, hidden2=288, hidden3=64
+            512,
+            64,
+            branch1_channels=112,
+            branch2_channels=288,
+            branch2_hidden=144,
+            branch3_channels=64,
+            branch3_hidden=32,
         )
         self.inception4e = Inception(
-            528, 128, hidden=256, branch2_hidden=160, branch3_hidden=32, hidden2=320, hidden3=128
+            528,
+            128,
+            branch1_channels=256,
+            branch2_channels=320,
+            branch2_hidden=160,
+            branch3_channels=128,
+            branch3_hidden=32,
         )
-        self.inception3a = Inception(256, 32, hidden=64, branch2_hidden=96, branch3_hidden=16, hidden2=128, hidden3=32)
+        self.inception3a = Inception(
+            256,
+            32,
+            branch1_channels=64,
+            branch2_channels=128,
+            branch2_hidden=96,
+            branch3_channels=32,
+            branch3_hidden=16,
+        )
         self.inception3b = Inception(
-            256, 64, hidden=128, branch2_hidden=128, branch3_hidden=32, hidden2=192, hidden3=96
+            256,
+            64,
+            branch1_channels=128,
+            branch2_channels=192,
+            branch2_hidden=128,
+            branch3_channels=96,
+            branch3_hidden=32,
         )
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.dropout = nn.Dropout(p=drop_rate)

@@ -1,6 +1,6 @@
 """Top-down MobileNetV3: coarse to fine over an image pyramid.
 
-The top-down counterpart (Lelekas et al., CVPRW 2020) of torchvision:mobilenet_v3_small, written by td-compiler 0.1.0
+The top-down counterpart (Lelekas et al., CVPRW 2020) of torchvision:mobilenet_v3_small, written by td-compiler 0.2.0
 with
     tdc convert torchvision:mobilenet_v3_small
 

@@ -1,6 +1,6 @@
 """Top-down PlainNet: coarse to fine over an image pyramid.
 
-The top-down counterpart (Lelekas et al., CVPRW 2020) of zoo:nin, written by td-compiler 0.1.0 with
+The top-down counterpart (Lelekas et al., CVPRW 2020) of zoo:nin, written by td-compiler 0.2.0 with
     tdc convert zoo:nin
 
     model = NinTD()

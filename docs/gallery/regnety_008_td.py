@@ -1,6 +1,6 @@
 """Top-down RegNet: coarse to fine over an image pyramid.
 
-The top-down counterpart (Lelekas et al., CVPRW 2020) of timm:regnety_008, written by td-compiler 0.1.0 with
+The top-down counterpart (Lelekas et al., CVPRW 2020) of timm:regnety_008, written by td-compiler 0.2.0 with
     tdc convert timm:regnety_008
 
     model = RegNetY008TD()

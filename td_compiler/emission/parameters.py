@@ -212,7 +212,8 @@ def _name(
     for hole in holes:
         homes.setdefault(_root(hole.key, derived), hole)
     inner = [key for key in channels if key not in (first, last) and homes[key].home.isidentifier()]
-    branches = any(key not in reads for key in inner)  # what is not read inside is what a branch gives
+    within = {_root(hole.key, derived) for hole in placed if hole.role not in _OUTPUTS}
+    branches = any(key not in within for key in inner)  # what nothing inside takes is what a branch gives
     names: dict[Key, str] = {}
     for key in bases:
         if key[0] != "channels":
@@ -225,7 +226,7 @@ def _name(
             name = "groups" if homes[key].role == "groups" else "hidden"
         home = homes[key].home if homes[key].home.isidentifier() else ""
         if name == "hidden" and home and branches:
-            name = f"{home}_hidden" if key in reads else f"{home}_channels"
+            name = f"{home}_hidden" if key in within else f"{home}_channels"
         kept = any(hole.in_forward and hole.key == key for hole in holes)
         used = {*names.values(), *taken} - ({home} if name == home and not kept else set())
         candidates = [name, *([f"{home}_{name}"] if home else []), *(f"{name}{i}" for i in range(2, len(used) + 3))]
