@@ -273,7 +273,7 @@ def _resize(building: Building, node: fx.Node, module: nn.Module, layer: Layer, 
         if not hasattr(module, attribute):
             continue
         is_tuple = isinstance(getattr(module, attribute), tuple)
-        shape = filters if which == "filters" else (sizes[which],)
+        shape = filters if which == "filters" else (sizes[which], *getattr(module, attribute)[1:]) if is_tuple else ()
         setattr(module, attribute, shape if is_tuple else sizes[which])
     old = getattr(layer.prototype, list(row.sizes)[-1])
     old = old[-1] if isinstance(old, tuple) else old

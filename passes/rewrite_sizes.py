@@ -151,11 +151,11 @@ def _zeros(node: fx.Node) -> None:
 def _layer_norm(node: fx.Node) -> None:
     """The shape that a layer norm over the channels is given."""
     shape = node.args[1] if len(node.args) > 1 else node.kwargs.get("normalized_shape")
-    if isinstance(shape, (tuple, list)) and list(shape) == [facts(source_of(node)).width]:
+    if isinstance(shape, (tuple, list)) and shape[0] == facts(source_of(node)).width:
         if len(node.args) > 1:
-            node.update_arg(1, (plan(node).width,))
+            node.update_arg(1, (plan(node).width, *shape[1:]))
         else:
-            node.update_kwarg("normalized_shape", (plan(node).width,))
+            node.update_kwarg("normalized_shape", (plan(node).width, *shape[1:]))
 
 
 def _groups(node: fx.Node) -> None:

@@ -164,7 +164,9 @@ class Builder:
         if isinstance(given, (Image, Parameter, Constant, Result)):
             return self.node(given)
         if kind is Dim:
-            return self._term(self._anchored(given.term))
+            if self._holds(given.term, twins):
+                return self._term(self._anchored(given.term))
+            return self._number(int(given), twins, mode)
         if isinstance(given, Of):
             return self._create("call_function", getattr, (self.node(given.value), given.attribute), {}, None)
         if kind in (int, float, bool):
@@ -189,6 +191,12 @@ class Builder:
             of_mode = (mode.start, mode.stop, mode.step) if isinstance(mode, slice) else None
             return slice(*self._settle((given.start, given.stop, given.step), triples, of_mode))
         return given
+
+    def _holds(self, term: Term, twins: list[Any]) -> bool:
+        """Whether a term gives the number of every run: not if a size on the way became a plain number."""
+        numbers = self._in_every_run(term)[1:]
+        pairs = [(a, b) for a, b in zip(numbers, twins, strict=False) if a is not None and isinstance(b, (int, float))]
+        return all(number == other for number, other in pairs)
 
     def _number(self, given: Any, twins: list[Any], mode: Any) -> Any:
         for pairs, other in zip(self._twins, twins, strict=False):
@@ -234,7 +242,7 @@ class Builder:
                     yield Size(value, axis), one, other
 
     def _anchored(self, term: Any) -> Any:
-        """The same number told from a tensor that the call itself reads, where one has it on the same axis.
+        """The same number told from a tensor that the call itself reads, where one has it, on the same axis if it can.
 
         In the top-down network a size of the image, or of a map in another stage, is another number.
         """
@@ -246,7 +254,9 @@ class Builder:
             return term
         if len(set(numbers)) > 1 and None not in numbers:
             for value in own:
-                for axis in range(len(shape_of(value, self._images) or ())):
+                axes = range(len(shape_of(value, self._images) or ()))
+                first = term.axis if isinstance(term, Size) else 0  # all runs may be of square images
+                for axis in sorted(axes, key=lambda axis: axis != first):
                     if self._in_every_run(Size(value, axis)) == numbers:
                         return Size(value, axis)
         if isinstance(term, Made):

@@ -142,10 +142,6 @@ class _Reader:
                 self.watch.recorder = Recorder(self.bones, self.values, images, scripts=self.scripts)
                 return self.watch.recorder.run()
             except NeedsScripts:
-                if self.scripts:
-                    raise ConversionError(
-                        "the network computes a tensor outside torch's Python functions: nothing says from what."
-                    ) from None
                 self.scripts = True
 
     def _first_run(self) -> Recording:

@@ -356,20 +356,35 @@ class Recorder(TorchFunctionMode):
                 f"{owner or 'a module with parameters'} is made in forward, at {at_line(user_place())}: its parameters"
                 " would be new ones at every call; make it in __init__ and keep it as an attribute."
             )
-        if tensor.is_meta:
+        if tensor.is_meta and not self._scripts:
             raise NeedsScripts
+        if tensor.is_meta:
+            raise ConversionError(self._of_unknown_origin(tensor))
         return Constant(tensor.detach(), self._name_of(tensor))
+
+    def _of_unknown_origin(self, tensor: torch.Tensor) -> str:
+        where = at_line(user_place())
+        if kept := self._kept_as(tensor):
+            return (
+                f"{kept!r}, read at {where}, was computed in an earlier call of the network and kept: nothing says from"
+                " what; compute it in every call, or in __init__ as a buffer."
+            )
+        return f"the network computes a tensor outside torch's Python functions, at {where}: nothing says from what."
 
     def _name_of(self, tensor: torch.Tensor) -> str:
         """Where a module keeps a tensor that is no buffer, as a path; where none does, a name in the module at hand."""
+        home = self.stack[-1][0] if self.stack else ""
+        return self._kept_as(tensor) or (f"{home}.constant" if home else "constant")
+
+    def _kept_as(self, tensor: torch.Tensor) -> str:
+        """Where a module keeps a tensor as a plain attribute, as a path; "" where none does."""
         if self._names is None:
             self._names = {}
             for path, module in self.root.named_modules():
                 for name, value in vars(module).items():
                     for inner, found in _found(name, value):
                         self._names.setdefault(id(found), f"{path}.{inner}" if path else inner)
-        home = self.stack[-1][0] if self.stack else ""
-        return self._names.get(id(tensor)) or (f"{home}.constant" if home else "constant")
+        return self._names.get(id(tensor), "")
 
     def assign(self, output: Any, call: Call, at: tuple[int | str, ...] = ()) -> None:
         """Note that the tensors of an output are what a call returned."""

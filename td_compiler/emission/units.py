@@ -6,6 +6,7 @@ import builtins
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, count, zip_longest
 
 import torch
 from torch import fx
@@ -187,7 +188,7 @@ class _Finder:
         base = base or _BASES.get(path.partition(".")[0]) or _camel(path) or "Unit"
         modules = [str(node.target) for node in own if node.op == "call_module"]
         foreign = [target for target in modules if not target.startswith(f"{path}.")]
-        arguments = _name_arguments(list(dict.fromkeys(outside)), list(dict.fromkeys(foreign)), base)
+        arguments = _name_arguments(list(dict.fromkeys(outside)), list(dict.fromkeys(foreign)), base, path)
         return Unit(path, base, tuple(own), arguments, results[0], tuple(self.find(own, above | {path}, path)))
 
 
@@ -201,8 +202,11 @@ def _values(node: fx.Node) -> list[fx.Node]:
     return [value for value in node.all_input_nodes if value.op != "get_attr"]
 
 
-def _name_arguments(values: list[fx.Node], modules: list[str], base: str) -> dict[fx.Node | str, str]:
-    """Names that are the same in all units of a kind: `x`, `e` for an entry's map beside it, `image` last."""
+def _name_arguments(values: list[fx.Node], modules: list[str], base: str, path: str) -> dict[fx.Node | str, str]:
+    """Names that are the same in all units of a kind: `x`, `e` for an entry's map beside it, `image` last.
+
+    A module is called by the first word of its path that is not in the unit's own.
+    """
     maps = [node for node in values if not is_image(node)]
     images = [node for node in values if is_image(node)]
     if not maps and base != "Entry":
@@ -211,9 +215,16 @@ def _name_arguments(values: list[fx.Node], modules: list[str], base: str) -> dic
     for i, node in enumerate(maps):
         name = "x" if i == 0 else "e" if i == 1 and base == "Merge" else f"x{i + 1}"
         arguments[node] = name
-    for path in modules:
-        name = path.partition(".")[0]
+    for module in modules:
+        name = _first_own_word(module, path)
         name = free_name(name, RESERVED) if is_attribute(name) else "layer"
-        taken = sum(other.rstrip("0123456789") == name for other in arguments.values())
-        arguments[path] = f"{name}{taken + 1}" if taken else name
+        taken = set(arguments.values())
+        candidates = chain([name], (f"{name}{i}" for i in count(2)))
+        arguments[module] = next(each for each in candidates if each not in taken)
     return arguments | dict.fromkeys(images, "image")
+
+
+def _first_own_word(path: str, other: str) -> str:
+    """The first word of a path in which it parts with another one."""
+    pairs = zip_longest(path.split("."), other.split("."))
+    return next((word for word, beside in pairs if word != beside), "") or ""

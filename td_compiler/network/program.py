@@ -142,7 +142,7 @@ def _check(network: TopDownNet, program: Program) -> None:
 def _take_over(module: nn.Module, made: nn.Module) -> None:
     """Give a module what the constructor of its new class sets besides layers and tensors."""
     for key, value in vars(made).items():
-        if key[0] != "_" and key != "training":
+        if key not in _OF_MODULES:
             module.__dict__.setdefault(key, value)
     for registry in ("_parameters", "_buffers", "_modules"):
         for key, value in vars(made)[registry].items():
@@ -165,6 +165,9 @@ def _holds_others(module: nn.Module) -> bool:
     kind = type(module)
     return kind in _BARE or is_written(kind) or kind.forward is nn.Module.forward
 
+
+_OF_MODULES = frozenset(vars(nn.Module()))
+"""What every module keeps of itself: its mode, its hooks, the registries of what is in it."""
 
 _BARE: set[type[nn.Module]] = {nn.Sequential, nn.ModuleDict, nn.ModuleList, Numbered}
 

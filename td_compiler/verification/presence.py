@@ -148,7 +148,10 @@ def _dropped_shortcuts(subject: Subject, gone: set[str], ran: set[str]) -> set[s
 
 
 def _way(source: fx.Node, join: fx.Node) -> set[str]:
-    """The layers that matter for one input of a node alone: from where its way parts with the others' on."""
+    """The layers that matter for one input of a node alone: from where its way parts with the others' on.
+
+    A layer is there too where its forward computes a weight of its own, so that its parameters are read.
+    """
     if _readers(source) != {join}:
         return set()
     inside = {source}
@@ -156,12 +159,13 @@ def _way(source: fx.Node, join: fx.Node) -> set[str]:
         readers = _readers(node)
         if node.op != "placeholder" and readers and readers <= inside:
             inside.add(node)
-    return {str(node.target) for node in inside if node.op == "call_module"}
+    called = {str(node.target) for node in inside if node.op == "call_module"}
+    return called | {str(node.target).rpartition(".")[0] for node in inside if node.op == "get_attr"}
 
 
 def _readers(node: fx.Node) -> set[fx.Node]:
-    """What reads a node's values, not its size alone."""
-    return {user for user in node.users if not isinstance(_value(user), int)}
+    """What reads a node's values, not its size alone: whole, as a `torch.Size`, or a number of it."""
+    return {user for user in node.users if not isinstance(_value(user), (int, torch.Size))}
 
 
 def _value(node: fx.Node) -> Any:

@@ -1,0 +1,304 @@
+"""Idioms of networks that were written elsewhere: each once converted wrongly, or was refused without need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from td_compiler import ConversionError, reverse, verify
+
+SIZE = (3, 32, 32)
+FILTERS = ("mirror", "uniform", "reversed")
+
+
+def conv(channels: int, width: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+
+
+class ChannelsLast(nn.Module):
+    """A block whose norm and linear layers read maps (N, H, W, C)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.norm, self.grow, self.shrink = (
+            nn.LayerNorm(width),
+            nn.Linear(width, 2 * width),
+            nn.Linear(2 * width, width),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        y = F.gelu(self.grow(y))
+        y = y / (y.norm(dim=(1, 2), keepdim=True) + 1e-6)
+        return x + self.shrink(y).permute(0, 3, 1, 2)
+
+
+class NormFirst(nn.LayerNorm):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Stage(nn.Module):
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        down = [NormFirst(channels), nn.Conv2d(channels, width, 2, 2)]
+        self.down = nn.ModuleList(down if channels != width else [])
+        self.layers = nn.ModuleList([ChannelsLast(width)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in (*self.down, *self.layers):
+            x = layer(x)
+        return x
+
+
+class Trunk(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Conv2d(3, 8, 4, 4), NormFirst(8)
+        self.stages = nn.ModuleList([Stage(8, 8), Stage(8, 12), Stage(12, 16)])
+        self.last = nn.LayerNorm(16)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.embed(pixel_values))
+        for stage in self.stages:
+            x = stage(x)
+        return x
+
+
+@dataclass
+class Output(dict[str, Any]):
+    """What a network of a library returns: fields that are keys, too."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+
+    def __post_init__(self) -> None:
+        self.update({name: value for name, value in vars(self).items() if value is not None})
+
+
+class ForClassification(nn.Module):
+    """A trunk under a name that ends in a digit, keyword arguments, labels, an output object."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk2, self.classifier = Trunk(), nn.Linear(16, 5)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool = False,
+        **kwargs: Any,
+    ) -> Output:
+        if pixel_values is None:
+            raise ValueError("You have to specify pixel_values")
+        maps = self.trunk2(pixel_values)
+        logits = self.classifier(self.trunk2.last(maps.mean([-2, -1])))
+        loss = F.cross_entropy(logits, labels) if labels is not None else None
+        return Output(loss, logits, (maps,) if output_hidden_states else None)
+
+
+class ReturnsScores(ForClassification):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        scores = super().forward(pixel_values=x).logits
+        assert scores is not None
+        return scores
+
+
+@pytest.mark.parametrize("filters", FILTERS)
+def test_an_output_object_is_its_scores_and_layers_handed_to_a_block_have_names_of_their_own(filters: Any) -> None:
+    torch.manual_seed(0)
+    model = ForClassification()
+    assert (result := verify(model, filters=filters, input_size=SIZE)).passed, result
+    td, plain = (reverse(each, filters=filters, input_size=SIZE).eval() for each in (model, ReturnsScores()))
+    plain.load_state_dict(td.state_dict())
+    images = torch.randn(2, 3, 40, 36)
+    assert torch.equal(td(images), plain(images))
+
+
+def test_an_output_object_with_maps_beside_the_scores_is_refused_by_their_names() -> None:
+    class WithMaps(ForClassification):
+        def forward(self, pixel_values: torch.Tensor) -> Output:  # type: ignore[override]
+            return super().forward(pixel_values, output_hidden_states=True)
+
+    with pytest.raises(ConversionError, match=r"'logits', 'hidden_states.0'.* let its forward return one tensor"):
+        reverse(WithMaps(), input_size=SIZE)
+
+
+class Expanding(nn.Module):
+    """A block that some instances lack the first layer of; its layers' names begin with an underscore."""
+
+    def __init__(self, channels: int, width: int, stride: int, grow: int) -> None:
+        super().__init__()
+        inner = channels * grow
+        self._expand: nn.Module = nn.Identity()
+        if grow > 1:
+            self._expand = nn.Sequential(nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU())
+        self._depthwise = nn.Conv2d(inner, inner, 3, stride, 1, groups=inner, bias=False)
+        self._norm, self._project = nn.BatchNorm2d(inner), nn.Conv2d(inner, width, 1)
+        self.residual = stride == 1 and channels == width
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self._project(F.relu(self._norm(self._depthwise(self._expand(x)))))
+        return x + y if self.residual else y
+
+
+@pytest.mark.parametrize("filters", FILTERS)
+def test_layers_that_some_blocks_lack_may_begin_with_an_underscore(filters: Any) -> None:
+    blocks = [Expanding(8, 8, 1, 1), Expanding(8, 12, 2, 3), Expanding(12, 12, 1, 3), Expanding(12, 16, 2, 3)]
+    model = nn.Sequential(conv(3, 8), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+    assert (result := verify(model, filters=filters, input_size=SIZE)).passed, result
+
+
+class Gated(nn.Module):
+    """Three stages, the second one with a gate, and a head that averages in a way of its own."""
+
+    def __init__(
+        self, gate: Callable[[int], nn.Module], head: Callable[[torch.Tensor], torch.Tensor] = lambda x: x.mean((2, 3))
+    ) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(3, 8), conv(8, 16), conv(16, 24)
+        self.gate, self.head, self.fc = gate(16), head, nn.Linear(24, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.gate(self.b(F.max_pool2d(self.a(x), 2)))
+        return self.fc(self.head(self.c(F.max_pool2d(x, 2))))
+
+
+class ByOddArithmetic(nn.Module):
+    """A gate of a quarter's resolution, brought back to a size that is computed past a plain number."""
+
+    def __init__(self, width: int, size: Callable[[int], int]) -> None:
+        super().__init__()
+        self.conv, self.size = nn.Conv2d(width, width, 1), size
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(F.adaptive_avg_pool2d(x, 4))
+        return x * torch.sigmoid(F.interpolate(y, size=(self.size(x.shape[2]), self.size(x.shape[3]))))
+
+
+def assert_alike(one: nn.Module, other: nn.Module, *sizes: tuple[int, int]) -> None:
+    """Two ways to write one network give one top-down network."""
+    first, second = (reverse(model, input_size=SIZE).eval() for model in (one, other))
+    state = first.state_dict()
+    second.load_state_dict({name: state[name].view_as(value) for name, value in second.state_dict().items()})
+    for size in sizes:
+        images = torch.randn(2, 3, *size)
+        torch.testing.assert_close(first(images), second(images))
+
+
+def test_arithmetic_on_a_size_that_was_a_plain_number_on_the_way_follows_the_size() -> None:
+    odd = Gated(lambda width: ByOddArithmetic(width, lambda n: 2 * n - int(n)))
+    assert_alike(odd, Gated(lambda width: ByOddArithmetic(width, lambda n: n)), (32, 32), (48, 40), (33, 29))
+
+
+class Context(nn.Module):
+    """A global context: a weighted mean of all pixels, by products of height and width."""
+
+    def __init__(self, width: int, norm: nn.Module) -> None:
+        super().__init__()
+        self.mask = nn.Conv2d(width, 1, 1)
+        self.add = nn.Sequential(nn.Conv2d(width, 4, 1), norm, nn.ReLU(), nn.Conv2d(4, width, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, c, h, w = x.size()
+        weights = torch.softmax(self.mask(x).view(n, 1, h * w), 2).unsqueeze(-1)
+        return x + self.add(torch.matmul(x.view(n, c, h * w).unsqueeze(1), weights).view(n, c, 1, 1))
+
+
+def square_pool(x: torch.Tensor) -> torch.Tensor:
+    return F.avg_pool2d(x, x.size()[3]).view(x.size(0), -1)
+
+
+def test_height_and_width_stay_apart_in_a_network_of_square_images() -> None:
+    square = Gated(lambda width: Context(width, nn.GroupNorm(1, 4)), square_pool)
+    assert_alike(square, Gated(lambda width: Context(width, nn.GroupNorm(1, 4))), (32, 32), (48, 40))
+
+
+def test_a_layer_norm_of_a_single_pixel_follows_its_channels() -> None:
+    norms = (nn.LayerNorm([4, 1, 1]), nn.GroupNorm(1, 4))
+    one, other = (Gated(lambda width, norm=norm: Context(width, norm)) for norm in norms)  # type: ignore[misc]
+    assert_alike(one, other, (32, 32), (33, 29))
+
+
+class Keeps(nn.Module):
+    """Computes something of its weights once, in evaluation, and keeps it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width, 1, 1))
+        self.cache: dict[str, torch.Tensor] = {}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if "scale" not in self.cache:
+            self.cache["scale"] = self.weight / self.weight.norm()
+        return x * self.cache["scale"]
+
+
+def test_what_an_earlier_call_left_is_refused_by_name_and_line() -> None:
+    with pytest.raises(ConversionError, match=r"^'gate.cache_scale', read at .*others.py:\d+, .* compute it in every"):
+        reverse(Gated(Keeps), input_size=SIZE)
+
+
+class Same(nn.Conv2d):
+    """A convolution of standardised weights that pads by what is left over, as TensorFlow does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pads = []
+        for size, kernel, stride in zip(x.size()[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
+            pad = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+            pads += [pad // 2, pad - pad // 2]
+        x = F.pad(x, pads) if any(pads) else x
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(flat, None, None, training=True, momentum=0.0).reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias, self.stride)
+
+
+class Residual(nn.Module):
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.project = Same(channels, width, 1, 2)
+        self.first, self.second = Same(channels, width, 3, 2), Same(width, width, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(x)
+        return self.project(x) + self.second(F.relu(self.first(x)))
+
+
+class Checkpointed(nn.Module):
+    """Blocks whose maps are computed a second time in the backward; and a mean that is zero but for rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.blocks = conv(3, 8), nn.ModuleList([conv(8, 12, 2), conv(12, 12), conv(12, 16, 2)])
+        self.centre = nn.Sequential(nn.BatchNorm2d(16), nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16))
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if self.training else block(x)
+        return self.fc(F.relu(self.centre(x) + x).mean((2, 3)))
+
+
+def same_padding() -> nn.Module:
+    blocks = [Residual(8, 12), Residual(12, 16)]
+    return nn.Sequential(conv(3, 8), *blocks, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+
+
+@pytest.mark.parametrize("filters", FILTERS)
+@pytest.mark.parametrize("make", [same_padding, Checkpointed])
+def test_verify_looks_at_everything_and_raises_no_false_alarm(make: Callable[[], nn.Module], filters: Any) -> None:
+    torch.manual_seed(0)
+    result = verify(make(), filters=filters, input_size=SIZE)
+    assert [str(check) for check in result.checks if not check.passed] == []
