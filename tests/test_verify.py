@@ -27,6 +27,9 @@ WEIGHTS = "weights are kept and finite"
 PARTS = "its parts, put together again, are the source"
 LOADS = "emitted source loads strictly"
 SOURCE = "emitted source computes the same bits"
+TRAINS = "made afresh from it, a network trains"
+DRAWN = "made afresh, it is drawn as the source is"
+CLASSES = "made afresh, it takes other classes"
 UNTOUCHED = "the source is untouched"
 
 
@@ -72,11 +75,27 @@ def test_what_is_right_passes(model: Small, filters: str) -> None:
     result = verify(model, input_size=(3, 32, 32), filters=filters, head_width=5 if filters == "mirror" else None)
     assert result.passed, str(result)
     assert [check.name for check in result.checks] == [
-        *(SHAPE, GRADIENTS, PYRAMID, MAPS, WIDTHS, SETTINGS, NAMES, WEIGHTS, PARTS, LOADS, SOURCE, UNTOUCHED)
+        *(
+            SHAPE,
+            GRADIENTS,
+            PYRAMID,
+            MAPS,
+            WIDTHS,
+            SETTINGS,
+            NAMES,
+            WEIGHTS,
+            PARTS,
+            LOADS,
+            SOURCE,
+            TRAINS,
+            DRAWN,
+            CLASSES,
+            UNTOUCHED,
+        )
     ]
     assert not any(check.skipped for check in result.checks)
     lines = str(result).splitlines()
-    assert lines[0] == "Small: 12 of 12 checks passed"
+    assert lines[0] == "Small: 15 of 15 checks passed"
     assert lines[1] == "✓ the output has the right shape: (2, 5) for images of 3x32x32 and 3x33x31"
 
 
@@ -134,7 +153,7 @@ def test_nothing_is_seen_without_damage(model: Small) -> None:
         (more_classes, {SHAPE, SETTINGS, SOURCE}),
         (cut_off, {GRADIENTS}),
         (other_scales, {PYRAMID, SHAPE, MAPS}),
-        (shrinking, {MAPS, SHAPE, PYRAMID, WIDTHS, GRADIENTS, SOURCE}),
+        (shrinking, {MAPS, SHAPE, PYRAMID, WIDTHS, GRADIENTS, SOURCE, TRAINS, CLASSES}),
         (other_slope, {SETTINGS}),
         (other_rate, {SETTINGS}),
         (other_mode, {SETTINGS}),
@@ -275,7 +294,7 @@ def test_the_meta_device_leaves_out_values() -> None:
         model = Small()
     result = verify(model, input_size=(3, 32, 32))
     assert result.passed, str(result)
-    assert [check.name for check in result.checks if check.skipped] == [WEIGHTS, PARTS, SOURCE]
+    assert [check.name for check in result.checks if check.skipped] == [WEIGHTS, PARTS, SOURCE, TRAINS, DRAWN, CLASSES]
     td = reverse(model, input_size=(3, 32, 32))
     cut_off(td)
     assert failures(model, td) == {GRADIENTS}
@@ -303,7 +322,7 @@ def test_nothing_given_is_changed(model: Small) -> None:
 def test_command(words: list[str]) -> None:
     done = CliRunner().invoke(cli.app, ["verify", "zoo:lenet_fc", *words])
     assert done.exit_code == 0, done.output
-    assert done.stdout.count("✓") == (9 if words == ["--meta"] else 12)
+    assert done.stdout.count("✓") == (9 if words == ["--meta"] else 15)
 
 
 def test_command_fails_where_a_check_does(monkeypatch: pytest.MonkeyPatch) -> None:

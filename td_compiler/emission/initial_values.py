@@ -14,6 +14,7 @@ from torch import nn
 from td_compiler.emission.layout import Doc, Group, Join, Statement, call, lay_out, literal, quoted
 from td_compiler.graph.initialisation import default_law, is_depthwise, kind_of
 from td_compiler.graph.laws import TRUNCATED, Law, fans_of
+from td_compiler.graph.parametrised import computed_tensors
 
 if TYPE_CHECKING:
     from td_compiler.network.base import TopDownNet
@@ -99,12 +100,13 @@ def _layers(td: nn.Module) -> dict[str, list[tuple[str, nn.Module]]]:
 def _rules_of(kind: str, members: Sequence[tuple[str, nn.Module]], laws: Mapping[str, Law]) -> tuple[_Rule, ...]:
     """The rules for layers of one class: the law of most first, then those of the others, with what tells them."""
     rules: list[_Rule] = []
-    for name in members[0][1]._parameters:
-        if not all(name in module._parameters for _, module in members):
+    for name in dict.fromkeys(name for _, module in members for name in module._parameters):
+        having = [member for member in members if name not in computed_tensors(member[1])]
+        if not all(name in module._parameters for _, module in having):
             continue  # one that a class of its own has added, which brings it itself
         groups: dict[Law | None, list[tuple[str, nn.Module]]] = defaultdict(list)
-        for path, module in members:
-            if module._parameters.get(name) is not None:
+        for path, module in having:
+            if module._parameters[name] is not None:
                 law = laws.get(f"{path}.{name}")
                 groups[law if law is not None else default_law(module, name)].append((path, module))
         most = max(groups, key=lambda law: len(groups[law]), default=None)
@@ -155,19 +157,15 @@ def _branch(
 ) -> list[Statement]:
     """The `if` of layers of some classes that have the same rules."""
     classes = f"nn.{kinds[0]}" if len(kinds) == 1 else f"({', '.join(f'nn.{kind}' for kind in kinds)})"
-    optional = {
-        name
-        for members in layers.values()
-        for _, module in members
-        for name in module._parameters
-        if module._parameters[name] is None
-    }
+    modules = [module for members in layers.values() for _, module in members]
+    absent = {name: f"module.{name}" for each in modules for name, value in each._parameters.items() if value is None}
+    absent |= {name: f'module._parameters.get("{name}")' for each in modules for name in computed_tensors(each)}
     conditions = list(dict.fromkeys(rule.condition for rule in rules))
     statements = []
     if conditions == [conditions[0]] and conditions[0]:
         return [
             Statement(f"if isinstance(module, {classes}) and {conditions[0]}:"),
-            *(line for rule in rules for line in _of_rule(rule, 1, optional)),
+            *(line for rule in rules for line in _of_rule(rule, 1, absent)),
         ]
     statements.append(Statement(f"if isinstance(module, {classes}):"))
     for condition in conditions:
@@ -175,13 +173,14 @@ def _branch(
             statements.append(Statement(f"if {condition}:", level=1))
         for rule in rules:
             if rule.condition == condition:
-                statements += _of_rule(rule, 2 if condition else 1, optional)
+                statements += _of_rule(rule, 2 if condition else 1, absent)
     return statements
 
 
-def _of_rule(rule: _Rule, level: int, optional: set[str]) -> list[Statement]:
+def _of_rule(rule: _Rule, level: int, absent: Mapping[str, str]) -> list[Statement]:
+    """What draws a tensor; of those that a layer may lack, or compute of others, with the expression that tells."""
     where = f"module.{rule.name}"
-    checked = [Statement(f"if {where} is not None:", level=level)] if rule.name in optional else []
+    checked = [Statement(f"if {absent[rule.name]} is not None:", level=level)] if rule.name in absent else []
     weight = "module.weight" if rule.name == "bias" else where
     doc = drawn(rule.law, where, weight)
     return [*checked, Statement("", doc, level + len(checked))]

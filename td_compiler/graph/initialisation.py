@@ -25,7 +25,15 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from td_compiler.graph.laws import Law, Sample, fans_of, fits, fits_together, fitting_law, like_values, samples_of
 from td_compiler.surroundings import own_draws
 
-__all__ = ["Initialisation", "default_law", "is_depthwise", "kind_of", "read_initialisation"]
+__all__ = [
+    "Initialisation",
+    "default_law",
+    "is_depthwise",
+    "kind_of",
+    "own_hook",
+    "read_initialisation",
+    "shows_first_values",
+]
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _HOLDERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
@@ -193,6 +201,12 @@ def read_initialisation(model: nn.Module) -> Initialisation:
         if (law := found.of_source.get(names.get(id(value), ""))) is not None:
             found.of_source[path] = law
     return found
+
+
+def shows_first_values(model: nn.Module) -> bool:
+    """Whether a network's weights are as they were drawn, as far as they show it; False where it was trained."""
+    tensors = list(_tensors(model))
+    return not any(tensor.value.is_meta for tensor in tensors) and _explain(tensors).shown is True
 
 
 def own_hook(model: nn.Module) -> Callable[[nn.Module], Any] | None:

@@ -312,15 +312,15 @@ def _same(one: Any, other: Any) -> bool:
 
 def emitted_state(subject: Subject) -> str:
     """The class that the emitted source defines takes the state strictly."""
-    network, lines = subject.emitted
-    return f"{lines} lines, {len(network.state_dict())} tensors"
+    lines = subject.emitted_class[1]
+    return f"{lines} lines, {len(subject.emitted.state_dict())} tensors"
 
 
 def emitted_bits(subject: Subject) -> str:
     """In evaluation mode it puts out the same bits, the same random numbers given."""
     if subject.on_meta:
         raise Skipped("there are no values on the meta device")
-    network, images = subject.emitted[0], subject.images(subject.top_down(subject.small))
+    network, images = subject.emitted, subject.images(subject.top_down(subject.small))
     scores = []
     for each in (network, subject.td.eval()):
         with neutral_surroundings(), torch.no_grad():

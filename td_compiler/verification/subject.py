@@ -24,6 +24,7 @@ from td_compiler.graph.operators import Width, lookup
 from td_compiler.network.base import TopDownNet
 from td_compiler.network.pretrained import adopt_dtypes
 from td_compiler.options import Options
+from td_compiler.surroundings import neutral_surroundings
 
 __all__ = ["Size", "Skipped", "Subject", "Violation", "needs_values", "tensors_in"]
 
@@ -180,8 +181,8 @@ class Subject:
             return original().eval()(self.images(size))
 
     @cached_property
-    def emitted(self) -> tuple[nn.Module, int]:
-        """The network that the emitted source makes, with the values of the top-down network; and the lines it takes.
+    def emitted_class(self) -> tuple[Callable[..., nn.Module], int]:
+        """The class that the emitted source defines; and the lines that it takes.
 
         Raises:
             Skipped: if the network cannot be written as source.
@@ -192,13 +193,36 @@ class Subject:
             raise Skipped(str(error)) from error
         module = types.ModuleType("emitted")
         exec(compile(text, "<emitted source>", "exec"), module.__dict__)
+        return module.__dict__["Emitted"], len(text.splitlines())
+
+    @cached_property
+    def emitted(self) -> nn.Module:
+        """The network that the emitted source makes, with the values of the top-down network.
+
+        Raises:
+            Skipped: if the network cannot be written as source.
+        """
+        network = self.made_afresh()
+        network.load_state_dict(self.td.state_dict(), strict=True)
+        return network.eval()
+
+    @cached_property
+    def fresh(self) -> nn.Module:
+        """An instance of the emitted class with its own first values; nothing may change its parameters."""
+        return self.made_afresh()
+
+    def made_afresh(self, **arguments: Any) -> nn.Module:
+        """An instance of the emitted class, on the device and in the dtypes of the top-down network.
+
+        Raises:
+            Skipped: if the network cannot be written as source.
+        """
+        make, _ = self.emitted_class
         like = next(itertools.chain(self.td.parameters(), self.td.buffers()), torch.empty(()))
-        with torch.device(like.device):
-            network: nn.Module = module.__dict__["Emitted"]()
-        state = self.td.state_dict()
-        adopt_dtypes(network, state)
-        network.load_state_dict(state, strict=True)
-        return network.eval(), len(text.splitlines())
+        with neutral_surroundings(), torch.device(like.device):
+            network = make(**arguments)
+        adopt_dtypes(network, self.td.state_dict())
+        return network
 
     def images(self, size: Size, device: str | torch.device | None = None) -> torch.Tensor:
         """Images (N, C, H, W) of the network's dtype, on its device."""

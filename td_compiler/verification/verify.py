@@ -17,7 +17,7 @@ from td_compiler.errors import Breakdown, ConversionError
 from td_compiler.network.base import TopDownNet
 from td_compiler.options import Options
 from td_compiler.surroundings import neutral_surroundings
-from td_compiler.verification import checks
+from td_compiler.verification import checks, fresh
 from td_compiler.verification.round_trip import round_trip
 from td_compiler.verification.subject import Skipped, Subject, Violation
 
@@ -37,6 +37,9 @@ _CHECKS: tuple[tuple[str, Callable[[Subject], str]], ...] = (
     ("its parts, put together again, are the source", round_trip),
     ("emitted source loads strictly", checks.emitted_state),
     ("emitted source computes the same bits", checks.emitted_bits),
+    ("made afresh from it, a network trains", fresh.trains),
+    ("made afresh, it is drawn as the source is", fresh.drawn_alike),
+    ("made afresh, it takes other classes", fresh.other_classes),
 )
 _CONVERTS = "the network converts"
 _UNTOUCHED = "the source is untouched"
