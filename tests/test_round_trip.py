@@ -78,6 +78,27 @@ def test_functions_come_back() -> None:
     returns(Functions(), (3, 24, 24))
 
 
+class Auxiliary(nn.Module):
+    """Scores beside its own, in training, with a dropout on the way that runs before the network's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
+        self.beside = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(8, 5))
+        self.dropout, self.classes = nn.Dropout(), nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        x = F.max_pool2d(F.relu(self.first(x)), 2)
+        beside = self.beside(x) if self.training else None
+        scores: torch.Tensor = self.classes(self.dropout(F.relu(self.second(x)).mean((2, 3))))
+        return scores if beside is None else (scores, beside)
+
+
+def test_what_auxiliary_classifiers_draw_changes_nothing() -> None:
+    torch.manual_seed(0)
+    returns(Auxiliary(), (3, 24, 24))
+
+
 def lose_a_node(top_down: TopDown) -> None:
     stage = top_down.stages[0]
     stage.spans[stage.units[0]].pop()

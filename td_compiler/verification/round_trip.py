@@ -7,16 +7,18 @@ in, put elsewhere or given another layer on the way.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import functools
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
+from torch.overrides import TorchFunctionMode
 
 from td_compiler.capture.capture import capture
 from td_compiler.capture.skeleton import unwrap_parts
@@ -44,13 +46,20 @@ class BottomUpAgain(nn.Module):
         graph: its operations: one placeholder, the images (N, C, H, W), one output.
         constants: tensors that it reads beside the source's parameters and buffers, by path.
         called: the names of the layers' buffers that a run may change.
+        unread: the paths of the source's modules that no operation comes from, such as auxiliary classifiers.
     """
 
     def __init__(
-        self, source: nn.Module, graph: fx.Graph, layers: dict[fx.Node, nn.Module], constants: dict[str, torch.Tensor]
+        self,
+        source: nn.Module,
+        graph: fx.Graph,
+        layers: dict[fx.Node, nn.Module],
+        constants: dict[str, torch.Tensor],
+        read: Collection[str],
     ) -> None:
         super().__init__()
         self.constants = constants
+        self.unread = tuple(path for path, _ in source.named_modules() if path and path not in read)
         self.source = source
         self.graph = graph
         self._layers = layers
@@ -85,7 +94,7 @@ class BottomUpAgain(nn.Module):
     def _attribute(self, path: str, images: torch.Tensor) -> Any:
         if path in self.constants:  # a tensor that the network makes, or keeps beside its parameters and buffers
             return self.constants[path].to(images.device)
-        return functools.reduce(getattr, path.split("."), self.source)
+        return reduce(getattr, path.split("."), self.source)
 
 
 def bottom_up_again(top_down: TopDown) -> BottomUpAgain:
@@ -106,7 +115,9 @@ def bottom_up_again(top_down: TopDown) -> BottomUpAgain:
     layers = _Layers(top_down, source)
     graph = parts.chain()
     called = {node: layers.of(node) for node in graph.find_nodes(op="call_module")}
-    return BottomUpAgain(source, graph, called, top_down.bottom_up.captured.constants)
+    read = {path for node in parts.main() for path, _ in facts(node).modules}
+    read |= {str(node.target) for node in called}
+    return BottomUpAgain(source, graph, called, top_down.bottom_up.captured.constants, read)
 
 
 @dataclass
@@ -139,10 +150,10 @@ class _Parts:
         head = top_down.bottom_up.head
         units = top_down.bottom_up.units
         start = units[0].input
-        prologue = [node for node in self._main() if node is start or node in ancestors(start)]
+        prologue = [node for node in self.main() if node is start or node in ancestors(start)]
         self.parts = [_Part(prologue, {}), *map(self._of_unit, units), _Part(head, {})]
 
-    def _main(self) -> list[fx.Node]:
+    def main(self) -> list[fx.Node]:
         """The bottom-up nodes that carry the image's data to the output, in order; the image itself left out."""
         captured = self._top_down.bottom_up.captured
         needed = {captured.output, *ancestors(captured.output)}
@@ -160,7 +171,7 @@ class _Parts:
     def check(self) -> None:
         """Every operation that carries the image's data stands in one part, once, in its order."""
         found = [origin_of(node) for part in self.parts for node in part.nodes]
-        expected = self._main()
+        expected = self.main()
         lost = [node for node in expected if node not in set(found)]
         if lost:
             raise Violation(f"{_place(lost[0])} is in no part of the network")
@@ -250,22 +261,43 @@ def compare(source: nn.Module, again: BottomUpAgain, images: torch.Tensor, *, tr
     """
     mode = "training" if training else "evaluation"
     what = f"for {images.shape[0]} images of {images.shape[2]}x{images.shape[3]} in {mode}"
-    try:
-        expected = _Run(source, source, images, training)
-    except Exception as error:
-        raise Skipped(f"the source does not run {what} ({type(error).__name__}: {error})") from error
-    try:
-        found = _Run(again, again.source, images, training)
-    except Exception as error:
-        raise Violation(f"put together again it fails {what}: {type(error).__name__}: {error}") from error
-    different = _difference(found, expected, again.called)
-    if not different:
-        return
-    if _difference(_Run(source, source, images, training), expected, again.called):
-        raise Skipped("the source computes something else every time")
-    if _differs_by_rounding(source, again, images, training):
-        return
-    raise Violation(f"{different} {what}")
+    with _drawing_apart(source, again.unread):
+        try:
+            expected = _Run(source, source, images, training)
+        except Exception as error:
+            raise Skipped(f"the source does not run {what} ({type(error).__name__}: {error})") from error
+        try:
+            found = _Run(again, again.source, images, training)
+        except Exception as error:
+            raise Violation(f"put together again it fails {what}: {type(error).__name__}: {error}") from error
+        different = _difference(found, expected, again.called)
+        if not different:
+            return
+        if _difference(_Run(source, source, images, training), expected, again.called):
+            raise Skipped("the source computes something else every time")
+        if _differs_by_rounding(source, again, images, training):
+            return
+        raise Violation(f"{different} {what}")
+
+
+@contextlib.contextmanager
+def _drawing_apart(source: nn.Module, paths: Iterable[str]) -> Iterator[None]:
+    """Modules draw random numbers of their own, so that those of the others are the same as if they did not run."""
+    with contextlib.ExitStack() as hooks:
+        for module in map(source.get_submodule, paths):
+            draws = own_draws()
+            before, after = partial(_enter, draws), partial(_leave, draws)
+            hooks.callback(module.register_forward_pre_hook(before).remove)
+            hooks.callback(module.register_forward_hook(after, always_call=True).remove)
+        yield
+
+
+def _enter(draws: TorchFunctionMode, *_: object) -> None:
+    draws.__enter__()
+
+
+def _leave(draws: TorchFunctionMode, *_: object) -> None:
+    draws.__exit__(None, None, None)
 
 
 def _differs_by_rounding(source: nn.Module, again: BottomUpAgain, images: torch.Tensor, training: bool) -> bool:
