@@ -104,9 +104,12 @@ def _is_learned(node: fx.Node) -> bool:
 
 
 def _is_image(reading: Reading, node: fx.Node) -> bool:
-    """Whether a node's value has the form of an image and is no smaller, but for what a crop takes off its borders."""
+    """Whether a node's value has the form of an image and is no smaller, but for what a crop takes off its borders.
+
+    Of an image there may be several, such as mirror images, whose scores the head puts together.
+    """
     value, image = facts(node).value, facts(reading.captured.image).value
-    if not isinstance(value, torch.Tensor) or value.dim() != 4 or len(value) != len(image):
+    if not isinstance(value, torch.Tensor) or value.dim() != 4 or len(value) % len(image):
         return False
     return all(round(n / max(1, made)) <= 1 for n, made in zip(image.shape[2:], value.shape[2:], strict=True))
 

@@ -427,6 +427,11 @@ def refuse_decoder(reading: Reading, nodes: list[fx.Node]) -> None:
     grown = next((node for node in nodes if reading.growth(node) != (1, 1)), None)
     if grown is not None:
         before = next(n for n in grown.all_input_nodes if is_map(n))
+        if facts(before).value.is_complex():
+            raise ConversionError(
+                f"the network computes with the frequencies of a map at {place_of(grown)!r}: what every position has a"
+                " part in has no top-down counterpart, only CNNs convert."
+            )
         sizes = ["x".join(map(str, sides_of(node))) for node in (before, grown)]
         raise ConversionError(
             f"the map grows again at {place_of(grown)!r}, from {sizes[0]} to {sizes[1]}: a network with a decoder has"

@@ -96,11 +96,13 @@ def _copy_units(top_down: TopDown, stage: TopDownStage, units: list[Unit]) -> fx
     path = f"entry.{stage.key}"
     left_out = _left_out(top_down, [n for unit in units for n in unit.nodes])
     copies: dict[fx.Node, fx.Node] = {units[0].input: stage.image}
+    homes: list[str] = []  # of norms that are written out
     for unit in units:
         copies.setdefault(unit.input, copies[previous.output] if (previous := _before(units, unit)) else stage.image)
         norm: tuple[fx.Node, ...] = ()
         for at, source in enumerate(unit.nodes):
-            norm = norm if source in norm else written_norm(unit.nodes, at)
+            if source not in norm and (norm := written_norm(unit.nodes, at)):
+                homes.append(_free_name(f"{path}.norm", [*top_down.layers, *homes]))
             if facts(source).pads_for:
                 copies[source] = stage.graph.call_function(F.pad, (copies[source.all_input_nodes[0]],))
                 noted(copies[source], Plan(path, source=source))
@@ -108,11 +110,11 @@ def _copy_units(top_down: TopDown, stage: TopDownStage, units: list[Unit]) -> fx
             if source in left_out:
                 copies[source] = copies[next(n for n in source.all_input_nodes if facts(n).carries)]
                 continue
-            name = _name(top_down, source, path)
+            name = _name(top_down, source, path, homes)
             if source in convolutions and source.op == "call_function":
                 copies[source] = _add_convolution(top_down, stage, source, name, copies[source.all_input_nodes[0]])
             else:
-                home = f"{path}.norm" if source in norm else ""
+                home = homes[-1] if source in norm else ""
                 copies[source] = add_like(top_down, stage, source, name, copies, path, home)
             if source.op == "call_module":
                 top_down.layers[name].source = str(source.target)
@@ -162,12 +164,16 @@ def _before(units: list[Unit], unit: Unit) -> Unit | None:
     return units[at - 1] if at else None
 
 
-def _name(top_down: TopDown, source: fx.Node, path: str) -> str:
+def _name(top_down: TopDown, source: fx.Node, path: str, homes: list[str]) -> str:
     """`entry.16.conv`, `.norm`, `.act`; numbered from the second of a kind on."""
     kinds = {Kind.CONV: "conv", Kind.NORM: "norm", Kind.ACTIVATION: "act"}
     name = kinds.get(top_down.bottom_up.kind(source) or Kind.SIZE, "layer")
-    taken = sum(other.startswith(f"{path}.{name}") for other in top_down.layers)
-    return f"{path}.{name}" + (str(taken + 1) if taken else "")
+    return _free_name(f"{path}.{name}", [*top_down.layers, *homes])
+
+
+def _free_name(name: str, others: list[str]) -> str:
+    taken = sum(other.startswith(name) for other in others)
+    return name + (str(taken + 1) if taken else "")
 
 
 def _first_unit(top_down: TopDown, index: int) -> Unit:

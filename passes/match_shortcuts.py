@@ -61,11 +61,16 @@ class MatchShortcuts(Pass[TopDown]):
                 if shortcut is None:
                     continue
                 copies = stage.copies[unit]
+                if not shortcut.projects and unit in candidates:
+                    for inner in _shortcuts_before(top_down, unit, shortcut):
+                        nodes = _add_projection(top_down, stage, unit, inner, copies, None)
+                        stage.projections.append(Projection(unit, nodes, copies[inner.join]))
                 join = copies[shortcut.join]
                 if _pads_up(top_down, stage, unit, shortcut):
                     continue
                 if not shortcut.projects and unit in candidates:
-                    nodes = _add_projection(top_down, stage, unit, shortcut, copies)
+                    model = _model_projection(top_down, unit)
+                    nodes = _add_projection(top_down, stage, unit, shortcut, copies, model)
                     of_input = unit.inputs.index(shortcut.side) if shortcut.side in unit.inputs else None
                     stage.projections.append(Projection(unit, nodes, join, of_input))
                 elif shortcut.projects and _changes_shape(unit):
@@ -132,30 +137,48 @@ def _find_shortcut(top_down: TopDown, unit: Unit) -> _Shortcut | None:
     """The way through a block with the fewest convolutions, if there is one that adds to a longer one."""
     if unit.kind is not UnitKind.BLOCK:
         return None
+    found = (_shortcut_to(top_down, unit, join) for join in reversed(unit.nodes))
+    return next((shortcut for shortcut in found if shortcut is not None), None)
+
+
+def _shortcut_to(top_down: TopDown, unit: Unit, join: fx.Node) -> _Shortcut | None:
+    """The short way to a join of a block, if it is one of a shortcut."""
     inside = set(unit.nodes)
-    for join in reversed(unit.nodes):
-        row = top_down.bottom_up.row(join)
-        maps = [n for n in join.all_input_nodes if n in inside or n in unit.inputs]
-        if row is None or row.kind is not Kind.JOIN or row.width is not Width.EQUAL or len(maps) != 2:
+    row = top_down.bottom_up.row(join)
+    maps = [n for n in join.all_input_nodes if n in inside or n in unit.inputs]
+    if row is None or row.kind is not Kind.JOIN or row.width is not Width.EQUAL or len(maps) != 2:
+        return None
+    shapes = [(facts(n).width, facts(n).size) for n in maps]
+    if shapes[0] != shapes[1] or _multiplies(join):
+        return None
+    ways = [_ancestors(node, inside) for node in maps]
+    counts = [sum(top_down.bottom_up.kind(n) is Kind.CONV for n in way) for way in ways]
+    short = counts.index(min(counts))
+    if counts[short] == counts[1 - short] or _choices(top_down, ways[short], join) > 1:
+        return None
+    chain = tuple(n for n in unit.nodes if n in ways[short] and n not in ways[1 - short])
+    projects = any(top_down.bottom_up.kind(n) is Kind.CONV for n in chain)
+    read = [{n for node in (side, *way) for n in _read_by(unit, node)} for side, way in zip(maps, ways, strict=True)]
+    if projects and not read[short] <= read[1 - short]:
+        return None  # a way from another tensor is no shortcut of this one (SPEC 2.13)
+    if projects and (not _all_ways_meet(unit, join) or _adds_branch(top_down, unit, maps[1 - short], ways)):
+        return None
+    return _Shortcut(join, maps[short], chain, projects)
+
+
+def _shortcuts_before(top_down: TopDown, unit: Unit, last: _Shortcut) -> list[_Shortcut]:
+    """The identities on the ways to a block's last shortcut that bring what the block reads to other filters."""
+    inside = set(unit.nodes)
+    found = []
+    for join in unit.nodes:
+        shortcut = _shortcut_to(top_down, unit, join) if join in _ancestors(last.join, inside) - {last.join} else None
+        if shortcut is None or shortcut.projects:
             continue
-        shapes = [(facts(n).width, facts(n).size) for n in maps]
-        if shapes[0] != shapes[1] or _multiplies(join):
-            continue
-        ways = [_ancestors(node, inside) for node in maps]
-        counts = [sum(top_down.bottom_up.kind(n) is Kind.CONV for n in way) for way in ways]
-        short = counts.index(min(counts))
-        if counts[short] < counts[1 - short] and _choices(top_down, ways[short], join) <= 1:
-            chain = tuple(n for n in unit.nodes if n in ways[short] and n not in ways[1 - short])
-            projects = any(top_down.bottom_up.kind(n) is Kind.CONV for n in chain)
-            read = [
-                {n for node in (side, *way) for n in _read_by(unit, node)} for side, way in zip(maps, ways, strict=True)
-            ]
-            if projects and not read[short] <= read[1 - short]:
-                continue  # a way from another tensor is no shortcut of this one (SPEC 2.13)
-            if projects and (not _all_ways_meet(unit, join) or _adds_branch(top_down, unit, maps[1 - short], ways)):
-                continue
-            return _Shortcut(join, maps[short], chain, projects)
-    return None
+        long = next(n for n in join.all_input_nodes if n is not shortcut.side and n in inside)
+        ways = [_ancestors(node, inside) for node in (shortcut.side, long)]
+        if not _choices(top_down, ways[0], join) and _choices(top_down, ways[1], join):
+            found.append(shortcut)
+    return found
 
 
 def _read_by(unit: Unit, node: fx.Node) -> set[fx.Node]:
@@ -216,10 +239,11 @@ def _add_projection(
     unit: Unit,
     shortcut: _Shortcut,
     copies: dict[fx.Node, fx.Node],
+    model: tuple[Unit, _Shortcut] | None,
 ) -> list[fx.Node]:
+    """Put a projection, like a model's where there is one, into the short way of a block."""
     join, side = copies[shortcut.join], copies[shortcut.side]
     wanted = _wanted(stage, unit, shortcut.join)
-    model = _model_projection(top_down, unit)
     place = join
     if model is not None:
         place = copies[_place(top_down, unit, shortcut.join, model[0], model[1].chain[0])]
@@ -230,6 +254,8 @@ def _add_projection(
         else:
             home = top_down.own_path(unit.path)
             path = f"{home}.projection" if home else f"projection.{stage.key}.{stage.units.index(unit)}"
+            taken = sum(other.unit is unit for other in stage.projections)
+            path += str(taken + 1) if taken else ""
             nodes = add_layers(top_down, stage, _projection_style(top_down, stage), path, side, 1, wanted)
     for node in nodes:
         plan(node).unit, plan(node).class_name = top_down.own_path(unit.path), unit.class_name

@@ -430,7 +430,8 @@ class _Solver:
         if source not in self.top_down.bottom_up.head:
             return False
         before = next(n for n in source.all_input_nodes if facts(n).carries)
-        if facts(source).value.dim() != 2 or not is_map(before):
+        value = facts(source).value
+        if not isinstance(value, torch.Tensor) or value.dim() != 2 or not is_map(before):
             return False
         return facts(source).width != facts(before).width
 

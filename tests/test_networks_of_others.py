@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -302,3 +303,171 @@ def test_verify_looks_at_everything_and_raises_no_false_alarm(make: Callable[[],
     torch.manual_seed(0)
     result = verify(make(), filters=filters, input_size=SIZE)
     assert [str(check) for check in result.checks if not check.passed] == []
+
+
+class Tokens(nn.Module):
+    """Two stages whose maps are normalised as lists of pixels, made maps again by a size that was read long before."""
+
+    def __init__(self, block: Callable[[int], nn.Module] = lambda width: nn.Identity(), *, tokens: bool = True) -> None:
+        super().__init__()
+        self.embed = nn.ModuleList([conv(3, 8, 2), conv(8, 12, 2)])
+        self.blocks, self.norms = nn.ModuleList(map(block, (8, 12))), nn.ModuleList(map(nn.LayerNorm, (8, 12)))
+        self.classes, self.tokens = nn.Linear(12, 5), tokens
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for embed, block, norm in zip(self.embed, self.blocks, self.norms, strict=True):
+            x = embed(x)
+            n, _, height, width = x.shape
+            x = block(x)
+            if self.tokens:
+                x = norm(x.flatten(2).transpose(1, 2)).reshape(n, height, width, -1).permute(0, 3, 1, 2).contiguous()
+            else:
+                x = norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.classes(x.mean((2, 3)))
+
+
+class Nested(nn.Module):
+    """A residual block whose long way is one of its own, as of a visual attention network."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.first, self.second = (
+            nn.BatchNorm2d(width),
+            nn.Conv2d(width, width, 1),
+            nn.Conv2d(width, width, 1),
+        )
+        self.gate, self.scale = nn.Conv2d(width, width, 5, padding=2, groups=width), nn.Parameter(torch.ones(width) / 9)
+        self.mlp = nn.Sequential(nn.BatchNorm2d(width), nn.Conv2d(width, 2 * width, 1), nn.Conv2d(2 * width, width, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(x)
+        z = F.gelu(self.first(y))
+        x = x + self.scale[:, None, None] * (y + self.second(z * self.gate(z)))
+        return x + self.mlp(x)
+
+
+@pytest.mark.parametrize("filters", FILTERS)
+@pytest.mark.parametrize("block", [nn.Identity, Nested])
+def test_norms_of_lists_of_pixels_are_those_of_maps(block: Any, filters: Any) -> None:
+    torch.manual_seed(0)
+    tokens, maps = Tokens(block), Tokens(block, tokens=False)
+    result = verify(tokens, filters=filters, input_size=SIZE)
+    assert list(map(str, (check for check in result.checks if not check.passed))) == []
+    one, other = (reverse(each, filters=filters, input_size=SIZE).eval() for each in (tokens, maps))
+    other.load_state_dict(one.state_dict())
+    images = torch.randn(2, 3, 40, 36)
+    torch.testing.assert_close(one(images), other(images))
+
+
+class ResponseNorm(nn.Module):
+    """A norm of one's own at a block's end, behind a norm of torch's."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gain, self.offset = nn.Parameter(torch.ones(1, width, 1, 1)), nn.Parameter(torch.zeros(1, width, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        size = x.norm(dim=(2, 3), keepdim=True)
+        return self.gain * (x * size / (size.mean(1, keepdim=True) + 1e-6)) + self.offset + x
+
+
+class Mixed(torch.autograd.Function):
+    """Two ways, mixed at random in training, other than backward: what the mode is, is an argument."""
+
+    @staticmethod
+    def forward(ctx: Any, a: torch.Tensor, b: torch.Tensor, training: bool) -> torch.Tensor:  # type: ignore[override]
+        share = torch.rand(len(a), 1, 1, 1) if training else 0.5
+        return share * a + (1 - share) * b
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # type: ignore[override]
+        share = torch.rand(len(gradient), 1, 1, 1)
+        return share * gradient, (1 - share) * gradient, None
+
+
+class Shaken(nn.Module):
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.one, self.two = conv(channels, width, stride), conv(channels, width, stride)
+        self.short = nn.Conv2d(channels, width, 1, stride)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return Mixed.apply(self.one(x), self.two(x), self.training) + self.short(x)
+
+
+class Flipped(nn.Module):
+    """A network that scores its images and their mirror images in evaluation, and returns the mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(conv(3, 8), nn.MaxPool2d(2), conv(8, 12), nn.MaxPool2d(2), conv(12, 16))
+        self.classes = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x if self.training else torch.cat((x, x.flip(3)))
+        scores = self.classes(self.body(x).amax((2, 3)))
+        if not self.training:
+            one, other = scores.split(scores.shape[0] // 2)
+            scores = (one + other) / 2
+        return scores
+
+
+def net(*layers: nn.Module, width: int = 16) -> nn.Module:
+    return nn.Sequential(conv(3, 8), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 5))
+
+
+@pytest.mark.parametrize("filters", FILTERS)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: net(nn.MaxPool2d(2), ResponseNorm(8), conv(8, 16), nn.MaxPool2d(2), ResponseNorm(16)),
+        lambda: net(Shaken(8, 12, 2), Shaken(12, 16, 2)),
+        Flipped,
+        lambda: net(nn.MaxPool2d(2), conv(8, 16), nn.MaxPool2d(2), nn.Conv2d(16, 1, 1), width=1),
+    ],
+    ids=["own_norm", "autograd", "flipped", "one_value"],
+)
+def test_verify_passes_them(make: Callable[[], nn.Module], filters: Any) -> None:
+    torch.manual_seed(0)
+    result = verify(make(), filters=filters, input_size=SIZE)
+    wrong = [check for check in result.checks if check.outcome == "failed" or "written as source" in check.detail]
+    assert list(map(str, wrong)) == []
+
+
+@functools.lru_cache
+def _sizes(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    return shape[0], shape[1], shape[2] * shape[3]
+
+
+class Kept(nn.Module):
+    """Sizes that a function keeps from call to call, as einops' do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(conv(3, 8), nn.MaxPool2d(2), conv(8, 12))
+        self.classes = nn.Linear(12, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.body(x)
+        return self.classes(x.reshape(_sizes(x.shape)).mean(2))
+
+
+def test_sizes_that_an_earlier_conversion_left_in_a_cache_are_told_again() -> None:
+    torch.manual_seed(0)
+    model = Kept()
+    one, other = (reverse(model, input_size=SIZE).eval() for _ in range(2))
+    images = torch.randn(2, 3, 40, 36)
+    assert torch.equal(one(images), other(images))
+
+
+def test_a_network_of_frequencies_is_refused_as_one() -> None:
+    class Filter(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(width, 1, 1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.fft.irfft2(torch.fft.rfft2(x) * self.weight, s=x.shape[-2:])
+
+    with pytest.raises(ConversionError, match="frequencies of a map at 'gate'"):
+        reverse(Gated(Filter), input_size=SIZE)

@@ -193,10 +193,21 @@ class Builder:
         return given
 
     def _holds(self, term: Term, twins: list[Any]) -> bool:
-        """Whether a term gives the number of every run: not if a size on the way became a plain number."""
+        """Whether a term gives the number of every run: not if a size on the way became a plain number, or is kept.
+
+        A function that caches what it returns, as einops' do, hands out sizes of the run that filled its cache.
+        """
+        if not self._is_of_this_run(term):
+            return False
         numbers = self._in_every_run(term)[1:]
         pairs = [(a, b) for a, b in zip(numbers, twins, strict=False) if a is not None and isinstance(b, (int, float))]
         return all(number == other for number, other in pairs)
+
+    def _is_of_this_run(self, term: Any) -> bool:
+        if isinstance(term, Made):
+            return all(self._is_of_this_run(operand) for operand in term.operands)
+        value = term.value if isinstance(term, Size) else None
+        return not isinstance(value, Result) or value.call in self.nodes or value.call in self._folded
 
     def _number(self, given: Any, twins: list[Any], mode: Any) -> Any:
         for pairs, other in zip(self._twins, twins, strict=False):
@@ -259,9 +270,26 @@ class Builder:
                 for axis in sorted(axes, key=lambda axis: axis != first):
                     if self._in_every_run(Size(value, axis)) == numbers:
                         return Size(value, axis)
+            if isinstance(term, Size) and (nearer := self._of_map_before(term, own, numbers)):
+                return nearer
         if isinstance(term, Made):
             return Made(term.function, tuple(self._anchored(operand) for operand in term.operands))
         return term
+
+    def _of_map_before(self, term: Size, own: Sequence[Value], numbers: tuple[Any, ...]) -> Size | None:
+        """The same size of the map that a list of pixels was made of, for a call that makes a map of it again."""
+        axes = len(shape_of(term.value, self._images) or ())
+        if any(len(shape_of(value, self._images) or ()) >= axes for value in own):
+            return None
+        values = list(own)
+        for _ in range(_NEAR):
+            read = [(v.call.args, v.call.kwargs) for v in values if isinstance(v, Result)]
+            values = list(dict.fromkeys(v for v in values_in(read) if isinstance(v, (Image, Result))))
+            for value in values:
+                same = Size(value, term.axis)
+                if len(shape_of(value, self._images) or ()) == axes and self._in_every_run(same) == numbers:
+                    return same
+        return None
 
     def _in_every_run(self, term: Any) -> tuple[Any, ...]:
         """What a term is in this run and in those beside it; None where a run did not come so far."""

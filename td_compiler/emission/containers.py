@@ -64,6 +64,12 @@ class _Call:
         reads = dict.fromkeys(value for node in self.nodes for value in node.all_input_nodes if value.op != "get_attr")
         return [value for value in reads if value not in self.nodes]
 
+    @property
+    def takes_maps_alone(self) -> bool:
+        """Whether a layer is called with the maps that it reads and nothing else, such as the mode."""
+        layers = self.nodes if self.path and self.unit is None else ()
+        return all(list(node.args) == self.inputs and not node.kwargs for node in layers)
+
 
 @dataclass(frozen=True)
 class Container(Unit):
@@ -139,6 +145,8 @@ def _is_plain(path: str, tree: Tree) -> bool:
 
 
 def _as_one(path: str, run: Sequence[_Call], own: tuple[str, ...], tree: Tree) -> _Call | None:
+    if not all(call.takes_maps_alone for call in run):
+        return None
     nodes = tuple(node for call in run for node in call.nodes)
     inside = set(nodes)
     follows = all(after.inputs == [before.result] for before, after in pairwise(run)) and len(run[0].inputs) == 1

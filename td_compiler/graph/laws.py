@@ -87,7 +87,8 @@ class Law:
                 std /= TRUNCATED
                 nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std)
             else:
-                nn.init.orthogonal_(tensor, gain=self.value)
+                plain = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+                tensor.copy_(nn.init.orthogonal_(plain, gain=self.value))
 
 
 def fans_of(weight: torch.Tensor, groups: int = 1) -> dict[Fan, float]:
@@ -128,7 +129,9 @@ class Sample(NamedTuple):
 
     @property
     def is_constant(self) -> bool:
-        return self.low == self.high
+        """Whether all values are one; a single value may have been drawn, where it is no number that people write."""
+        is_written = abs(self.low - _rounded(self.low, 2)) <= self.precision * abs(self.low)
+        return self.low == self.high and (self.number > 1 or is_written)
 
 
 def samples_of(tensors: Sequence[tuple[torch.Tensor, Mapping[Fan, float]]]) -> list[Sample]:

@@ -122,7 +122,7 @@ def add_layers(
     for name, sources in steps:
         if name != "conv" and not sources:
             continue
-        wants = 1 if name == "conv" else facts(sources[0].all_input_nodes[0]).axis if name == "norm" else axis
+        wants = 1 if name == "conv" else _axis_of_norm(sources[0], conv) if name == "norm" else axis
         ordered = in_order(stage.graph, value, wants)
         nodes += [ordered] if ordered is not value else []
         value = ordered
@@ -140,6 +140,13 @@ def add_layers(
     for node in nodes:
         plan(node).unit = path
     return nodes
+
+
+def _axis_of_norm(source: fx.Node, conv: nn.Conv2d) -> int | None:
+    """Which axis of a map has the channels for a norm like a bottom-up one: the last if it reads those of tokens."""
+    read = facts(source.all_input_nodes[0])
+    is_last = read.axis is not None and read.axis == read.value.dim() - 1
+    return 1 + len(conv.kernel_size) if is_last else read.axis
 
 
 def add_chain(

@@ -22,6 +22,7 @@ _ENOUGH = 64  # values, for their spread to say anything
 _SAMPLE = 2**14
 _FAR = 6.0  # standard errors
 _ROUNDED = 0.06  # laws are written in numbers of a digit or two
+_WRITTEN = 1e-6  # of a constant: source has the seven digits of single precision
 
 
 def trains(subject: Subject) -> str:
@@ -92,9 +93,15 @@ def _difference(fresh: torch.Tensor, other: torch.Tensor) -> str | None:
     """How the values of two tensors differ more than chance allows, in words; None where they are too few to tell."""
     if not fresh.is_floating_point() or not fresh.numel():
         return None
+    if fresh.numel() == other.numel() == 1 and not torch.equal(fresh, other):  # drawn, or not as it should be
+        return None
     one, two = (tensor.flatten()[:: 1 + tensor.numel() // _SAMPLE].double() for tensor in (fresh, other))
     if bool((two == two[0]).all()):
-        return "" if bool((one == two[0]).all()) else f"is not {two[0].item():.3g} throughout, as it is"
+        return (
+            ""
+            if bool(one.isclose(two[0], rtol=_WRITTEN, atol=0).all())
+            else f"is not {two[0].item():.3g} throughout, as it is"
+        )
     if bool((one == one[0]).all()):
         return f"is {one[0].item():.3g} throughout, which it is not"
     if len(one) < _ENOUGH:
