@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -97,13 +97,20 @@ class Builder:
     """
 
     def __init__(
-        self, images: torch.Tensor, tensors: dict[str, torch.Tensor], twins: Sequence[Twins], *, strict: bool = False
+        self,
+        images: torch.Tensor,
+        tensors: dict[str, torch.Tensor],
+        calls: Iterable[Call],
+        twins: Sequence[Twins],
+        *,
+        strict: bool = False,
     ) -> None:
         self.graph = fx.Graph()
         self.nodes: dict[Any, fx.Node] = {}
         self.constants: dict[str, torch.Tensor] = {}
         self._images = images
         self._tensors = tensors
+        self._calls = set(calls)  # of this run
         self._twins = twins
         self._strict = strict  # the one run beside this one is in training as well
         self._folded: set[Call] = set()
@@ -207,7 +214,7 @@ class Builder:
         if isinstance(term, Made):
             return all(self._is_of_this_run(operand) for operand in term.operands)
         value = term.value if isinstance(term, Size) else None
-        return not isinstance(value, Result) or value.call in self.nodes or value.call in self._folded
+        return not isinstance(value, Result) or value.call in self._calls
 
     def _number(self, given: Any, twins: list[Any], mode: Any) -> Any:
         for pairs, other in zip(self._twins, twins, strict=False):

@@ -105,13 +105,13 @@ class _Reader:
         if training is not None:
             modes = aligned(base, training)
             steps, more = training_steps(
-                base, training, modes, lambda: Builder(self.images, tensors, ()), set(self.modules)
+                base, training, modes, lambda: Builder(self.images, tensors, training.calls, ()), set(self.modules)
             )
             if at_once and (steps or more):
                 raise Ambiguous
             modules |= steps
             notes += [*more, *written_by_hand(base, training)]
-        builder = Builder(self.images, tensors, pairs, strict=at_once)
+        builder = Builder(self.images, tensors, base.calls, pairs, strict=at_once)
         builder.trained_as(modes)
         builder.image("x")
         for call in base.calls:
