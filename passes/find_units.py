@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from td_compiler.capture.places import at_line
 from td_compiler.errors import ConversionError
 from td_compiler.graph.norms import join_norms, written_norm
 from td_compiler.graph.notes import Gate, facts, sides_of
@@ -39,6 +40,7 @@ def find_units(reading: Reading) -> tuple[list[Unit], list[fx.Node]]:
     """
     _requires(reading)
     _refuse_attention(reading)
+    _refuse_computed_kernels(reading)
     if reading.captured.refusals:
         raise ConversionError(reading.captured.refusals[0])
     pieces = _between_maps(join_norms(cut_pieces(_main_nodes(reading), reading.image)))
@@ -94,6 +96,17 @@ def _refuse_attention(reading: Reading) -> None:
             raise ConversionError(
                 f"the network attends at {where!r}: attention between the positions of a map has no top-down"
                 " counterpart, only CNNs convert."
+            )
+
+
+def _refuse_computed_kernels(reading: Reading) -> None:
+    for node in reading.captured.graph.nodes:
+        is_function = node.op == "call_function" and reading.kind(node) is Kind.CONV
+        if is_function and any(facts(n).carries for n in node.all_input_nodes[1:2]):
+            raise ConversionError(
+                f"the convolution at {place_of(node)!r}, {at_line(facts(node).place)}, has a kernel that is computed of"
+                " the image: nothing says which of its numbers are filters; use a layer for it, such as CondConv2d of"
+                " timm.layers."
             )
 
 

@@ -412,6 +412,57 @@ class Flipped(nn.Module):
         return scores
 
 
+class HandWritten(nn.Module):
+    """Layers of one's own that call one function of torch's, and a gain that is brought to the map's channels."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.down, self.norm, self.last = Kernel(channels, width), Affine(width), nn.Conv2d(width, width, 1)
+        self.gain = nn.Parameter(1e-2 * torch.ones(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.down(x))
+        _, channels, _, _ = x.shape
+        return x + self.gain.view(channels, 1, 1) * self.last(self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+
+
+class Kernel(nn.Module):
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(width, channels, 3, 3) / 9)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, self.weight, None, 2, 1)
+
+
+class Affine(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.shape = (width,)
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, self.shape, self.weight, self.bias)
+
+
+class Connect(nn.Module):
+    """Drops whole images in training, by a batch size that is read in a function."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = conv(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + dropped(self.body(x), 0.3, self.training)
+
+
+def dropped(x: torch.Tensor, p: float, training: bool) -> torch.Tensor:
+    if not training:
+        return x
+    keep = torch.floor(1 - p + torch.rand([x.shape[0], 1, 1, 1], dtype=x.dtype, device=x.device))
+    return x / (1 - p) * keep
+
+
 def net(*layers: nn.Module, width: int = 16) -> nn.Module:
     return nn.Sequential(conv(3, 8), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 5))
 
@@ -422,10 +473,12 @@ def net(*layers: nn.Module, width: int = 16) -> nn.Module:
     [
         lambda: net(nn.MaxPool2d(2), ResponseNorm(8), conv(8, 16), nn.MaxPool2d(2), ResponseNorm(16)),
         lambda: net(Shaken(8, 12, 2), Shaken(12, 16, 2)),
+        lambda: net(HandWritten(8, 12), HandWritten(12, 16)),
+        lambda: net(nn.MaxPool2d(2), conv(8, 16), Connect(16), nn.MaxPool2d(2), Connect(16)),
         Flipped,
         lambda: net(nn.MaxPool2d(2), conv(8, 16), nn.MaxPool2d(2), nn.Conv2d(16, 1, 1), width=1),
     ],
-    ids=["own_norm", "autograd", "flipped", "one_value"],
+    ids=["own_norm", "autograd", "by_hand", "drop_connect", "flipped", "one_value"],
 )
 def test_verify_passes_them(make: Callable[[], nn.Module], filters: Any) -> None:
     torch.manual_seed(0)
@@ -471,3 +524,18 @@ def test_a_network_of_frequencies_is_refused_as_one() -> None:
 
     with pytest.raises(ConversionError, match="frequencies of a map at 'gate'"):
         reverse(Gated(Filter), input_size=SIZE)
+
+
+def test_kernels_computed_of_the_image_are_refused_by_line() -> None:
+    class Dynamic(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.route, self.weight = nn.Linear(width, 3), nn.Parameter(torch.randn(3, width, width, 3, 3) / 9)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            n, width, height, across = x.shape
+            kernels = (torch.sigmoid(self.route(x.mean((2, 3)))) @ self.weight.flatten(1)).view(-1, width, 3, 3)
+            return F.conv2d(x.reshape(1, -1, height, across), kernels, padding=1, groups=n).view(x.shape)
+
+    with pytest.raises(ConversionError, match=r"convolution at 'gate', .*others.py:\d+, has a kernel that is computed"):
+        reverse(Gated(Dynamic), input_size=SIZE)

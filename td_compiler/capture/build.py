@@ -268,6 +268,8 @@ class Builder:
             return term
         own = [value for value in values_in((self._call.args, self._call.kwargs)) if isinstance(value, (Image, Result))]
         numbers = self._in_every_run(term)
+        if isinstance(term, Size) and not own and (of_parameter := self._of_parameter(term, numbers)):
+            return of_parameter
         if any(isinstance(term, Size) and _same(value, term.value) for value in own):
             return term
         if len(set(numbers)) > 1 and None not in numbers:
@@ -282,6 +284,15 @@ class Builder:
         if isinstance(term, Made):
             return Made(term.function, tuple(self._anchored(operand) for operand in term.operands))
         return term
+
+    def _of_parameter(self, term: Size, numbers: tuple[Any, ...]) -> Size | None:
+        """The same size of a parameter, for a call that reads nothing else: `gamma.view(channels, 1, 1)`."""
+        assert self._call is not None
+        for value in values_in((self._call.args, self._call.kwargs)):
+            shape = self._shape(value) or () if isinstance(value, Parameter) else ()
+            if set(numbers) == {numbers[0]} and shape.count(numbers[0]) == 1:
+                return Size(value, shape.index(numbers[0]))
+        return None
 
     def _of_map_before(self, term: Size, own: Sequence[Value], numbers: tuple[Any, ...]) -> Size | None:
         """The same size of the map that a list of pixels was made of, for a call that makes a map of it again."""
@@ -310,10 +321,16 @@ class Builder:
             return tuple(None if None in row else term.function(*row) for row in zip(*columns, strict=True))
         return (term,) * (1 + len(self._twins))
 
+    def _shape(self, value: Value) -> tuple[int, ...] | None:
+        """The shape of a value in this run, or of a parameter."""
+        if isinstance(value, Parameter):
+            return tuple(self._tensors[value.path].shape)
+        return shape_of(value, self._images)
+
     def _term(self, term: Term | float) -> Any:
         """A term as nodes."""
         if isinstance(term, Size):
-            shape = shape_of(term.value, self._images)
+            shape = self._shape(term.value)
             number = shape[term.axis] if shape else 0
             return self._create("call_method", "size", (self.node(term.value), term.axis), {}, number)
         if isinstance(term, Made):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from td_compiler.emission.leaves import is_of_torch
 from td_compiler.graph.initialisation import Initialisation, own_hook, shows_first_values
 from td_compiler.graph.parametrised import computed_tensors
 from td_compiler.surroundings import neutral_surroundings
@@ -67,18 +68,20 @@ def drawn_alike(subject: Subject) -> str:
     drawn = copy.deepcopy(subject.td)
     with neutral_surroundings():
         Initialisation(laws=laws, hook=own_hook(subject.model)).draw("", drawn)
-    like = {'reverse(init="fresh")': {name: p for name, p in drawn.named_parameters() if name in laws}}
+    own = dict(subject.model.named_parameters())
+    resized = {_layer(name) for name, p in fresh.items() if name not in own or own[name].shape != p.shape}
+    by_law = {path for path, module in drawn.named_modules() if is_of_torch(type(module))}  # others draw themselves
+    told = {name: p for name, p in drawn.named_parameters() if name in laws and _layer(name) not in resized - by_law}
+    like = {'reverse(init="fresh")': told}
     if shows_first_values(subject.model):
-        own = dict(subject.model.named_parameters())
-        other = {_layer(name) for name, p in fresh.items() if name not in own or own[name].shape != p.shape}
-        like["the source"] = {name: p for name, p in own.items() if name in laws and _layer(name) not in other}
+        like["the source"] = {name: p for name, p in own.items() if name in laws and _layer(name) not in resized}
     count = {}
     for where, values in like.items():
-        told = {name: _difference(value, values[name]) for name, value in fresh.items() if name in values}
-        wrong = [f"{name} {what}" for name, what in told.items() if what]
+        found = {name: _difference(value, values[name]) for name, value in fresh.items() if name in values}
+        wrong = [f"{name} {what}" for name, what in found.items() if what]
         if wrong:
             raise Violation(f"{wrong[0]} in {where}{_and_more(wrong)}")
-        count[where] = sum(what is not None for what in told.values())
+        count[where] = sum(what is not None for what in found.values())
     if not any(count.values()):
         raise Skipped("no parameter has values enough to tell")
     return ", ".join(f"{number} of {len(fresh)} parameters as in {where}" for where, number in count.items())

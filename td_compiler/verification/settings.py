@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
+from td_compiler.emission.leaves import is_of_torch, is_own
 from td_compiler.graph.names import is_written
 from td_compiler.graph.operators import Kind, layer_row
 from td_compiler.graph.parametrised import computed_tensors
@@ -102,6 +103,8 @@ def compare_settings(
             isinstance(after, (nn.ModuleDict, nn.Sequential)) and type(before) is not type(after)
         ):
             continue  # read through: what it calls stands in its place
+        if layer_row(before) is None and (is_of_torch(type(after)) or is_own(type(after))):
+            continue  # a function that it calls was read as the layer that it is
         count += 1
         if _kind(before) is not _kind(after) and isinstance(before, type(after)):
             continue  # a norm with an activation of its own, read as norm and activation
