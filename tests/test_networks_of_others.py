@@ -375,12 +375,12 @@ class Mixed(torch.autograd.Function):
     """Two ways, mixed at random in training, other than backward: what the mode is, is an argument."""
 
     @staticmethod
-    def forward(ctx: Any, a: torch.Tensor, b: torch.Tensor, training: bool) -> torch.Tensor:  # type: ignore[override]
+    def forward(ctx: Any, a: torch.Tensor, b: torch.Tensor, training: bool) -> torch.Tensor:
         share = torch.rand(len(a), 1, 1, 1) if training else 0.5
         return share * a + (1 - share) * b
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         share = torch.rand(len(gradient), 1, 1, 1)
         return share * gradient, (1 - share) * gradient, None
 

@@ -245,7 +245,7 @@ class _Reader:
         if run.error is None:
             return run, []
         where = run.error_stack[-1][0] if run.error_stack else ""
-        reason = (str(run.error).splitlines() or [""])[0]
+        reason = str(run.error).partition("\n")[0].partition(". ")[0]
         return None, [
             f"In training {where or type(self.bones).__name__!r} raises {type(run.error).__name__} ({reason}), at"
             f" {at_line(run.error_place)}: the top-down network does in training what the source does in evaluation."
