@@ -169,9 +169,10 @@ def _shortcut_to(top_down: TopDown, unit: Unit, join: fx.Node) -> _Shortcut | No
 def _shortcuts_before(top_down: TopDown, unit: Unit, last: _Shortcut) -> list[_Shortcut]:
     """The identities on the ways to a block's last shortcut that bring what the block reads to other filters."""
     inside = set(unit.nodes)
+    before = _ancestors(last.join, inside) - {last.join}
     found = []
     for join in unit.nodes:
-        shortcut = _shortcut_to(top_down, unit, join) if join in _ancestors(last.join, inside) - {last.join} else None
+        shortcut = _shortcut_to(top_down, unit, join) if join in before else None
         if shortcut is None or shortcut.projects:
             continue
         long = next(n for n in join.all_input_nodes if n is not shortcut.side and n in inside)

@@ -539,3 +539,20 @@ def test_kernels_computed_of_the_image_are_refused_by_line() -> None:
 
     with pytest.raises(ConversionError, match=r"convolution at 'gate', .*others.py:\d+, has a kernel that is computed"):
         reverse(Gated(Dynamic), input_size=SIZE)
+
+
+class MixedPooling(nn.Module):
+    """A pooling of one's own with a number of its own, which goes with it: upsampling stands in its place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.share = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.share * F.max_pool2d(x, 2) + (1 - self.share) * F.avg_pool2d(x, 2)
+
+
+def test_verify_names_poolings_that_are_gone_with_their_numbers() -> None:
+    result = verify(net(MixedPooling(), conv(8, 16), MixedPooling(), conv(16, 16)), input_size=SIZE)
+    assert [str(check) for check in result.checks if not check.passed] == []
+    assert any("upsampling stands in place of 1, 3" in check.detail for check in result.checks)

@@ -232,7 +232,8 @@ def names(subject: Subject) -> str:
         raise Skipped("the source has no layer that is a module")
     stem = f"; the stem's {_few(found.stem)} live on in the entries" if found.stem else ""
     shortcuts = f"; shortcuts lost {_few(found.projections)}" if found.projections else ""
-    return f"{found.kept} layers{stem}{shortcuts}"
+    poolings = f"; upsampling stands in place of {_few(found.poolings)}" if found.poolings else ""
+    return f"{found.kept} layers{stem}{shortcuts}{poolings}"
 
 
 def weights(subject: Subject) -> str:

@@ -15,7 +15,7 @@ from td_compiler.capture.capture import capture
 from td_compiler.capture.meta import META, ShapesOnly
 from td_compiler.capture.skeleton import skeleton
 from td_compiler.graph.notes import computed
-from td_compiler.graph.operators import Kind, lookup
+from td_compiler.graph.operators import Kind, layer_row, lookup
 from td_compiler.network.base import TopDownNet
 from td_compiler.verification.settings import common_layers, is_depthwise, layers_of, named_layers, source_names
 from td_compiler.verification.subject import Subject, tensors_in
@@ -31,12 +31,14 @@ class Presence:
         lost: gone, and should not be.
         stem: gone from the front: the stem's, which live on in the entries (SPEC 2.2).
         projections: gone with a shortcut that has none any more (SPEC 2.4).
+        poolings: of the user's own, with numbers of their own; upsampling stands in their place (SPEC 2.9).
         kept: how many are there.
     """
 
     lost: tuple[str, ...]
     stem: tuple[str, ...]
     projections: tuple[str, ...]
+    poolings: tuple[str, ...]
     kept: int
 
 
@@ -46,7 +48,7 @@ def presence(subject: Subject) -> Presence:
     Where the source's classifier gave way to one of pixels, those after the last one that is kept may be gone.
     """
     model, td, head = subject.model, subject.td, subject.options.task == "classification"
-    ran = _run_order(subject)
+    ran, pools = _run_order(subject)
     name = source_names(model)
     there = {name(path) for path, _ in td.named_modules(remove_duplicate=False)}
     names = _names(model)
@@ -56,7 +58,7 @@ def presence(subject: Subject) -> Presence:
     order = list(ran)
     gone = [path for path, is_kept in zip(order[first:last], kept[first:last], strict=True) if not is_kept]
     projections = _dropped_shortcuts(subject, set(gone), set(order)) if gone else set()
-    lost = [path for path in gone if path not in projections]
+    lost = [path for path in gone if path not in projections and path not in pools]
     # layers that drop by a function are there as that function
     drops = sum("drop" in str(n.target) or "stochastic" in str(n.target) for n in _operations(td))
     for path in [path for path in lost if not any(True for _ in ran[path].parameters())][:drops]:
@@ -64,7 +66,8 @@ def presence(subject: Subject) -> Presence:
     if random := [path for path in lost if not any(True for _ in ran[path].parameters())]:
         unread = _unread(subject, random)
         lost = [path for path in lost if path not in unread]
-    return Presence(tuple(lost), tuple(order[:first]), tuple(p for p in gone if p in projections), sum(kept))
+    gone_projections, gone_pools = (tuple(p for p in gone if p in paths) for paths in (projections, pools))
+    return Presence(tuple(lost), tuple(order[:first]), gone_projections, gone_pools, sum(kept))
 
 
 def _names(model: nn.Module) -> dict[int, list[str]]:
@@ -87,25 +90,33 @@ def _drop_rate(module: nn.Module) -> float:
     return next((float(rate) for rate in rates if isinstance(rate, (int, float)) and 0 < rate < 1), 0.0)
 
 
-def _run_order(subject: Subject) -> dict[str, nn.Module]:
-    """The layers that count, in the order in which they run, each under its first name."""
+def _run_order(subject: Subject) -> tuple[dict[str, nn.Module], set[str]]:
+    """The layers that count, in the order in which they run, each under its first name; and which of them only pool."""
     ran: dict[str, nn.Module] = {}
+    pools: set[str] = set()
 
     def watch(network: nn.Module) -> nn.Module:
         ran.clear()
+        pools.clear()
         seen: set[nn.Module] = set()
         for path, module in layers_of(network).items():
             if module not in seen and (_drop_rate(module) > 0 or any(True for _ in module.parameters())):
                 seen.add(module)
-                module.register_forward_hook(partial(_note, ran, path))
+                module.register_forward_hook(partial(_note, ran, pools, path))
         return network
 
     subject.run_source(watch, subject.sizes[0])
-    return ran
+    return ran, pools
 
 
-def _note(ran: dict[str, nn.Module], path: str, module: nn.Module, *_: Any) -> None:
+def _note(ran: dict[str, nn.Module], pools: set[str], path: str, module: nn.Module, given: Any, made: Any) -> None:
     ran.setdefault(path, module)
+    before, after = (next(tensors_in(each), None) for each in (given, made))
+    numbers = all(p.numel() in (1, *p.shape) for p in module.parameters())  # none that mix channels or pixels
+    if before is None or after is None or before.dim() != after.dim() or not numbers or layer_row(module) is not None:
+        return
+    if before.shape[:2] == after.shape[:2] and before.shape[2:].numel() > after.shape[2:].numel() > 1:
+        pools.add(path)
 
 
 def _unread(subject: Subject, paths: list[str]) -> set[str]:
