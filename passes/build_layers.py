@@ -270,11 +270,11 @@ def _resize(building: Building, node: fx.Node, module: nn.Module, layer: Layer, 
     filters = (width_out, width_in // groups, *kernel)
     sizes = {"in": width_in, "out": width_out, "in/groups": width_in // groups, "filters": math.prod(filters)}
     for attribute, which in row.sizes.items():
-        if not hasattr(module, attribute):
-            continue
-        is_tuple = isinstance(getattr(module, attribute), tuple)
-        shape = filters if which == "filters" else (sizes[which], *getattr(module, attribute)[1:]) if is_tuple else ()
-        setattr(module, attribute, shape if is_tuple else sizes[which])
+        before = getattr(module, attribute, None)
+        if isinstance(before, tuple):
+            setattr(module, attribute, filters if which == "filters" else (sizes[which], *before[1:]))
+        elif hasattr(module, attribute):
+            setattr(module, attribute, sizes[which])
     old = getattr(layer.prototype, list(row.sizes)[-1])
     old = old[-1] if isinstance(old, tuple) else old
     for name, axes in row.axes.items():

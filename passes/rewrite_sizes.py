@@ -149,9 +149,12 @@ def _zeros(node: fx.Node) -> None:
 
 
 def _layer_norm(node: fx.Node) -> None:
-    """The shape that a layer norm over the channels is given."""
+    """The shape that a layer norm is given whose first axis is the channels'."""
     shape = node.args[1] if len(node.args) > 1 else node.kwargs.get("normalized_shape")
-    if isinstance(shape, (tuple, list)) and shape[0] == facts(source_of(node)).width:
+    known = facts(source_of(node))
+    if not isinstance(shape, (tuple, list)) or known.value.dim() - len(shape) != known.axis:
+        return
+    if shape[0] == known.width:
         if len(node.args) > 1:
             node.update_arg(1, (plan(node).width, *shape[1:]))
         else:

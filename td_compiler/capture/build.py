@@ -273,9 +273,9 @@ class Builder:
         if any(isinstance(term, Size) and _same(value, term.value) for value in own):
             return term
         if len(set(numbers)) > 1 and None not in numbers:
+            first = term.axis if isinstance(term, Size) else 0  # all runs may be of square images
             for value in own:
                 axes = range(len(shape_of(value, self._images) or ()))
-                first = term.axis if isinstance(term, Size) else 0  # all runs may be of square images
                 for axis in sorted(axes, key=lambda axis: axis != first):
                     if self._in_every_run(Size(value, axis)) == numbers:
                         return Size(value, axis)
@@ -288,9 +288,11 @@ class Builder:
     def _of_parameter(self, term: Size, numbers: tuple[Any, ...]) -> Size | None:
         """The same size of a parameter, for a call that reads nothing else: `gamma.view(channels, 1, 1)`."""
         assert self._call is not None
+        if len(set(numbers)) > 1:
+            return None
         for value in values_in((self._call.args, self._call.kwargs)):
-            shape = self._shape(value) or () if isinstance(value, Parameter) else ()
-            if set(numbers) == {numbers[0]} and shape.count(numbers[0]) == 1:
+            shape = self._tensors[value.path].shape if isinstance(value, Parameter) else ()
+            if shape.count(numbers[0]) == 1:
                 return Size(value, shape.index(numbers[0]))
         return None
 

@@ -356,10 +356,8 @@ class Recorder(TorchFunctionMode):
                 f"{owner or 'a module with parameters'} is made in forward, at {at_line(user_place())}: its parameters"
                 " would be new ones at every call; make it in __init__ and keep it as an attribute."
             )
-        if tensor.is_meta and not self._scripts:
-            raise NeedsScripts
         if tensor.is_meta:
-            raise ConversionError(self._of_unknown_origin(tensor))
+            raise ConversionError(self._of_unknown_origin(tensor)) if self._scripts else NeedsScripts
         return Constant(tensor.detach(), self._name_of(tensor))
 
     def _of_unknown_origin(self, tensor: torch.Tensor) -> str:

@@ -100,11 +100,8 @@ def _difference(fresh: torch.Tensor, other: torch.Tensor) -> str | None:
         return None
     one, two = (tensor.flatten()[:: 1 + tensor.numel() // _SAMPLE].double() for tensor in (fresh, other))
     if bool((two == two[0]).all()):
-        return (
-            ""
-            if bool(one.isclose(two[0], rtol=_WRITTEN, atol=0).all())
-            else f"is not {two[0].item():.3g} throughout, as it is"
-        )
+        same = bool(one.isclose(two[0], rtol=_WRITTEN, atol=0).all())
+        return "" if same else f"is not {two[0].item():.3g} throughout, as it is"
     if bool((one == one[0]).all()):
         return f"is {one[0].item():.3g} throughout, which it is not"
     if len(one) < _ENOUGH:
